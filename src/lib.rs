@@ -1,0 +1,19 @@
+//! packmirror: a Git mirror whose disk is a bucket.
+//!
+//! The rooms, from the outside in; each uses only rooms below it:
+//!
+//! - [`cli`]: one file per command. [`config`]: the settings.
+//! - [`serve`]: Git over HTTP for clients, health, metrics.
+//! - [`mirror`]: the heart: an open repository, sync, comparison, freshness.
+//! - [`primary`], [`local`], [`store`]: the other end, this node's memory, the bucket.
+//! - [`pack`], [`git`]: what is inside a pack; Git's protocol. Pure: bytes in, values out.
+pub mod cli;
+pub mod config;
+pub mod git;
+pub mod local;
+pub mod mirror;
+pub mod pack;
+pub mod primary;
+pub mod retry;
+pub mod serve;
+pub mod store;
