@@ -107,7 +107,7 @@ pub const KEYS: &[Key] = &[
     key(
         "primary",
         Kind::Place("URL_OR_DIRECTORY"),
-        Standard::Unset("needed by most commands"),
+        Standard::Unset("none, and most commands need one"),
         Group::Basic,
         "The Git host to mirror, or a directory of bare repositories",
     ),
