@@ -9,15 +9,33 @@
 //! Elsewhere: sockets and bodies (`serve`, `primary`), which objects to send (`pack`), who may ask
 //! (`primary::grants`). No clock, no randomness, no files here.
 
+pub mod advert;
+pub mod caps;
+pub mod fetch;
 pub mod filter;
 pub mod line;
+pub mod ls_refs;
+pub mod negotiate;
+pub mod object_info;
 pub mod path;
 pub mod pkt;
 pub mod refname;
 pub mod refs;
+pub mod reply;
+pub mod request;
+pub mod response;
+pub mod v0;
+
+#[cfg(test)]
+mod oracle;
 
 pub use gix_hash::{Kind as HashKind, ObjectId};
 
+pub use advert::Advertisement;
+pub use caps::V2Caps;
 pub use filter::Filter;
+pub use ls_refs::{LsRefs, RefLine};
 pub use path::{Endpoint, RepoPath, Service};
 pub use refs::{Head, Ref, Refs};
+pub use reply::BadReply;
+pub use request::{BadRequest, Command, CommandRequest, FetchRequest, Limits};
