@@ -8,6 +8,7 @@ use url::{Host, Url};
 
 use super::error::{ConfigError, Origin};
 use super::{GRANT_TTL_MAX, Selection, Settings};
+use crate::telemetry::log;
 
 /// The smallest cache that still holds a few blocks of each pack in flight.
 const CACHE_MIN: u64 = 64 << 20;
@@ -50,6 +51,13 @@ pub fn check(settings: &Settings, origins: &BTreeMap<&'static str, Origin>) -> R
             "cache_max",
             "the cache would hold too few blocks to serve from".into(),
             "\"64MiB\" or more",
+        );
+    }
+    if let Err(why) = log::filter(&settings.log_level) {
+        return bad(
+            "log_level",
+            why.to_string(),
+            "error, warn, info, debug or trace, or a filter such as packmirror=debug,warn",
         );
     }
     if let Err(glob) = Selection::new(&settings.mirror) {

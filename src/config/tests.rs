@@ -155,6 +155,7 @@ fn a_bad_value_is_refused_with_its_place_and_what_to_write() {
         ("max_serving", "-1", "", "a whole number"),
         ("insecure_primary", "maybe", "neither true nor false", "true or false"),
         ("mirror", "team/[a", "team/[a", "globs such as"),
+        ("log_level", "inof", "\"inof\"", "error, warn, info"),
         ("primary", "git.example.com", "no directory", "\"https://git.example.com\""),
         ("primary", "git@example.com:x", "SSH", "HTTPS URL"),
         ("primary", "ssh://git@example.com/x", "credential", "without it"),
