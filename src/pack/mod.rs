@@ -17,6 +17,8 @@ pub mod layer;
 mod lru;
 pub mod object;
 pub mod stack;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use decode::{DecodeError, Scratch};
 pub use graph::{Damaged, Graph};
