@@ -31,6 +31,8 @@ pub mod set;
 pub mod shallow;
 pub mod sparse;
 pub mod stack;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod trees;
 pub mod walk;
 pub mod write;
