@@ -2,7 +2,11 @@
 
 use super::exit::Failure;
 use super::table::safe;
-use crate::config::Loaded;
+use super::print;
+use crate::config::{Loaded, Settings};
+use crate::git::path::RepoPath;
+use crate::primary::{Auth, PrimaryError};
+use crate::serve::node;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -65,8 +69,70 @@ pub fn report(checks: &[Check]) -> String {
 }
 
 /// Runs all checks.
-pub async fn run(_args: &Args, _loaded: &Loaded) -> Result<(), Failure> {
-    Err(Failure::failed("doctor is not part of this build"))
+pub async fn run(_args: &Args, loaded: &Loaded) -> Result<(), Failure> {
+    let checks = vec![store(&loaded.settings).await, primary(&loaded.settings).await, cache(&loaded.settings)];
+    print(&report(&checks))?;
+    match checks.iter().any(|check| check.verdict == Verdict::Bad) {
+        false => Ok(()),
+        true => Err(Failure::failed("something is wrong, see above")),
+    }
+}
+
+fn good(what: String, found: String) -> Check {
+    Check { what, verdict: Verdict::Good, found, advice: None }
+}
+
+fn bad(what: String, error: impl std::fmt::Display, advice: &str) -> Check {
+    Check { what, verdict: Verdict::Bad, found: error.to_string(), advice: Some(advice.to_owned()) }
+}
+
+/// Tries what packmirror relies on, on throw-away keys.
+async fn store(settings: &Settings) -> Check {
+    let what = format!("store {}", settings.store);
+    let bucket = match node::bucket(settings).await {
+        Ok(bucket) => bucket,
+        Err(e) => return bad(what, format!("{e:#}"), "see `packmirror help serve` for --store and the AWS_* variables"),
+    };
+    match bucket.probe().await {
+        Ok(probe) => {
+            let slowest = probe.steps.iter().map(|(_, took)| *took).max().unwrap_or_default();
+            good(what, format!("{} promises kept, slowest answer {slowest:.0?}", probe.steps.len()))
+        }
+        Err(failed) => bad(what, &failed, "nodes refuse such a store; nothing was left behind that matters"),
+    }
+}
+
+/// Asks the primary about a repository that is unlikely to exist: every answer but silence is a good sign.
+async fn primary(settings: &Settings) -> Check {
+    let name = settings.primary.clone().unwrap_or_else(|| "none".into());
+    let what = format!("primary {name}");
+    let primary = match node::primary(settings).await {
+        Ok(primary) => primary,
+        Err(e) => return bad(what, format!("{e:#}"), "give the URL of a Git host, or a directory, as --primary"),
+    };
+    let Ok(probe) = RepoPath::parse("packmirror-doctor/no-such-repository.git") else {
+        return good(what, "not asked".into());
+    };
+    match primary.look(&probe, Auth::Service).await {
+        Ok(_) => good(what, "answers".into()),
+        Err(PrimaryError::NotFound) => good(what, "answers, and knows what it does not have".into()),
+        Err(PrimaryError::Denied { status }) => Check {
+            what,
+            verdict: Verdict::Warning,
+            found: format!("answers {status} to the service credential"),
+            advice: Some("fine for hosts that hide what does not exist; private repositories need credential_file".into()),
+        },
+        Err(e) => bad(what, e, "check the address, the network and the certificate (primary_ca_file)"),
+    }
+}
+
+fn cache(settings: &Settings) -> Check {
+    let what = format!("cache {}", settings.cache_dir.display());
+    let made = std::fs::create_dir_all(&settings.cache_dir);
+    match made.and_then(|()| tempfile::tempfile_in(&settings.cache_dir)) {
+        Ok(_) => good(what, "can be written".into()),
+        Err(e) => bad(what, e, "name a directory that this user may write with --cache-dir"),
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use crate::config::ConfigError;
+use crate::store::StoreError;
 
 /// Exit codes. They are part of the command line's contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +50,11 @@ impl Failure {
     /// Wrong arguments or settings.
     pub fn usage(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::new(Exit::Usage, error)
+    }
+
+    /// The bucket's error: trying again can help, or not.
+    pub fn store(error: StoreError) -> Self {
+        if error.is_transient() { Self::unavailable(error) } else { Self::failed(error) }
     }
 
     /// Bucket or primary did not answer.

@@ -1,7 +1,15 @@
 //! `packmirror ls`: the repositories in the bucket; needs no primary.
 
+use std::io::IsTerminal;
+use std::time::SystemTime;
+
 use super::exit::Failure;
+use super::print;
+use super::progress::colours;
+use super::rows::rows;
+use super::table::{Columns, json, table};
 use crate::config::Loaded;
+use crate::serve::node;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -18,6 +26,14 @@ pub struct Args {
 }
 
 /// Lists the repositories.
-pub async fn run(_args: &Args, _loaded: &Loaded) -> Result<(), Failure> {
-    Err(Failure::failed("ls is not part of this build"))
+pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
+    let bucket = node::bucket(&loaded.settings).await.map_err(Failure::failed)?;
+    let rows = rows(&bucket).await.map_err(Failure::store)?;
+    let text = if args.json {
+        json(&rows).map_err(Failure::failed)? + "\n"
+    } else {
+        let bold = std::io::stdout().is_terminal() && colours();
+        table(&rows, Columns::Stored, SystemTime::now(), bold)
+    };
+    print(&text)
 }

@@ -14,6 +14,7 @@ pub mod export;
 pub mod flags;
 pub mod ls;
 pub mod progress;
+pub mod rows;
 pub mod serve;
 pub mod status;
 pub mod sync;

@@ -2,8 +2,12 @@
 
 use std::path::PathBuf;
 
+use tokio_util::sync::CancellationToken;
+
 use super::exit::Failure;
 use crate::config::Loaded;
+use crate::serve::node;
+use crate::telemetry::metrics::Recorder;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,7 +32,40 @@ pub struct Args {
 }
 
 /// Runs the node until a signal ends it.
-pub async fn run(_args: &Args, loaded: &Loaded) -> Result<(), Failure> {
+pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     loaded.settings.primary()?;
-    Err(Failure::failed("serve is not part of this build"))
+    let recorder = Recorder::install().map_err(Failure::failed)?;
+    let stop = CancellationToken::new();
+    let signalled = stop.clone();
+    tokio::spawn(async move {
+        signal().await;
+        tracing::info!("asked to stop");
+        signalled.cancel();
+    });
+    let port_file = args.port_file.clone();
+    let bound = move |address: std::net::SocketAddr| match port_file {
+        // Under its name only once it is whole: whoever waits for it reads it at once.
+        Some(path) => {
+            let part = path.with_extension("part");
+            std::fs::write(&part, format!("{}\n", address.port()))?;
+            std::fs::rename(part, path)
+        }
+        None => Ok(()),
+    };
+    node::run(loaded.settings.clone(), recorder, stop, bound).await.map_err(Failure::failed)
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut term), Ok(mut int)) => {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        }
+        // Without handlers the signals end the process by themselves.
+        _ => std::future::pending().await,
+    }
 }

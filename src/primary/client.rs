@@ -62,10 +62,19 @@ pub struct FetchSpec {
     pub hash: HashKind,
 }
 
+/// What the primary shows of a repository.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// All refs, from one answer.
+    pub refs: Refs,
+    /// What it can do.
+    pub capabilities: V2Caps,
+}
+
 impl Primary {
     /// Asks for all refs the primary shows: one coherent answer to one `ls-refs`, with peeled tags, symbolic
     /// refs and an unborn HEAD.
-    pub async fn refs(&self, repo: &RepoPath, auth: Auth<'_>) -> Result<Refs, PrimaryError> {
+    pub async fn look(&self, repo: &RepoPath, auth: Auth<'_>) -> Result<Seen, PrimaryError> {
         let headers = self.headers(auth).await?;
         let caps = self.capabilities(repo, &headers).await?;
         if !caps.has("ls-refs") {
@@ -108,7 +117,12 @@ impl Primary {
             }
         }
         packets.drain().await;
-        to_refs(lines, hash).map_err(nonsense)
+        Ok(Seen { refs: to_refs(lines, hash).map_err(nonsense)?, capabilities: caps })
+    }
+
+    /// The refs alone, see [`Primary::look`].
+    pub async fn refs(&self, repo: &RepoPath, auth: Auth<'_>) -> Result<Refs, PrimaryError> {
+        Ok(self.look(repo, auth).await?.refs)
     }
 
     /// Fetches everything the wants reach and the haves do not, with the service credential: one request, no

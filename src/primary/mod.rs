@@ -37,7 +37,7 @@ use tokio::time::Instant;
 use crate::git::path::{Endpoint, RepoPath};
 
 pub use body::{Body, Pieces, RequestPieces};
-pub use client::{Auth, FetchSpec};
+pub use client::{Auth, FetchSpec, Seen};
 pub use credential::{BadCredential, Credential};
 pub use error::PrimaryError;
 pub use grants::{Denial, Grant, Grants, Refusal};

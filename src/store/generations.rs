@@ -142,6 +142,8 @@ impl Bucket {
         let listing = self.inner.store.list_with_delimiter(Some(&self.at(&root))).await;
         let listing = listing.map_err(|error| self.sort("list", &root, error))?;
         let names = listing.common_prefixes.iter().filter_map(|folder| folder.filename().map(str::to_owned));
+        // A list, not an iterator over a borrow: the stream below is awaited by tasks.
+        let names: Vec<String> = names.collect();
         let found: Vec<Option<Generation>> = futures::stream::iter(names)
             .map(|name| async move {
                 match self.newest_of(&name).await {

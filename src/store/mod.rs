@@ -8,6 +8,7 @@
 //! <prefix>/format                           layout version, created once
 //! <prefix>/blobs/<aa>/<sha256>.<kind>       pack | idx | graph | refs
 //! <prefix>/repos/<repo>/gen/<number>        generation records, newest first in a listing
+//! <prefix>/nodes/<node>                     what each node last said of itself
 //! <prefix>/.probe/<nonce>…                  what a probe leaves when it is cut short
 //! ```
 //!
@@ -23,6 +24,7 @@ mod error;
 pub mod faulty;
 mod generation;
 mod generations;
+mod nodes;
 mod open;
 mod probe;
 mod upload;
