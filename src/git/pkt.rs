@@ -55,7 +55,7 @@ pub enum BadPacket {
     /// The four length digits are not hexadecimal.
     #[error("protocol error: bad line length character: {}", .0.escape_ascii())]
     LengthCharacter([u8; 4]),
-    /// The length is 3, or above the limit.
+    /// The length is 3, or the payload's length is above the limit.
     #[error("protocol error: bad line length {0}")]
     Length(usize),
     /// The bytes end inside a packet, or where one is due.
@@ -77,7 +77,9 @@ pub fn parse(buf: &[u8]) -> Result<Step<'_>, BadPacket> {
             Some(payload) => Packet::Data(payload),
             None => return Ok(Step::NeedMore(length - buf.len())),
         },
-        _ => return Err(BadPacket::Length(length)),
+        3 => return Err(BadPacket::Length(3)),
+        // git names the length of the payload here.
+        _ => return Err(BadPacket::Length(length - 4)),
     };
     Ok(Step::Ready { packet, used: length.max(4) })
 }
@@ -254,7 +256,7 @@ mod tests {
             (b"0006a\nx", ready(Packet::Data(b"a\n"), 6)),
             (b"000Ahello", Ok(Step::NeedMore(1))),
             (b"fff0", Ok(Step::NeedMore(MAX_DATA))),
-            (b"fff1", Err(BadPacket::Length(65_521))),
+            (b"fff1", Err(BadPacket::Length(65_517))),
             (b"-001", Err(BadPacket::LengthCharacter(*b"-001"))),
             (b"PACK", Err(BadPacket::LengthCharacter(*b"PACK"))),
         ];
