@@ -12,6 +12,9 @@ use super::{V2Caps, line, pkt};
 use bstr::{BString, ByteSlice};
 use gix_hash::{Kind as HashKind, ObjectId};
 
+/// The depth that means "everything" (git's `INFINITE_DEPTH`, what `--unshallow` sends).
+pub const INFINITE_DEPTH: u32 = 0x7fff_ffff;
+
 /// What to fetch: the `fetch` command of v2, or a v0 request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FetchRequest {
@@ -37,7 +40,7 @@ pub struct FetchRequest {
     pub sideband_all: bool,
     /// Where the client's own history is cut, once each.
     pub shallow: Vec<ObjectId>,
-    /// Cut the history at this many commits (`i32::MAX` is no cut).
+    /// Cut the history at this many commits, at least 1; [`INFINITE_DEPTH`] is no cut.
     pub deepen: Option<u32>,
     /// Count `deepen` from the client's present boundary.
     pub deepen_relative: bool,
@@ -56,7 +59,7 @@ pub struct FetchRequest {
 }
 
 impl FetchRequest {
-    /// Says whether the answer must state a shallow boundary or its history is cut.
+    /// Says whether the client asks for another shallow boundary than it has.
     pub fn deepens(&self) -> bool {
         self.deepen.is_some() || self.deepens_by_list()
     }

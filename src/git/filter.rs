@@ -146,7 +146,14 @@ fn parse_combine(parts: &[u8], nesting: usize) -> Result<Filter, BadFilter> {
         }
         parse(&decode(part), nesting)
     };
-    parts.split(|byte| *byte == b'+').map(part).collect::<Result<_, _>>().map(Filter::Combine)
+    // A `+` at the very end separates nothing and is left on the last part, which it makes invalid.
+    let separated = parts.strip_suffix(b"+").unwrap_or(parts);
+    let (first, last) = match separated.iter().rposition(|byte| *byte == b'+') {
+        Some(at) => (Some(&parts[..at]), &parts[at + 1..]),
+        None => (None, parts),
+    };
+    let first = first.into_iter().flat_map(|first| first.split(|byte| *byte == b'+'));
+    first.chain([last]).map(part).collect::<Result<_, _>>().map(Filter::Combine)
 }
 
 /// Says whether a byte may not stand as it is in a part of `combine:`. git looks at signed chars, so all
@@ -234,7 +241,9 @@ pub(crate) mod tests {
             ("sparse:path=x", "sparse:path filters support has been dropped"),
             ("object:type=foo", "'foo' for 'object:type=<type>' is not a valid object type"),
             ("combine:", "expected something after combine:"),
-            ("combine:tree:1+", "invalid filter-spec ''"),
+            ("combine:tree:1++blob:none", "invalid filter-spec ''"),
+            ("combine:blob:none+", "invalid filter-spec 'blob:none+'"),
+            ("combine:+", "invalid filter-spec '+'"),
             ("combine:tree:1 +blob:none", "must escape char in sub-filter-spec: ' '"),
             ("combine:sparse:oid=~x", "must escape char in sub-filter-spec: '~'"),
         ];

@@ -5,7 +5,7 @@
 //! Relies on: [`Refs`] being sorted. Elsewhere: the frame of the request (`request`).
 
 use super::pkt::{self, Packet, Packets};
-use super::refname::{self, is_ref};
+use super::refname;
 use super::reply::BadReply;
 use super::request::BadRequest;
 use super::{Head, Ref, Refs, line};
@@ -99,7 +99,7 @@ impl RefLine {
         let bad = || BadReply::Protocol(format!("invalid ls-refs response: {}", text.as_bstr()));
         let mut fields = text.split(|byte| *byte == b' ');
         let (id, name) = fields.next().zip(fields.next()).ok_or_else(bad)?;
-        if name != b"HEAD" && !is_ref(name) {
+        if !refname::is_well_formed(name) {
             return Err(bad());
         }
         let whole_oid =
@@ -144,12 +144,13 @@ pub fn parse_answer(body: &[u8], hash: HashKind) -> Result<Vec<RefLine>, BadRepl
 /// Makes the refs of a repository of the lines that its server showed.
 ///
 /// If HEAD is symbolic but its target was not shown (refs can be hidden), HEAD's own object id is kept.
+/// Names outside `refs/`, which some servers show (`ORIG_HEAD`), are left out.
 pub fn to_refs(lines: Vec<RefLine>, hash: HashKind) -> Result<Refs, BadReply> {
     let (mut head_line, mut refs, mut symrefs) = (None, Vec::new(), Vec::new());
     for line in lines {
         if line.name == "HEAD" {
             head_line = Some(line);
-        } else if let Some(oid) = line.oid {
+        } else if let Some(oid) = line.oid.filter(|_| line.name.starts_with(b"refs/")) {
             symrefs.extend(line.symref_target.map(|target| (line.name.clone(), target)));
             refs.push(Ref { name: line.name, oid, peeled: line.peeled });
         }
@@ -298,7 +299,6 @@ mod tests {
             format!("{id}"),
             format!("{id} "),
             format!("{id} refs/a\nrefs/b"),
-            format!("{id} main"),
             "12 refs/a".into(),
             format!("{id} refs/a peeled:12"),
             format!("{id}0 refs/a"),
@@ -311,6 +311,14 @@ mod tests {
         assert!(parse_answer(b"0000", HashKind::Sha1).unwrap().is_empty());
         assert!(parse_answer(b"", HashKind::Sha1).is_err());
         assert!(matches!(parse_answer(b"000cERR gone0000", HashKind::Sha1), Err(BadReply::Remote(_))));
+    }
+
+    #[test]
+    fn names_outside_refs_are_left_out() {
+        let line =
+            |name: &str| RefLine::parse(format!("{} {name}", oid(1)).as_bytes(), HashKind::Sha1).unwrap();
+        let refs = to_refs(vec![line("ORIG_HEAD"), line("refs/heads/a")], HashKind::Sha1).unwrap();
+        assert_eq!((refs.head, refs.refs.len()), (Head::Missing, 1));
     }
 
     #[test]

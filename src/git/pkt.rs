@@ -55,7 +55,7 @@ pub enum BadPacket {
     /// The four length digits are not hexadecimal.
     #[error("protocol error: bad line length character: {}", .0.escape_ascii())]
     LengthCharacter([u8; 4]),
-    /// The length is 3, or above the limit.
+    /// The length is 3, or the payload's length is above the limit.
     #[error("protocol error: bad line length {0}")]
     Length(usize),
     /// The bytes end inside a packet, or where one is due.
@@ -77,7 +77,9 @@ pub fn parse(buf: &[u8]) -> Result<Step<'_>, BadPacket> {
             Some(payload) => Packet::Data(payload),
             None => return Ok(Step::NeedMore(length - buf.len())),
         },
-        _ => return Err(BadPacket::Length(length)),
+        3 => return Err(BadPacket::Length(3)),
+        // git names the length of the payload here.
+        _ => return Err(BadPacket::Length(length - 4)),
     };
     Ok(Step::Ready { packet, used: length.max(4) })
 }
@@ -184,17 +186,17 @@ pub fn remote_error(payload: &[u8]) -> Option<&[u8]> {
     Some(payload.strip_prefix(b"ERR ")?.trim_ascii_end())
 }
 
-/// Appends the four length digits of a packet with `payload` bytes (at most [`MAX_DATA`]).
-fn length(out: &mut Vec<u8>, payload: usize) {
+/// Gives the four length digits of a packet with `payload` bytes (at most [`MAX_DATA`]).
+fn length(payload: usize) -> [u8; 4] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let total = payload + 4;
-    out.extend([12, 8, 4, 0].map(|shift| DIGITS[total >> shift & 15]));
+    [12, 8, 4, 0].map(|shift| DIGITS[total >> shift & 15])
 }
 
 /// Appends one packet. A payload above [`MAX_DATA`] is cut: only the text of an error can get that long.
 pub fn data(out: &mut Vec<u8>, payload: &[u8]) {
     let payload = &payload[..payload.len().min(MAX_DATA)];
-    length(out, payload.len());
+    out.extend_from_slice(&length(payload.len()));
     out.extend_from_slice(payload);
 }
 
@@ -202,7 +204,7 @@ pub fn data(out: &mut Vec<u8>, payload: &[u8]) {
 pub fn text(out: &mut Vec<u8>, line: impl AsRef<[u8]>) {
     let line = line.as_ref();
     let line = &line[..line.len().min(MAX_DATA - 1)];
-    length(out, line.len() + 1);
+    out.extend_from_slice(&length(line.len() + 1));
     out.extend_from_slice(line);
     out.push(b'\n');
 }
@@ -214,9 +216,7 @@ pub fn with(out: &mut Vec<u8>, fill: impl FnOnce(&mut Vec<u8>)) {
     fill(out);
     out.truncate(start + MAX_PACKET);
     let payload = out.len().saturating_sub(start + 4);
-    let mut head = Vec::with_capacity(4);
-    length(&mut head, payload);
-    out[start..start + 4].copy_from_slice(&head);
+    out[start..start + 4].copy_from_slice(&length(payload));
 }
 
 /// Appends `payload` on a side band, split into packets of at most `max` payload bytes
@@ -231,7 +231,7 @@ pub fn band(out: &mut Vec<u8>, band: u8, payload: &[u8], max: usize) {
 /// Appends the five bytes before `payload` bytes (at most [`MAX_BAND`]) on a side band, for senders that
 /// pass the payload itself on without copying. With 0 it is git's keep-alive packet (`0005\1`).
 pub fn band_head(out: &mut Vec<u8>, band: u8, payload: usize) {
-    length(out, payload.min(MAX_BAND) + 1);
+    out.extend_from_slice(&length(payload.min(MAX_BAND) + 1));
     out.push(band);
 }
 
@@ -254,7 +254,7 @@ mod tests {
             (b"0006a\nx", ready(Packet::Data(b"a\n"), 6)),
             (b"000Ahello", Ok(Step::NeedMore(1))),
             (b"fff0", Ok(Step::NeedMore(MAX_DATA))),
-            (b"fff1", Err(BadPacket::Length(65_521))),
+            (b"fff1", Err(BadPacket::Length(65_517))),
             (b"-001", Err(BadPacket::LengthCharacter(*b"-001"))),
             (b"PACK", Err(BadPacket::LengthCharacter(*b"PACK"))),
         ];

@@ -57,7 +57,7 @@ impl<'a> Sections<'a> {
     }
 
     /// Writes how the client's shallow boundary changes. git writes this section, even empty, whenever the
-    /// request deepens or names a boundary of its own, and not otherwise.
+    /// request deepens or names a boundary commit that we have, and not otherwise.
     pub fn shallow_info(&mut self, shallow: &[ObjectId], unshallow: &[ObjectId]) {
         self.data(b"shallow-info\n");
         for (word, oids) in [("shallow", shallow), ("unshallow", unshallow)] {
@@ -147,6 +147,11 @@ pub fn unknown_ref(name: &BStr) -> String {
 /// Gives git's words for a `deepen-not` that names no ref, or several.
 pub fn ambiguous_deepen_not(name: &BStr) -> String {
     format!("git upload-pack: ambiguous deepen-not: deepen-not {name}")
+}
+
+/// Gives git's words for a `shallow` line that names something other than a commit.
+pub fn invalid_shallow_object(oid: &oid) -> String {
+    format!("invalid shallow object {oid}")
 }
 
 #[cfg(test)]
