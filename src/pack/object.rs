@@ -5,6 +5,7 @@
 //! error here. Nothing is checked that a walk does not need.
 //!
 //! Elsewhere: where the bytes come from (`decode`), what the links are used for (`graph::build`).
+use bstr::ByteSlice;
 use gix_hash::{Kind as HashKind, ObjectId, oid};
 use gix_object::Kind;
 
@@ -147,7 +148,7 @@ impl<'a> TreeEntries<'a> {
             at += 1;
         }
         let name_start = at + 1;
-        let name_len = bytes.get(name_start..)?.iter().position(|&byte| byte == 0)?;
+        let name_len = bytes.get(name_start..)?.find_byte(0)?;
         let oid_start = name_start + name_len + 1;
         let end = oid_start + self.hash_len;
         let id = bytes.get(oid_start..end)?;
@@ -176,5 +177,89 @@ impl<'a> Iterator for TreeEntries<'a> {
             self.rest = &[];
         }
         Some(entry.ok_or(Malformed { kind: Kind::Tree, reason: "an entry is not mode, name and id" }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    fn dated(committer: &str) -> u64 {
+        let text = format!("tree {ID}\nauthor A <a> 1 +0000\n{committer}\n\nmessage\n");
+        commit(text.as_bytes(), HashKind::Sha1).unwrap().date
+    }
+
+    #[test]
+    fn dates_are_what_git_makes_of_them() {
+        let cases = [
+            ("committer C <c@x> 1234567890 +0100", 1_234_567_890),
+            ("committer C <c@x>  12 +0100", 12),
+            ("committer C <c@x>12", 12),
+            ("committer <<>> > 12 +0100", 12),
+            ("committer C <c@x> 123foo456", 123),
+            ("committer C <c@x> foo", 0),
+            ("committer C <c@x>", 0),
+            ("committer C c@x 12 +0000", 0),
+            ("committer C <c@x> -1 +0000", u64::MAX),
+            ("committer C <c@x> 18446744073709551616 +0000", u64::MAX),
+            ("encoding C <c@x> 12", 0),
+        ];
+        for (committer, want) in cases {
+            assert_eq!(dated(committer), want, "{committer}");
+        }
+    }
+
+    #[test]
+    fn git_gives_the_same_dates() {
+        let repo = crate::pack::testing::Repo::new(HashKind::Sha1);
+        let tree = repo.tree(&[]);
+        // Which `>` counts when there are several has changed between versions of git.
+        for when in ["C <c@x> 12 +0000", "C <c@x> 77x", "C <c@x> y", "C 5", "C <c> 4000000000 +0000"] {
+            let text = format!("tree {tree}\nauthor A <a> 1 +0000\ncommitter {when}\n\nmessage\n");
+            let oid = repo.store("commit", text.as_bytes());
+            let said = repo.git(&["rev-list", "-1", "--timestamp", &oid.to_string()]);
+            let (date, _) = said.split_once(' ').unwrap();
+            assert_eq!(commit(text.as_bytes(), HashKind::Sha1).unwrap().date.to_string(), date, "{when}");
+        }
+    }
+
+    #[test]
+    fn entries_are_mode_name_and_id() {
+        let id = [7u8; 20];
+        let entry = |head: &str| [head.as_bytes(), b"\0", &id].concat();
+        let good = [entry("40000 dir"), entry("100644 a b"), entry("160000 sub"), entry("120000 l")].concat();
+        let kinds: Vec<_> = TreeEntries::new(&good, HashKind::Sha1)
+            .map(|entry| entry.map(|entry| (entry.name, entry.kind())))
+            .collect();
+        let want: [(&[u8], _); 4] = [
+            (b"dir", Some(Kind::Tree)),
+            (b"a b", Some(Kind::Blob)),
+            (b"sub", None),
+            (b"l", Some(Kind::Blob)),
+        ];
+        assert_eq!(kinds, want.map(Ok));
+        for bad in
+            [entry("40000 "), entry(" a"), entry("4x a"), b"100644 a\0short".to_vec(), b"100644".to_vec()]
+        {
+            let bytes = [good.clone(), bad].concat();
+            let entries: Vec<_> = TreeEntries::new(&bytes, HashKind::Sha1).collect();
+            assert!(entries.len() == 5 && entries[4].is_err() && entries[..4].iter().all(Result::is_ok));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..80), head in 0usize..4) {
+            let heads = [String::new(), format!("tree {ID}\n"), format!("object {ID}\ntype "), "100644 a\0".into()];
+            let bytes = [heads[head].as_bytes(), &bytes].concat();
+            for hash in [HashKind::Sha1, HashKind::Sha256] {
+                let _ = (commit(&bytes, hash), tag(&bytes, hash));
+                let total: usize = TreeEntries::new(&bytes, hash).flatten().map(|entry| entry.raw.len()).sum();
+                prop_assert!(total <= bytes.len());
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ use gix_hash::{Kind as HashKind, ObjectId, oid};
 use gix_object::Kind;
 
 use super::entry::RawKind;
-use super::graph::view::U32Iter;
+use super::graph::columns::U32Iter;
 use super::graph::{Damaged, NONE};
 use super::{Gid, Layer};
 
@@ -29,6 +29,8 @@ struct Row {
     first: Gid,
     /// Gid of each external of the graph.
     externals: Vec<Gid>,
+    /// Gid of each external with its ref, sorted.
+    by_gid: Vec<(Gid, u32)>,
     /// Canonical gid of each dup of the graph.
     dups: Vec<Gid>,
 }
@@ -72,7 +74,9 @@ impl Stack {
             return Err(Damaged::Mismatch("object hash of two layers"));
         }
         let below = |oid: &oid| self.lookup(oid).ok_or_else(|| Damaged::NotBelow(oid.to_owned()));
-        let externals = layer.graph.externals().map(below).collect::<Result<_, _>>()?;
+        let externals: Vec<Gid> = layer.graph.externals().map(below).collect::<Result<_, _>>()?;
+        let mut by_gid: Vec<(Gid, u32)> = externals.iter().copied().zip(layer.graph.len()..).collect();
+        by_gid.sort_unstable();
         let dups = layer
             .graph
             .dups()
@@ -81,7 +85,7 @@ impl Stack {
             .collect::<Result<_, _>>()?;
         let first = self.len;
         self.len = first.checked_add(layer.graph.len()).filter(|&len| len < NONE).ok_or(Damaged::TooMany)?;
-        self.rows.push(Row { first, externals, dups });
+        self.rows.push(Row { first, externals, by_gid, dups });
         self.layers.push(layer);
         Ok(())
     }
@@ -234,6 +238,35 @@ impl Stack {
         match self.layers.get(layer)?.graph.introducer(position) {
             Some(commit) => Some(self.first_gid(layer) + commit),
             None => self.introducer(self.below(gid)?),
+        }
+    }
+
+    /// Every commit that has a tree or blob among its first introductions, [`Self::introducer`]
+    /// before others. Whoever has one of them with its history has the object; so objects that
+    /// came in on several branches side by side have several.
+    pub fn introducers(&self, gid: Gid) -> impl Iterator<Item = Gid> + '_ {
+        let gid = self.below(gid).unwrap_or(gid);
+        let (lowest, _) = self.layer_of(gid);
+        let others = (lowest..self.layers.len()).flat_map(move |layer| {
+            let first = self.first_gid(layer);
+            let commits = self
+                .stored(layer, gid)
+                .zip(self.layers.get(layer))
+                .map(|(stored, held)| held.graph.other_introducers(stored));
+            commits.into_iter().flatten().map(move |position| first + position)
+        });
+        self.introducer(gid).into_iter().chain(others)
+    }
+
+    /// Turns a canonical gid into the ref by which `layer` knows it.
+    fn stored(&self, layer: usize, gid: Gid) -> Option<u32> {
+        let row = self.rows.get(layer)?;
+        match gid.checked_sub(row.first) {
+            Some(position) => Some(position),
+            None => {
+                let at = row.by_gid.binary_search_by_key(&gid, |&(external, _)| external).ok()?;
+                row.by_gid.get(at).map(|&(_, stored)| stored)
+            }
         }
     }
 

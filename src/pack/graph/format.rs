@@ -87,6 +87,11 @@ pub enum Section {
     Tags = 25,
     /// u32 × t: ref of the tag's target.
     Targets = 26,
+    /// u32, sorted: refs of objects in `First` of a commit that is not the one in `Links` (of this
+    /// layer or of the object's own), once per such commit.
+    OtherObjects = 27,
+    /// u32, as many: position of that commit.
+    OtherCommits = 28,
 }
 
 /// Gives the number a graph file uses for an object hash.
@@ -176,6 +181,8 @@ pub struct Draft {
     pub commits: CommitColumns,
     pub tags: Vec<u32>,
     pub targets: Vec<u32>,
+    pub other_objects: Vec<u32>,
+    pub other_commits: Vec<u32>,
 }
 
 /// One section about to be written.
@@ -268,11 +275,12 @@ impl Draft {
             (Section::Again, U32(&commits.again.items)),
             (Section::Tags, U32(&self.tags)),
             (Section::Targets, U32(&self.targets)),
+            (Section::OtherObjects, U32(&self.other_objects)),
+            (Section::OtherCommits, U32(&self.other_commits)),
         ]
     }
 
-    /// Writes the graph file to `out`, which should be buffered by its owner no further: columns
-    /// arrive in pieces of 64 KiB.
+    /// Writes the graph file to `out`, in pieces of 64 KiB.
     pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
         let hashing = Hashing { out, hasher: Sha256::new(), len: 0 };
         let mut out = io::BufWriter::with_capacity(1 << 16, hashing);

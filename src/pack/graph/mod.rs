@@ -8,6 +8,7 @@
 //! Relies on: layers below being complete, which [`build`] proves for each new layer.
 //! Elsewhere: several graphs together (`stack`), what is selected with them (`select`).
 pub mod build;
+pub mod columns;
 pub mod facts;
 pub mod format;
 #[cfg(test)]

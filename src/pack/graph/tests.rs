@@ -80,6 +80,7 @@ fn ask_everything(layer: Layer, packs: &[Packed], below: Bytes) {
     for gid in (0..=stack.len()).chain([u32::MAX - 1, u32::MAX]) {
         let _ = (stack.oid(gid), stack.kind(gid), stack.size(gid), stack.entry(gid), stack.peel(gid));
         let _ = stack.introducer(gid).map(|commit| stack.oid(commit));
+        assert!(stack.introducers(gid).count() < 1000);
         if let Some(commit) = stack.commit(gid) {
             let _ = (commit.generation(), commit.date(), stack.oid(commit.tree()));
             let lists = commit.parents().chain(commit.first()).chain(commit.again());

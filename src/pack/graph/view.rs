@@ -11,6 +11,7 @@ use gix_object::Kind;
 use sha2::{Digest, Sha256};
 
 use super::NONE;
+use super::columns::{Csr, U32Iter, U32s, U64s};
 use super::format::{CHECKSUM_LEN, HEADER_LEN, MAGIC, ROW_LEN, Section, VERSION, hash_from_code};
 use crate::pack::entry::{RawKind, kind_from_code};
 
@@ -32,109 +33,6 @@ pub enum Damaged {
     /// More objects than a gid can number.
     #[error("too many objects in one stack")]
     TooMany,
-}
-
-/// A column of little-endian u32.
-#[derive(Debug, Clone)]
-pub struct U32s(Bytes);
-
-impl U32s {
-    /// The number of values.
-    pub fn len(&self) -> usize {
-        self.0.len() / 4
-    }
-
-    /// Says whether there are no values.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The value at `index`.
-    #[inline]
-    pub fn get(&self, index: u32) -> Option<u32> {
-        let at = index as usize * 4;
-        self.0.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
-    }
-
-    /// All values.
-    pub fn iter(&self) -> U32Iter<'_> {
-        U32Iter(self.0.as_chunks().0.iter())
-    }
-
-    /// The values `start..end`; empty where that is out of bounds.
-    fn slice(&self, start: u32, end: u32) -> U32Iter<'_> {
-        let bytes = self.0.get(start as usize * 4..end as usize * 4).unwrap_or_default();
-        U32Iter(bytes.as_chunks().0.iter())
-    }
-
-    /// Finds `value` in a sorted column.
-    pub fn binary_search(&self, value: u32) -> Option<u32> {
-        self.0
-            .as_chunks()
-            .0
-            .binary_search_by_key(&value, |bytes| u32::from_le_bytes(*bytes))
-            .ok()
-            .map(|at| at as u32)
-    }
-}
-
-/// Values of a u32 column.
-#[derive(Debug, Clone)]
-pub struct U32Iter<'a>(std::slice::Iter<'a, [u8; 4]>);
-
-impl Iterator for U32Iter<'_> {
-    type Item = u32;
-
-    #[inline]
-    fn next(&mut self) -> Option<u32> {
-        self.0.next().map(|bytes| u32::from_le_bytes(*bytes))
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.0.size_hint()
-    }
-}
-
-impl ExactSizeIterator for U32Iter<'_> {}
-
-#[derive(Debug, Clone)]
-struct U64s(Bytes);
-
-impl U64s {
-    #[inline]
-    fn get(&self, index: u32) -> Option<u64> {
-        let at = index as usize * 8;
-        self.0.get(at..at + 8)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
-    }
-
-    fn iter(&self) -> impl Iterator<Item = u64> + '_ {
-        self.0.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes))
-    }
-}
-
-/// A list of refs per row.
-#[derive(Debug, Clone)]
-struct Csr {
-    starts: U32s,
-    items: U32s,
-}
-
-impl Csr {
-    #[inline]
-    fn row(&self, row: u32) -> U32Iter<'_> {
-        match (self.starts.get(row), self.starts.get(row.saturating_add(1))) {
-            (Some(start), Some(end)) => self.items.slice(start, end),
-            _ => self.items.slice(0, 0),
-        }
-    }
-
-    fn is_sound(&self, rows: usize, refs: u64) -> bool {
-        self.starts.len() == rows + 1
-            && self.starts.get(0) == Some(0)
-            && self.starts.get(rows as u32).map(|end| end as usize) == Some(self.items.len())
-            && self.starts.iter().is_sorted()
-            && self.items.iter().all(|item| u64::from(item) < refs)
-    }
 }
 
 /// The graph of one layer.
@@ -165,6 +63,8 @@ pub struct Graph {
     again: Csr,
     tags: U32s,
     targets: U32s,
+    other_objects: U32s,
+    other_commits: U32s,
 }
 
 /// Where an entry lies in its pack and how.
@@ -254,6 +154,8 @@ impl Graph {
             again: csr(Section::AgainStarts, Section::Again)?,
             tags: u32s(Section::Tags)?,
             targets: u32s(Section::Targets)?,
+            other_objects: u32s(Section::OtherObjects)?,
+            other_commits: u32s(Section::OtherCommits)?,
         };
         graph.check()?;
         Ok(graph)
@@ -294,6 +196,12 @@ impl Graph {
         must(self.dates.0.len() == c * 8 && self.targets.len() == t, "a commit column has a broken length")?;
         let within = |column: &U32s| column.iter().all(|value| u64::from(value) < refs);
         must(within(&self.trees) && within(&self.targets), "a ref is out of bounds")?;
+        must(
+            self.other_objects.len() == self.other_commits.len(),
+            "the other introducers have a broken length",
+        )?;
+        let others = within(&self.other_objects) && self.other_objects.iter().is_sorted();
+        must(others && self.other_commits.iter().all(position), "the other introducers are broken")?;
         must(self.parents.is_sound(c, refs), "the parents are broken")?;
         must(self.first.is_sound(c, refs), "the introductions are broken")?;
         must(self.again.is_sound(c, refs), "the repeated introductions are broken")
@@ -480,5 +388,14 @@ impl Graph {
             Kind::Tree | Kind::Blob => self.links.get(position).filter(|&link| link != NONE),
             Kind::Commit | Kind::Tag => None,
         }
+    }
+
+    /// Positions of further commits that have the object of `stored`, a ref, among their first
+    /// introductions: none of them is known to have another as its ancestor.
+    pub fn other_introducers(&self, stored: u32) -> U32Iter<'_> {
+        let rows = self.other_objects.0.as_chunks().0;
+        let start = rows.partition_point(|bytes| u32::from_le_bytes(*bytes) < stored);
+        let end = rows.partition_point(|bytes| u32::from_le_bytes(*bytes) <= stored);
+        self.other_commits.slice(start as u32, end as u32)
     }
 }

@@ -5,7 +5,7 @@ use gix_object::Kind;
 
 use super::objects::Objects;
 use super::seen::Seen;
-use super::{BuildError, Link, Progress};
+use super::{BuildError, Link, NONE, Progress, set};
 use crate::pack::{Gid, Stack, object};
 
 /// How many commits a search for an ancestor looks at. Giving up makes a list longer, never wrong.
@@ -23,7 +23,8 @@ pub(super) struct History<'a> {
     trees: Vec<Gid>,
     parent_starts: Vec<usize>,
     parents: Vec<Gid>,
-    row_of: RowOf,
+    /// Per position: the row of the commit there, or NONE.
+    rows: Vec<u32>,
     trunk: Trunk,
 }
 
@@ -39,7 +40,7 @@ impl<'a> History<'a> {
             trees: Vec::with_capacity(positions.len()),
             parent_starts: vec![0],
             parents: Vec::new(),
-            row_of: RowOf::new(&positions),
+            rows: vec![NONE; objects.len() as usize],
             trunk: Trunk::default(),
             positions,
         };
@@ -57,6 +58,9 @@ impl<'a> History<'a> {
             history.trees.push(objects.need(&links.tree, Kind::Tree, Link::RootTree, gid)?);
             history.dates.push(links.date);
         }
+        for (row, &position) in (0u32..).zip(&history.positions) {
+            set(&mut history.rows, position, row);
+        }
         history.sort()?;
         history.trunk = Trunk::find(&history);
         Ok(history)
@@ -68,7 +72,8 @@ impl<'a> History<'a> {
 
     /// The row of a commit of the new layer.
     pub fn row(&self, gid: Gid) -> Option<u32> {
-        self.row_of.get(gid.checked_sub(self.base)?)
+        let row = self.rows.get(gid.checked_sub(self.base)? as usize)?;
+        (*row != NONE).then_some(*row)
     }
 
     pub fn parents(&self, row: u32) -> &[Gid] {
@@ -196,28 +201,6 @@ enum State {
     New,
     Open,
     Done,
-}
-
-/// Finds the row of a position: git writes commits side by side, so mostly they are one range.
-struct RowOf {
-    positions: Vec<u32>,
-    contiguous: Option<u32>,
-}
-
-impl RowOf {
-    fn new(positions: &[u32]) -> Self {
-        let contiguous = positions.first().copied().filter(|&first| {
-            positions.last().is_some_and(|&last| (last - first) as usize + 1 == positions.len())
-        });
-        Self { positions: positions.to_vec(), contiguous }
-    }
-
-    fn get(&self, position: u32) -> Option<u32> {
-        match self.contiguous {
-            Some(first) => position.checked_sub(first).filter(|&row| (row as usize) < self.positions.len()),
-            None => self.positions.binary_search(&position).ok().map(|row| row as u32),
-        }
-    }
 }
 
 /// The chain of first parents of the highest commit, which most of a history hangs on.

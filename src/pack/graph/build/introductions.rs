@@ -28,6 +28,8 @@ pub(super) struct Introductions<'o, 'a> {
 pub(super) struct Found {
     /// Per position: the position of the commit that first introduced it, or [`NOBODY`].
     pub introducers: Vec<u32>,
+    /// Further commits, by position, with what they introduced first without being its introducer.
+    pub others: Vec<(Gid, u32)>,
     /// Per row: start, end of `first`, end of `again` in `gids`.
     bounds: Vec<[usize; 3]>,
     gids: Vec<Gid>,
@@ -44,8 +46,12 @@ impl Found {
 impl<'o, 'a> Introductions<'o, 'a> {
     pub fn new(objects: &'o mut Objects<'a>, history: &'o History<'a>) -> Self {
         let count = objects.len() as usize;
-        let found =
-            Found { introducers: vec![NOBODY; count], bounds: vec![[0; 3]; history.len()], gids: Vec::new() };
+        let found = Found {
+            introducers: vec![NOBODY; count],
+            others: Vec::new(),
+            bounds: vec![[0; 3]; history.len()],
+            gids: Vec::new(),
+        };
         let (seen, search) = (Seen::new(count), Search::new(history.len()));
         Self { objects, history, found, seen, search }
     }
@@ -90,8 +96,13 @@ impl<'o, 'a> Introductions<'o, 'a> {
                     introducer => repeats.push((self.objects.base() + *introducer, index)),
                 },
                 None => {
-                    let introducer = self.objects.below().and_then(|stack| stack.introducer(gid));
-                    repeats.extend(introducer.map(|introducer| (introducer, index)));
+                    let below = self.objects.below();
+                    let before = repeats.len();
+                    let introducers = below.into_iter().flat_map(|stack| stack.introducers(gid));
+                    repeats.extend(introducers.map(|introducer| (introducer, index)));
+                    if repeats.len() == before {
+                        self.found.others.push((gid, position));
+                    }
                 }
             }
         }
@@ -100,10 +111,13 @@ impl<'o, 'a> Introductions<'o, 'a> {
             commits.sort_unstable();
             commits.dedup();
             let ancestors = self.history.ancestors(row, &commits, &mut self.search);
-            for (commit, index) in repeats {
+            for &(commit, index) in &repeats {
                 let at = commits.binary_search(&commit);
-                again[index] = at.is_ok_and(|at| ancestors[at]);
+                again[index] |= at.is_ok_and(|at| ancestors[at]);
             }
+            repeats.dedup_by_key(|&mut (_, index)| index);
+            let parallel = repeats.iter().filter(|&&(_, index)| !again[index]);
+            self.found.others.extend(parallel.map(|&(_, index)| (introduced[index], position)));
         }
         again
     }

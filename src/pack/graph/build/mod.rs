@@ -200,6 +200,9 @@ pub fn build(input: BuildInput<'_>) -> Result<Draft, BuildError> {
         set(&mut links, position, row);
     }
     let targets = tags.iter().map(|&(_, target)| refs.stored(target)).collect();
+    let mut others: Vec<(u32, u32)> =
+        found.others.iter().map(|&(gid, commit)| (refs.stored(gid), commit)).collect();
+    others.sort_unstable();
     let externals = refs.externals.iter().map(|&gid| objects_at.oid(gid)).collect();
     let dups = objects_at.dups().iter().map(|&(position, _)| position).collect();
     let entries = objects_at.into_entries();
@@ -222,6 +225,8 @@ pub fn build(input: BuildInput<'_>) -> Result<Draft, BuildError> {
         commits,
         tags: tags.iter().map(|&(position, _)| position).collect(),
         targets,
+        other_objects: others.iter().map(|&(object, _)| object).collect(),
+        other_commits: others.iter().map(|&(_, commit)| commit).collect(),
     })
 }
 

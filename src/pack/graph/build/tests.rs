@@ -121,12 +121,40 @@ impl Oracle {
                 ancestors.iter().chain([oid]).flat_map(|ancestor| self.trees[ancestor].clone()).collect();
             assert_eq!(reached, wanted, "first introductions alone make the history of {oid}");
         }
-        for (commit, all) in &introduced {
-            for object in all {
-                let introducer = stack.introducer(stack.lookup(object).unwrap()).unwrap();
-                let introducer = stack.oid(introducer);
-                assert!(introduced[&introducer].contains(object), "{commit} {object} by {introducer}");
+        // What a fetch needs is the exact difference, by way of the introducers.
+        let with = |commit: &ObjectId| {
+            let mut history = self.ancestors(commit);
+            history.insert(*commit);
+            history
+        };
+        let objects = |history: &BTreeSet<ObjectId>| -> BTreeSet<ObjectId> {
+            history.iter().flat_map(|commit| self.trees[commit].iter().copied()).collect()
+        };
+        for (want, have) in self.order.iter().zip(self.order.iter().cycle().skip(self.order.len() / 2)) {
+            let (wanted, had) = (with(want), with(have));
+            let gid = |oid: &ObjectId| stack.lookup(oid).unwrap();
+            let sent: BTreeSet<ObjectId> = wanted
+                .difference(&had)
+                .flat_map(|commit| stack.commit(gid(commit)).unwrap().first())
+                .filter(|&object| !stack.introducers(object).any(|commit| had.contains(&stack.oid(commit))))
+                .map(|gid| stack.oid(gid))
+                .collect();
+            let difference = objects(&wanted).difference(&objects(&had)).copied().collect::<BTreeSet<_>>();
+            assert_eq!(sent, difference, "{want} --not {have}");
+        }
+        // Who introduced an object is told in full, by the object and by the commits.
+        let mut by_object: BTreeMap<ObjectId, BTreeSet<ObjectId>> = BTreeMap::new();
+        for oid in &self.order {
+            for gid in stack.commit(stack.lookup(oid).unwrap()).unwrap().first() {
+                by_object.entry(stack.oid(gid)).or_default().insert(*oid);
             }
+        }
+        for (object, commits) in &by_object {
+            let gid = stack.lookup(object).unwrap();
+            let told: Vec<ObjectId> = stack.introducers(gid).map(|commit| stack.oid(commit)).collect();
+            assert_eq!(told.len(), commits.len());
+            assert_eq!(&told.into_iter().collect::<BTreeSet<_>>(), commits);
+            assert!(stack.introducer(gid).is_none_or(|commit| commits.contains(&stack.oid(commit))));
         }
     }
 }
@@ -391,6 +419,23 @@ fn what_git_could_not_walk_is_refused() {
         let objects: Vec<ObjectId> = trees.chain([&blob, &odd]).copied().collect();
         assert!(matches!(build(&objects), Err(BuildError::WrongKind { .. })), "{odd}");
     }
+}
+
+#[test]
+fn a_submodule_link_proves_nothing() {
+    let repo = Repo::new(HashKind::Sha1);
+    let blob = repo.store("blob", b"x");
+    let link = repo.tree(&[("160000", "x", blob)]);
+    let file = repo.tree(&[("100644", "x", blob)]);
+    let before = repo.commit(link, &[]);
+    let after = repo.commit(file, &[before]);
+    let objects = [link, file, before, after];
+    let packed = repo.pack_objects(&objects);
+    let missing = packed.draft(HashKind::Sha1, None, &[]);
+    assert!(matches!(missing, Err(BuildError::Missing { oid, .. }) if oid == blob));
+    let (stack, _) = stack(&[repo.pack_objects(&[&objects[..], &[blob]].concat())], HashKind::Sha1);
+    let after = stack.commit(stack.lookup(&after).unwrap()).unwrap();
+    assert!(after.first().any(|gid| stack.oid(gid) == blob));
 }
 
 #[test]
