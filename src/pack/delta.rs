@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn copies_and_inserts() {
-        let cases: [(&[u8], Result<&[u8], BadData>); 8] = [
+        type Case = (&'static [u8], Result<&'static [u8], BadData>);
+        let cases: [Case; 8] = [
             (&[4, 3, 0x91, 1, 2, 1, b'x'], Ok(b"bcx")),
             (&[4, 0], Ok(b"")),
             (&[3, 1, 1, b'x'], Err(BadData("delta is for a base of another size"))),

@@ -34,6 +34,8 @@ pub mod stack;
 pub mod trees;
 pub mod walk;
 pub mod write;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use decode::{DecodeError, Scratch};
 pub use graph::{Damaged, Graph};

@@ -7,10 +7,14 @@
 //!
 //! Relies on: layers below being complete, which [`build`] proves for each new layer.
 //! Elsewhere: several graphs together (`stack`), what is selected with them (`select`).
+pub mod build;
 pub mod facts;
 pub mod format;
+#[cfg(test)]
+mod tests;
 pub mod view;
 
+pub use build::{BuildError, BuildInput, build};
 pub use facts::{BLOCK_SIZE, FactsHasher, PackFacts};
 pub use format::{CommitColumns, Draft, Lists, compress, decompress};
 pub use view::{Damaged, Graph};
