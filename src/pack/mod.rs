@@ -31,11 +31,11 @@ pub mod set;
 pub mod shallow;
 pub mod sparse;
 pub mod stack;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod trees;
 pub mod walk;
 pub mod write;
-#[cfg(test)]
-pub(crate) mod testing;
 
 pub use decode::{DecodeError, Scratch};
 pub use graph::{Damaged, Graph};
