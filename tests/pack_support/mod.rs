@@ -2,7 +2,7 @@
 //! would hold them, and clients that git checks.
 #![allow(dead_code, reason = "each test uses its part")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
+use packmirror::pack::entry::{self, Header};
 use packmirror::pack::graph::{self, BuildInput};
-use packmirror::pack::{Gid, Layer, Source, Stack};
+use packmirror::pack::{Gid, Layer, Source, Stack, encode};
 
 pub use gix_hash::{Kind as HashKind, ObjectId};
 
@@ -102,7 +103,7 @@ pub fn seeds(cases: u64) -> Vec<u64> {
 }
 
 /// Paths with their modes and numbers of contents.
-type Files = std::collections::BTreeMap<String, (&'static str, usize)>;
+type Files = BTreeMap<String, (&'static str, usize)>;
 
 const CONTENTS: usize = 64;
 const BLOB_MARKS: usize = 100_000;
@@ -391,12 +392,19 @@ impl Client {
         let printed = try_git(&self.dir, &args, pack)?;
         let name = String::from_utf8(printed).unwrap();
         let name = name.trim().rsplit('\t').next().unwrap().to_owned();
-        let idx = std::fs::read(self.dir.join(format!("objects/pack/pack-{name}.idx"))).unwrap();
-        let shown = String::from_utf8(git(&self.dir, &["show-index"], &idx)).unwrap();
-        Ok(shown
+        let path = self.dir.join(format!("objects/pack/pack-{name}"));
+        let shown = git(&self.dir, &["show-index"], &std::fs::read(path.with_extension("idx")).unwrap());
+        let places: BTreeMap<ObjectId, usize> = String::from_utf8(shown)
+            .unwrap()
             .lines()
-            .map(|line| ObjectId::from_hex(line.split(' ').nth(1).unwrap().as_bytes()).unwrap())
-            .collect())
+            .map(|line| {
+                let mut words = line.split(' ');
+                let offset = words.next().unwrap().parse().unwrap();
+                (ObjectId::from_hex(words.next().unwrap().as_bytes()).unwrap(), offset)
+            })
+            .collect();
+        check_order(&std::fs::read(path.with_extension("pack")).unwrap(), pack.len(), &places);
+        Ok(places.into_keys().collect())
     }
 
     /// Everything in the repository.
@@ -424,6 +432,81 @@ impl Client {
     pub fn check(&self) -> Result<(), String> {
         try_git(&self.dir, &["rev-list", "--objects", "--all", "--quiet"], b"")?;
         try_git(&self.dir, &["fsck", "--strict", "--no-dangling", "--no-progress"], b"").map(drop)
+    }
+}
+
+/// Checks that each base stands before what leans on it, as clients that index in one pass need.
+fn check_order(pack: &[u8], sent: usize, places: &BTreeMap<ObjectId, usize>) {
+    for (id, &offset) in places {
+        let hash = id.kind();
+        if let Header::RefDelta { base } = entry::decode(&pack[offset..], hash).unwrap().header {
+            let base = places[&base];
+            let completed = base >= sent - hash.len_in_bytes();
+            assert!(base < offset || completed, "{id} at {offset} stands before its base at {base}");
+        }
+    }
+}
+
+/// Packs made entry by entry, as no git makes them.
+pub struct Forge {
+    hash: HashKind,
+    bytes: Vec<u8>,
+    offsets: Vec<usize>,
+}
+
+impl Forge {
+    pub fn new(hash: HashKind, objects: u32) -> Self {
+        Self { hash, bytes: entry::pack_header(objects).to_vec(), offsets: Vec::new() }
+    }
+
+    pub fn whole(&mut self, kind: gix_object::Kind, object: &[u8]) -> &mut Self {
+        self.offsets.push(self.bytes.len());
+        self.bytes.extend(encode::whole(kind, object));
+        self
+    }
+
+    /// A delta by distance on the entry number `base`.
+    pub fn ofs_delta(&mut self, base: usize, base_len: usize, object: &[u8]) -> &mut Self {
+        let distance = (self.bytes.len() - self.offsets[base]) as u64;
+        self.delta(&Header::OfsDelta { distance }, base_len, object)
+    }
+
+    /// A delta by id.
+    pub fn ref_delta(&mut self, base: ObjectId, base_len: usize, object: &[u8]) -> &mut Self {
+        self.delta(&Header::RefDelta { base }, base_len, object)
+    }
+
+    /// A delta that only inserts.
+    fn delta(&mut self, header: &Header, base_len: usize, object: &[u8]) -> &mut Self {
+        let mut delta = Vec::new();
+        for mut len in [base_len, object.len()] {
+            while len >= 0x80 {
+                delta.push(len as u8 | 0x80);
+                len >>= 7;
+            }
+            delta.push(len as u8);
+        }
+        for part in object.chunks(127) {
+            delta.push(part.len() as u8);
+            delta.extend_from_slice(part);
+        }
+        self.offsets.push(self.bytes.len());
+        entry::encode(header, delta.len() as u64, &mut self.bytes);
+        encode::deflate(&delta, &mut self.bytes);
+        self
+    }
+
+    /// The pack and its `.idx`, indexed by git.
+    pub fn finish(&mut self) -> (Bytes, Bytes) {
+        let mut hasher = gix_hash::hasher(self.hash);
+        hasher.update(&self.bytes);
+        let mut pack = self.bytes.clone();
+        pack.extend_from_slice(hasher.try_finalize().unwrap().as_slice());
+        let dir = tempfile::tempdir().unwrap();
+        git(dir.path(), &["init", "-q", "--bare", &format!("--object-format={}", self.hash), "."], b"");
+        std::fs::write(dir.path().join("p.pack"), &pack).unwrap();
+        git(dir.path(), &["index-pack", "p.pack"], b"");
+        (pack.into(), std::fs::read(dir.path().join("p.idx")).unwrap().into())
     }
 }
 
