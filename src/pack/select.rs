@@ -118,11 +118,12 @@ pub fn select<'s>(
     let unshallow = query.shallow.map_or(&[][..], |shallow| &shallow.unshallow);
     let mut wanted = wanted(stack, query.wants, query.haves);
     for &commit in unshallow {
-        // As upload-pack's send_unshallow: the client has the commit and now lacks its parents.
+        // As upload-pack's send_unshallow: the client has the commit and now lacks its parents. git
+        // takes that for granted; here the haves must lead to it, else it is sent like any other:
+        // clients that deepened by `deepen-not` before may list boundaries they never got.
         stack.each_parent(commit, |parent| wanted.commits.push(parent));
     }
-    let had: Vec<Gid> =
-        query.haves.iter().chain(unshallow).filter_map(|&have| stack.to_commit(have)).collect();
+    let had: Vec<Gid> = query.haves.iter().filter_map(|&have| stack.to_commit(have)).collect();
     let have_cut: Gids = query.client_shallow.iter().copied().collect();
     let mut want_cut = have_cut.clone();
     unshallow.iter().for_each(|commit| _ = want_cut.remove(commit));
@@ -131,11 +132,13 @@ pub fn select<'s>(
     let boundary =
         Boundary::paint(stack, &wanted.commits, &had, want_cut.clone(), have_cut, limits.base_steps);
 
+    let bases: Vec<Gid> =
+        had.iter().chain(unshallow.iter().filter(|&&commit| boundary.is_had(commit))).copied().collect();
     let mut picking = Picking {
         stack,
         boundary: &boundary,
         filter: query.filter,
-        had: &had,
+        had: &bases,
         is_shallow,
         walk: TreeWalk::new(stack, source, query.filter, &limits.trees),
         objects: GidSet::new(stack.len()),

@@ -164,9 +164,6 @@ fn breadth_first<H: History>(history: &H, heads: &[Gid], depth: u32) -> Marks {
 }
 
 /// `get_shallow_commits_by_rev_list` over `rev-list --max-age=<since> --not <not> --not <wants>`.
-///
-/// Differs from git where clocks are skewed: git gives up on old commits after a few (`SLOP`), this
-/// walk is exact: a commit is out if it is too old or hangs below one that is, or below `not`.
 fn by_rev_list<H: History>(
     history: &H,
     wants: &[Gid],
@@ -175,8 +172,9 @@ fn by_rev_list<H: History>(
 ) -> Result<Marks, NothingSelected> {
     let commits =
         |list: &[Gid]| -> Vec<Gid> { list.iter().filter_map(|&gid| history.to_commit(gid)).collect() };
-    let wants = commits(wants);
-    let selected = too_old_or_not(history, &wants, since.unwrap_or(0), &commits(not));
+    let (wants, not, since) = (commits(wants), commits(not), since.unwrap_or(0));
+    let selected =
+        if not.is_empty() { young(history, &wants, since) } else { outside(history, &wants, since, &not) };
     if selected.is_empty() {
         return Err(NothingSelected);
     }
@@ -193,15 +191,27 @@ fn by_rev_list<H: History>(
     Ok(marks)
 }
 
-/// The commits reached from `wants` and neither from `not` nor from a commit older than `since`.
-fn too_old_or_not<H: History>(history: &H, wants: &[Gid], since: u64, not: &[Gid]) -> Gids {
+/// With no exclusions git lists as it walks: a commit that is too old is not shown and not passed.
+fn young<H: History>(history: &H, wants: &[Gid], since: u64) -> Gids {
+    let mut selected = Gids::default();
+    let mut todo = wants.to_vec();
+    while let Some(commit) = todo.pop() {
+        if history.date(commit) >= since && selected.insert(commit) {
+            history.each_parent(commit, |parent| todo.push(parent));
+        }
+    }
+    selected
+}
+
+/// With exclusions git first paints: what hangs below a commit that is too old is out as well.
+///
+/// Differs from git where clocks are badly skewed: git's walk gives up early then, this one is exact.
+fn outside<H: History>(history: &H, wants: &[Gid], since: u64, not: &[Gid]) -> Gids {
     let none = Gids::default;
-    let mut out: Vec<Gid> = not.to_vec();
-    let candidates = Boundary::paint(history, wants, &out, none(), none(), 0).missing().to_vec();
+    let candidates = Boundary::paint(history, wants, not, none(), none(), 0).missing().to_vec();
     let old = candidates.iter().copied().filter(|&commit| history.date(commit) < since);
-    let before = out.len();
-    out.extend(old);
-    if out.len() == before {
+    let out: Vec<Gid> = not.iter().copied().chain(old).collect();
+    if out.len() == not.len() {
         return candidates.into_iter().collect();
     }
     Boundary::paint(history, wants, &out, none(), none(), 0).missing().iter().copied().collect()
@@ -293,15 +303,24 @@ mod tests {
         }
 
         #[test]
-        fn age_cuts_everything_below(toy in histories(24), head in any::<prop::sample::Index>(), since in 0u64..100) {
-            let head = head.index(toy.parents.len()) as Gid;
-            let old: Vec<Gid> = toy.reach(&[head], &[]).into_iter().filter(|&commit| toy.dates[commit as usize] < since).collect();
-            let inside: BTreeSet<Gid> = toy.reach(&[head], &[]).difference(&toy.reach(&old, &[])).copied().collect();
-            match by_rev_list(&toy, &[head], Some(since), &[]) {
-                Err(NothingSelected) => prop_assert!(inside.is_empty()),
-                Ok(marks) => {
-                    let all: BTreeSet<Gid> = marks.inside.iter().chain(&marks.boundary).copied().collect();
-                    prop_assert_eq!(all, inside);
+        fn age_and_exclusion_cut_everything_below(
+            toy in histories(24), head in any::<prop::sample::Index>(), not in any::<prop::sample::Index>(), since in 0u64..100,
+        ) {
+            let pick = |index: prop::sample::Index| index.index(toy.parents.len()) as Gid;
+            let (head, not) = (pick(head), pick(not));
+            let mut out: Vec<Gid> = toy.reach(&[head], &[]).into_iter().collect();
+            out.retain(|&commit| toy.dates[commit as usize] < since);
+            // Alone, age stops the walk at each old commit, but what another way leads to stays.
+            let young: BTreeSet<Gid> = toy.reach(&[head], &out).into_iter().filter(|commit| !out.contains(commit)).collect();
+            out.push(not);
+            let outside: BTreeSet<Gid> = toy.reach(&[head], &[]).difference(&toy.reach(&out, &[])).copied().collect();
+            for (not, expected) in [(&[][..], young), (&[not][..], outside)] {
+                match by_rev_list(&toy, &[head], Some(since), not) {
+                    Err(NothingSelected) => prop_assert!(expected.is_empty()),
+                    Ok(marks) => {
+                        let all: BTreeSet<Gid> = marks.inside.iter().chain(&marks.boundary).copied().collect();
+                        prop_assert_eq!(all, expected);
+                    }
                 }
             }
         }

@@ -1,0 +1,142 @@
+//! Plans over packs that nobody makes by accident: deltas by id that stand before their base, layers
+//! whose deltas lean on each other, a pack that holds an object twice.
+mod pack_support;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use gix_object::Kind;
+use pack_support::*;
+use packmirror::pack::plan::{Plan, Segment};
+use packmirror::pack::{self, PlanOptions, Scratch, Selection, Stack};
+
+fn id(hash: HashKind, object: &[u8]) -> ObjectId {
+    gix_object::compute_hash(hash, Kind::Blob, object).unwrap()
+}
+
+/// Plans and writes `ids`, has git index the pack, and gives the plan.
+fn send(stack: &Stack, packs: &Packs, ids: &[ObjectId], ofs_delta: bool) -> Arc<Plan> {
+    let mut selection = Selection::of(gids(stack, ids).into_iter().collect());
+    let options = PlanOptions { ofs_delta, thin: true };
+    let plan = Arc::new(pack::plan::plan(stack, &mut selection, options));
+    let mut out = Vec::new();
+    pack::write::write(&plan, stack, packs, &mut Scratch::new(1 << 20, 1 << 30), &mut out).unwrap();
+    let sent = Client::new(stack.hash()).take(&out, false).unwrap();
+    assert_eq!(sent, ids.iter().copied().collect::<BTreeSet<_>>());
+    plan
+}
+
+fn subsets<T: Clone>(list: &[T]) -> impl Iterator<Item = Vec<T>> + '_ {
+    (1..1usize << list.len())
+        .map(|bits| (0..list.len()).filter(|i| bits >> i & 1 == 1).map(|i| list[i].clone()).collect())
+}
+
+#[test]
+fn bases_come_first_however_they_are_stored() {
+    for hash in [HashKind::Sha1, HashKind::Sha256] {
+        let [a, b, c, d] = [&b"object a"[..], b"object b, longer", b"object c", b"object d"];
+        let [a_id, b_id, c_id, d_id] = [a, b, c, d].map(|object| id(hash, object));
+        let mut forge = Forge::new(hash, 4);
+        forge
+            .ref_delta(c_id, c.len(), a)
+            .ofs_delta(0, a.len(), b)
+            .ref_delta(d_id, d.len(), c)
+            .whole(Kind::Blob, d);
+        let (pack, idx) = forge.finish();
+        let mut mirror = Mirror::new(hash);
+        mirror.push(pack, idx, &[]);
+        let stack = mirror.stack();
+        for ids in subsets(&[a_id, b_id, c_id, d_id]) {
+            for ofs_delta in [true, false] {
+                let plan = send(&stack, &mirror.packs, &ids, ofs_delta);
+                let with_base = [(a_id, c_id), (b_id, a_id), (c_id, d_id)];
+                let lost =
+                    with_base.iter().filter(|(id, base)| ids.contains(id) && !ids.contains(base)).count();
+                assert_eq!(plan.wholes as usize, lost, "only what lost its base is packed anew");
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_that_lean_on_each_other_make_no_cycle() {
+    let hash = HashKind::Sha1;
+    let [x, y, z] = [&b"object x"[..], b"object y, longer", b"object z"];
+    let [x_id, y_id, z_id] = [x, y, z].map(|object| id(hash, object));
+    let mut mirror = Mirror::new(hash);
+    // Below, x leans on y; above, y on x, and z, which is new, on both ways to store them.
+    let (pack, idx) = Forge::new(hash, 2).whole(Kind::Blob, y).ref_delta(y_id, y.len(), x).finish();
+    mirror.push(pack, idx, &[]);
+    let mut forge = Forge::new(hash, 3);
+    forge.whole(Kind::Blob, x).ofs_delta(0, x.len(), y).ofs_delta(1, y.len(), z);
+    let (pack, idx) = forge.finish();
+    mirror.push(pack, idx, &[]);
+    let stack = mirror.stack();
+    assert_eq!(stack.len(), 5);
+    for ids in subsets(&[x_id, y_id, z_id]) {
+        for ofs_delta in [true, false] {
+            let plan = send(&stack, &mirror.packs, &ids, ofs_delta);
+            assert_eq!(plan.objects as usize, ids.len(), "nothing twice");
+        }
+    }
+    let plan = send(&stack, &mirror.packs, &[x_id, y_id, z_id], true);
+    assert_eq!(plan.wholes, 0, "both deltas are kept, across layers");
+    assert!(plan.segments.iter().any(|segment| matches!(segment, Segment::Copy { layer: 1, .. })));
+}
+
+/// A pack with one object in it twice, once leaning on what leans on the other copy.
+#[test]
+fn an_object_that_leans_on_its_own_copy_is_packed_anew() {
+    let hash = HashKind::Sha1;
+    let [x, y] = [&b"object x"[..], b"object y, longer"];
+    let [x_id, y_id] = [x, y].map(|object| id(hash, object));
+    for x_first in [true, false] {
+        let mut forge = Forge::new(hash, 3);
+        if x_first {
+            forge.whole(Kind::Blob, x).ofs_delta(0, x.len(), y).ref_delta(y_id, y.len(), x);
+        } else {
+            forge.ref_delta(y_id, y.len(), x).whole(Kind::Blob, x).ofs_delta(1, x.len(), y);
+        }
+        let (pack, idx) = forge.finish();
+        let mut mirror = Mirror::new(hash);
+        mirror.push(pack, idx, &[]);
+        let stack = mirror.stack();
+        for ids in subsets(&[x_id, y_id]) {
+            for ofs_delta in [true, false] {
+                send(&stack, &mirror.packs, &ids, ofs_delta);
+            }
+        }
+    }
+}
+
+#[test]
+fn distances_are_rewritten_only_where_something_is_left_out() {
+    let hash = HashKind::Sha1;
+    // A long chain: each leans on the one before; big enough that distances need two bytes.
+    let objects: Vec<Vec<u8>> = (0..40u32)
+        .map(|n| (0..90u32).flat_map(|k| (n * 7919 + k * k * 31).to_le_bytes()).collect())
+        .collect();
+    let mut forge = Forge::new(hash, 40);
+    forge.whole(Kind::Blob, &objects[0]);
+    for n in 1..40 {
+        forge.ofs_delta(if n % 5 == 0 { n / 2 } else { n - 1 }, 360, &objects[n]);
+    }
+    let (pack, idx) = forge.finish();
+    let len = pack.len() as u64;
+    let mut mirror = Mirror::new(hash);
+    mirror.push(pack, idx, &[]);
+    let stack = mirror.stack();
+    let ids: Vec<ObjectId> = objects.iter().map(|object| id(hash, object)).collect();
+    let all = send(&stack, &mirror.packs, &ids, true);
+    assert_eq!(all.segments.len(), 2, "header, and one copy of everything");
+    assert_eq!(all.known_len, len);
+    let mut dice = Dice(7);
+    for _ in 0..20 {
+        let left_out = 1 + dice.below(39);
+        let rest: Vec<ObjectId> = ids.iter().copied().filter(|id| *id != ids[left_out]).collect();
+        let plan = send(&stack, &mirror.packs, &rest, true);
+        assert!(plan.segments.len() < 2 + 2 * 40, "{plan:?}");
+        send(&stack, &mirror.packs, &dice.some(&ids, 20), true);
+        send(&stack, &mirror.packs, &dice.some(&ids, 20), false);
+    }
+}
