@@ -61,6 +61,14 @@ impl Cgi {
         Ok(Self { root: real, path, processes: Arc::new(Semaphore::new(MOST_PROCESSES)) })
     }
 
+    /// Looks whether the directory can be read.
+    pub(super) async fn reach(&self) -> Result<(), PrimaryError> {
+        let gone = |error: io::Error| {
+            PrimaryError::Unreachable(format!("{} cannot be read: {error}", self.root.display()))
+        };
+        tokio::fs::read_dir(&self.root).await.map(drop).map_err(gone)
+    }
+
     /// Runs one request and gives the head of its answer; both bodies stream.
     pub(super) async fn send(&self, outgoing: Outgoing) -> Result<Response, PrimaryError> {
         let (root, repo) = (self.root.clone(), outgoing.repo.clone());

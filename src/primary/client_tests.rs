@@ -230,7 +230,7 @@ async fn every_bad_answer_is_an_error_of_its_kind() {
     assert!(!said.is_transient() && !said.to_string().contains('\x1b'), "{said}");
 
     // An old server answers in v0, with or without refs; a long list is not read to its end.
-    let v0 = b"001e# service=git-upload-pack\n0000004895dcfa3633004da0049d3d0fa03f80589cbcaf31 refs/heads/main\0agent=x\n0000";
+    let v0 = b"001e# service=git-upload-pack\n0000004495dcfa3633004da0049d3d0fa03f80589cbcaf31 refs/heads/main\0agent=x\n0000";
     assert_eq!(always(200, &[TYPE], v0).await, PrimaryError::NoV2);
     let long: &'static [u8] = vec![b'x'; 1 << 20].leak();
     assert_eq!(always(200, &[TYPE], long).await, PrimaryError::NoV2);
@@ -255,6 +255,7 @@ async fn silence_garbage_and_closed_doors_are_told_apart() {
     let primary = Primary::open(settings).await.unwrap();
     let garbage = tokio::spawn(async move {
         let (mut socket, _) = listener.accept().await.unwrap();
+        let _ = socket.read(&mut [0; 1024]).await;
         let _ = socket.write_all(b"SSH-2.0-OpenSSH_9.6\r\n\r\n").await;
     });
     let error = primary.refs(&repo, Auth::Service).await.unwrap_err();
@@ -289,7 +290,7 @@ async fn a_pack_that_stops_in_the_middle_is_not_a_pack() {
         }
     }
     // Sections we did not ask for are skipped; a shallow repository is refused.
-    let uris: &[u8] = b"0013packfile-uris\n0006a\n0001000dpackfile\n0009\x01PACK0000";
+    let uris: &[u8] = b"0012packfile-uris\n0006a\n0001000dpackfile\n0009\x01PACK0000";
     assert_eq!(fetching(uris, false).await.unwrap(), b"PACK");
     let shallow: &[u8] = b"0011shallow-info\n0006x\n0001000dpackfile\n0009\x01PACK0000";
     assert!(

@@ -345,7 +345,7 @@ async fn grants_are_for_one_credential_and_one_repository() {
     // What the host saw is what the client sent.
     let seen: HashSet<_> =
         server.seen().iter().map(|s| s.header("authorization").map(str::to_owned)).collect();
-    assert_eq!(seen.len(), 7);
+    assert_eq!(seen.len(), 8);
 
     // Other agents of the same user share a grant.
     grants

@@ -78,6 +78,15 @@ impl Http {
         Ok(url)
     }
 
+    /// Asks for the base itself, with nothing of anybody's.
+    pub(super) async fn reach(&self) -> Result<(), PrimaryError> {
+        let answer = self.client.get(self.base.clone()).send().await.map_err(sort)?;
+        match answer.status() {
+            status if status.is_server_error() => Err(super::answer::sort(status, answer.headers())),
+            _ => Ok(()),
+        }
+    }
+
     /// Sends one request and gives the head of its answer; both bodies stream.
     pub(super) async fn send(&self, outgoing: Outgoing) -> Result<Response, PrimaryError> {
         let mut request = reqwest::Request::new(outgoing.method.clone(), self.url(&outgoing)?);
@@ -124,6 +133,20 @@ mod tests {
     use super::*;
     use crate::git::path::{Endpoint, RepoPath, Service};
     use http::{HeaderMap, Method};
+
+    proptest::proptest! {
+        #[test]
+        fn every_path_arrives_as_it_is(repo in "[^\\x00-\\x1f%\\\\]{1,40}") {
+            if let Ok(path) = RepoPath::parse(&repo) {
+                let url = url("https://git.example.com/scm", path.as_str(), Endpoint::UploadPack, None);
+                let sent = url.strip_prefix("https://git.example.com/scm/").unwrap();
+                let sent = sent.strip_suffix("/git-upload-pack").unwrap();
+                let decoded = percent_encoding::percent_decode_str(sent).decode_utf8().unwrap();
+                proptest::prop_assert_eq!(decoded.as_ref(), path.as_str());
+                proptest::prop_assert!(!sent.contains(['?', '#', ' ']));
+            }
+        }
+    }
 
     fn url(base: &str, repo: &str, endpoint: Endpoint, query: Option<&str>) -> String {
         let Location::Http(base) = Location::parse(base, false).unwrap() else { panic!() };

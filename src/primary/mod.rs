@@ -65,7 +65,6 @@ enum Backend {
 }
 
 /// A client's request to be passed on.
-#[derive(Debug)]
 pub struct Request {
     /// GET, HEAD or POST for Git itself; others for what hangs on a repository (LFS).
     pub method: Method,
@@ -79,6 +78,15 @@ pub struct Request {
     pub client: ClientHeaders,
     /// The client's body.
     pub body: Body,
+}
+
+/// Without headers' values and without the query, which may hold a token.
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Request");
+        shown.field("method", &self.method).field("repo", &self.repo).field("endpoint", &self.endpoint);
+        shown.finish_non_exhaustive()
+    }
 }
 
 /// The primary's answer, whatever its status.
@@ -158,6 +166,19 @@ impl Primary {
     /// The settings it was opened with.
     pub fn settings(&self) -> &PrimarySettings {
         &self.0.settings
+    }
+
+    /// Asks whether the primary is there at all: for an HTTP host any answer that is not its own trouble, for
+    /// a directory that it can be read. It says nothing about repositories or credentials.
+    pub async fn reach(&self) -> Result<(), PrimaryError> {
+        let limit = self.0.settings.timeouts.question;
+        let asked = async {
+            match &self.0.own {
+                Backend::Http(http) => http.reach().await,
+                Backend::Directory(cgi) => cgi.reach().await,
+            }
+        };
+        tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(client::too_late(limit)))
     }
 
     /// Passes a client's request on, once, and gives the primary's answer, whatever its status. Both bodies are

@@ -84,7 +84,7 @@ const NEVER_SENT: [&str; 43] = [
 
 /// Families of the same kind.
 const NEVER_SENT_PREFIXES: [&str; 9] = [
-    "x-forwarded-",
+    "x-forwarded",
     "x-webauth-",
     "x-auth-request-",
     "x-ssl-",

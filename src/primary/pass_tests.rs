@@ -22,9 +22,9 @@ fn info_refs() -> Endpoint {
 }
 
 /// Clones, fetches and pushes with git through `url` and compares with the repository in `root`.
-async fn a_days_work(world: &World, url: &str, repo: &RepoPath, config: &[&str]) {
+async fn a_days_work(world: &World, url: &str, repo: &RepoPath, versions: &[&str], config: &[&str]) {
     let origin = world.root().join(repo.as_str());
-    for version in ["2", "1", "0"] {
+    for version in versions {
         let copy = world.path(&format!("copy-{version}-{}", repo.as_str().replace('/', "-")));
         let protocol = format!("protocol.version={version}");
         let with = |args: &[&str]| -> Vec<String> {
@@ -67,7 +67,7 @@ async fn git_works_through_it_with_an_http_primary() {
     let mirror = Server::start(move |request| pass(primary.clone(), request)).await;
 
     let header = format!("http.extraHeader=Authorization: {ALICE}");
-    a_days_work(&world, &mirror.url, &repo, &["-c", &header]).await;
+    a_days_work(&world, &mirror.url, &repo, &["2", "0"], &["-c", &header]).await;
 
     let (ok, _, said) = try_git(&world.root(), &["ls-remote", &format!("{}/{repo}", mirror.url)]).await;
     assert!(!ok && said.contains("could not read Username"), "{said}");
@@ -82,9 +82,9 @@ async fn git_works_through_it_with_a_directory() {
     let world = World::new();
     let primary = Primary::open(PrimarySettings::new(Location::Directory(world.root()))).await.unwrap();
     let mirror = Server::start(move |request| pass(primary.clone(), request)).await;
-    for format in ["sha1", "sha256"] {
+    for (format, version) in [("sha1", "1"), ("sha256", "2")] {
         let repo = world.repo(&format!("{format}.git"), format).await;
-        a_days_work(&world, &mirror.url, &repo, &[]).await;
+        a_days_work(&world, &mirror.url, &repo, &[version], &[]).await;
     }
 }
 
@@ -118,6 +118,11 @@ async fn every_status_is_the_clients_and_redirects_are_not_followed() {
         assert_eq!(response.headers["retry-after"], "3");
         assert_eq!(response.headers["location"], format!("{}/r", elsewhere.url));
         assert_eq!(host.seen().len(), 1, "asked once");
+        let reached =
+            host.primary_with(|settings| settings.credential = credential("a:b")).await.reach().await;
+        assert_eq!(reached.is_ok(), status < 500);
+        let seen = host.seen().pop().unwrap();
+        assert_eq!((seen.target.as_str(), seen.header("authorization")), ("/", None));
     }
     assert!(elsewhere.seen().is_empty());
 }
@@ -290,6 +295,11 @@ async fn settings_that_cannot_work_are_explained() {
         Primary::open(settings).await.unwrap_err().to_string()
     };
     let world = World::new();
+    let root = world.root();
+    let directory = Primary::open(PrimarySettings::new(Location::Directory(root.clone()))).await.unwrap();
+    directory.reach().await.unwrap();
+    std::fs::remove_dir(root).unwrap();
+    assert!(directory.reach().await.unwrap_err().is_transient());
     let missing = world.path("missing");
     assert!(open(Location::Directory(missing.clone()), None).await.contains("missing"));
     let file = world.path("file");
