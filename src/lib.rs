@@ -3,6 +3,7 @@
 //! The rooms, from the outside in; each uses only rooms below it:
 //!
 //! - [`cli`]: one file per command. [`config`]: the settings. [`telemetry`]: log and metrics.
+//!   [`text`]: foreign text, made safe to print.
 //! - [`serve`]: Git over HTTP for clients, health, metrics.
 //! - [`mirror`]: the heart: an open repository, sync, comparison, freshness.
 //! - [`primary`], [`local`], [`store`]: the other end, this node's memory, the bucket.
@@ -18,3 +19,4 @@ pub mod retry;
 pub mod serve;
 pub mod store;
 pub mod telemetry;
+pub mod text;

@@ -18,8 +18,7 @@ Examples:
 
 Columns: repository, state (new, syncing, current, behind, failing), generation, refs, size and
 objects in the bucket, when it was last compared with the primary, how old what is served may be
-(lag), when a failed sync is
-tried again.";
+(lag), when a failed sync is tried again.";
 
 /// Arguments of `status`.
 #[derive(Debug, clap::Args)]

@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 
+pub use crate::text::safe;
+
 /// How a repository stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -183,18 +185,6 @@ pub fn ahead(then: SystemTime, now: SystemTime) -> String {
         Ok(left) if left.as_secs() > 0 => format!("in {}", short(left)),
         _ => "now".into(),
     }
-}
-
-/// Makes text from elsewhere safe to print: control characters are written as escapes.
-pub fn safe(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        // Directional marks can disguise a name as another one.
-        let disguise =
-            matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || disguise { out.extend(c.escape_unicode()) } else { out.push(c) }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use url::{Host, Url};
-
 use super::error::{ConfigError, Origin};
 use super::{GRANT_TTL_MAX, Selection, Settings};
+use crate::primary::{BadLocation, Location};
 use crate::telemetry::log;
+use crate::text::safe;
 
 /// The smallest cache that still holds a few blocks of each pack in flight.
 const CACHE_MIN: u64 = 64 << 20;
@@ -111,42 +111,21 @@ fn wrong(why: &str, write: &str) -> Result<(), Wrong> {
 }
 
 fn primary_fits(primary: &str, insecure: bool) -> Result<(), Wrong> {
-    if !primary.contains("://") {
-        return if Path::new(primary).is_absolute() {
-            Ok(())
-        } else if primary.contains('@') {
-            wrong("SSH is not spoken to a primary", "its HTTPS URL, such as \"https://git.example.com\"")
-        } else {
-            let host = primary.split('/').next().unwrap_or_default();
-            wrong(
-                &format!("there is no directory \"{}\"", printable(primary)),
-                &format!("\"https://{}\" for a host, or the full path of a directory", printable(host)),
-            )
-        };
+    if primary.contains("://") || Path::new(primary).is_absolute() {
+        // The room that talks to primaries knows which addresses it takes, and says so in its errors.
+        let example = "for example \"https://git.example.com\" or \"/srv/git\"";
+        return Location::parse(primary, insecure)
+            .map(drop)
+            .map_err(|bad| (bad.to_string(), example.to_owned()));
     }
-    let Ok(url) = Url::parse(primary) else {
-        return wrong("it is not a URL", "for example \"https://git.example.com\"");
-    };
-    if !url.username().is_empty() || url.password().is_some() {
-        return wrong(
-            "it carries a credential, which would end up in logs",
-            "the URL without it, and the credential as credential_file or PACKMIRROR__CREDENTIAL",
-        );
+    if primary.contains('@') {
+        return wrong("SSH is not spoken to a primary", "its HTTPS URL, such as \"https://git.example.com\"");
     }
-    if url.query().is_some() || url.fragment().is_some() {
-        return wrong("it has a query or a fragment", "host and path only");
-    }
-    match url.scheme() {
-        "https" => Ok(()),
-        "http" if insecure || is_loopback(&url) => Ok(()),
-        "http" => wrong(
-            "credentials would travel in the clear over plain HTTP",
-            "https://…, or set insecure_primary = true if that network is trusted",
-        ),
-        scheme => {
-            wrong(&format!("{scheme}:// is not spoken to a primary"), "its https:// URL, or a directory")
-        }
-    }
+    let host = primary.split('/').next().unwrap_or_default();
+    wrong(
+        &format!("there is no directory \"{}\"", safe(primary)),
+        &format!("\"https://{}\" for a host, or the full path of a directory", safe(host)),
+    )
 }
 
 fn store_fits(store: &str) -> Result<(), Wrong> {
@@ -189,37 +168,17 @@ fn store_fits(store: &str) -> Result<(), Wrong> {
 }
 
 fn endpoint_fits(endpoint: &str, allow_http: bool) -> Result<(), Wrong> {
-    let Ok(url) = Url::parse(endpoint) else {
-        return wrong("it is not a URL", "for example \"https://s3.example.com\"");
-    };
-    if !url.username().is_empty() || url.password().is_some() {
-        return wrong(
-            "it carries a credential",
-            "the URL without it; credentials come from AWS_… or a profile",
-        );
-    }
-    match url.scheme() {
-        "https" => Ok(()),
-        "http" if allow_http || is_loopback(&url) => Ok(()),
-        "http" => wrong(
+    match Location::parse(endpoint, allow_http) {
+        Ok(Location::Http(_)) => Ok(()),
+        Err(BadLocation::PlainHttp) => wrong(
             "repositories would travel in the clear over plain HTTP",
             "https://…, or set s3.allow_http = true if that network is trusted",
         ),
-        _ => wrong("it is not an HTTP URL", "for example \"https://s3.example.com\""),
+        Err(BadLocation::Userinfo) => {
+            wrong("it carries a credential", "the URL without it; credentials come from AWS_… or a profile")
+        }
+        Ok(Location::Directory(_)) | Err(_) => {
+            wrong("it is not the URL of a server", "for example \"https://s3.example.com\"")
+        }
     }
-}
-
-/// Says whether a URL's host is this machine.
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
-}
-
-/// Keeps control characters out of messages.
-fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }

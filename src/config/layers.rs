@@ -143,6 +143,7 @@ impl Layer {
 /// Variables of other tools that we honour below everything that was said to packmirror itself; of two for
 /// one key the later wins.
 const AMBIENT: &[(&str, &str)] = &[
+    ("AWS_ENDPOINT", "s3.endpoint"),
     ("AWS_ENDPOINT_URL", "s3.endpoint"),
     ("AWS_ENDPOINT_URL_S3", "s3.endpoint"),
     ("AWS_DEFAULT_REGION", "s3.region"),

@@ -7,6 +7,7 @@ use toml::Value;
 use super::error::Origin;
 use super::keys::{Group, KEYS, Kind, Standard};
 use super::load::Loaded;
+use crate::text::safe;
 
 /// Writes the settings.
 pub fn show(loaded: &Loaded) -> Result<String, toml::ser::Error> {
@@ -31,7 +32,7 @@ pub fn show(loaded: &Loaded) -> Result<String, toml::ser::Error> {
             (Kind::Secret, _, Some(origin)) => format!("# {member} is set and not shown (from {origin})"),
             (_, Some(value), origin) => {
                 let from = origin.unwrap_or(&Origin::Default);
-                format!("{:<44} # {}", format!("{member} = {}", inline(value)), printable(&from.to_string()))
+                format!("{:<44} # {}", format!("{member} = {}", inline(value)), safe(&from.to_string()))
             }
             (_, None, _) => {
                 let means = match key.default {
@@ -55,8 +56,4 @@ fn lookup<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
 /// Writes a value on one line.
 fn inline(value: &Value) -> String {
     value.to_string().replace('\n', " ")
-}
-
-fn printable(text: &str) -> String {
-    text.replace(|c: char| c.is_control(), "?")
 }

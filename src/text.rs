@@ -1,0 +1,24 @@
+//! Text from elsewhere (repository names, error messages of other hosts) made safe to print.
+
+/// Writes control characters as escapes, and with them the marks that reverse or hide text on a terminal.
+pub fn safe(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        // Directional marks can disguise a name as another one.
+        let disguise =
+            matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if c.is_control() || disguise { out.extend(c.escape_unicode()) } else { out.push(c) }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::safe;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_escaped() {
+        assert_eq!(safe("team/größe 1.git"), "team/größe 1.git");
+        assert_eq!(safe("a\u{1b}[2Jb\r\n\u{202e}c"), "a\\u{1b}[2Jb\\u{d}\\u{a}\\u{202e}c");
+    }
+}
