@@ -11,6 +11,7 @@ use std::path::Path as FilePath;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use sha2::{Digest, Sha256};
+use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 
 use super::{BlobId, BlobKind, BlobRef, Bucket, StoreError};
@@ -67,9 +68,8 @@ impl Bucket {
     pub async fn download(&self, blob: &BlobRef, to: &FilePath) -> Result<(), StoreError> {
         let local = |error| StoreError::local(to, error);
         for _ in 0..2 {
-            let mut file = tokio::fs::File::create(to).await.map_err(local)?;
-            let found =
-                self.stream(blob, async |window: &Bytes| file.write_all(window).await.map_err(local)).await?;
+            let mut file = File::create(to).await.map_err(local)?;
+            let found = self.stream(blob, Some((&mut file, to))).await?;
             file.flush().await.map_err(local)?;
             if found == blob.id {
                 return Ok(());
@@ -81,7 +81,7 @@ impl Bucket {
     /// Reads a blob completely and proves it, keeping nothing.
     pub async fn verify(&self, blob: &BlobRef) -> Result<(), StoreError> {
         for _ in 0..2 {
-            if self.stream(blob, async |_: &Bytes| Ok(())).await? == blob.id {
+            if self.stream(blob, None).await? == blob.id {
                 return Ok(());
             }
         }
@@ -167,28 +167,32 @@ impl Bucket {
         Ok(bytes)
     }
 
-    /// Hands a blob's bytes in order to `each` and returns the hash of what it handed out.
+    /// Reads a blob in order, into a file if one is given, and returns the hash of what was read.
     async fn stream(
         &self,
         blob: &BlobRef,
-        mut each: impl AsyncFnMut(&Bytes) -> Result<(), StoreError>,
+        mut to: Option<(&mut File, &FilePath)>,
     ) -> Result<BlobId, StoreError> {
-        if blob.len <= WINDOW {
-            let bytes = match self.read_checked(blob).await {
-                // Once more, for a body that was cut on the way; the hash decides about the rest.
-                Err(StoreError::Damaged { .. }) => self.read_checked(blob).await?,
-                other => other?,
+        let windows = if blob.len <= WINDOW {
+            let whole = async {
+                match self.read_checked(blob).await {
+                    // Once more, for a body that was cut on the way; the hash decides about the rest.
+                    Err(StoreError::Damaged { .. }) => self.read_checked(blob).await,
+                    other => other,
+                }
             };
-            each(&bytes).await?;
-            return blocking(move || BlobId::of(&bytes)).await;
-        }
-        let starts = (0..blob.len).step_by(WINDOW as usize);
-        let mut windows = futures::stream::iter(starts)
-            .map(|start| self.get_range(blob, start..(start + WINDOW).min(blob.len)))
-            .buffered(WINDOWS_IN_FLIGHT);
+            futures::stream::once(whole).left_stream()
+        } else {
+            let starts = (0..blob.len).step_by(WINDOW as usize);
+            let window = |start| self.get_range(blob, start..(start + WINDOW).min(blob.len));
+            futures::stream::iter(starts).map(window).buffered(WINDOWS_IN_FLIGHT).right_stream()
+        };
+        let mut windows = std::pin::pin!(windows);
         let mut hasher = Sha256::new();
         while let Some(window) = windows.try_next().await? {
-            each(&window).await?;
+            if let Some((file, path)) = &mut to {
+                file.write_all(&window).await.map_err(|error| StoreError::local(path, error))?;
+            }
             hasher = blocking(move || {
                 hasher.update(&window);
                 hasher
