@@ -63,7 +63,9 @@ impl PackBlob {
         let hash = self.hashes.hash(n).filter(|_| n < self.blocks());
         match (u32::try_from(n), hash) {
             (Ok(number), Some(hash)) => Ok(((self.blob.id, number), hash)),
-            _ => Err(StoreError::Damaged { key: self.blob.to_string(), what: format!("it has no block {n}") }),
+            _ => {
+                Err(StoreError::Damaged { key: self.blob.to_string(), what: format!("it has no block {n}") })
+            }
         }
     }
 }
@@ -78,7 +80,11 @@ pub(super) struct Fetching {
 impl Fetching {
     pub(super) fn new(options: &LocalOptions) -> Self {
         let permits = |n: usize| Arc::new(Semaphore::new(n.max(1)));
-        Self { flights: Flights::default(), wanted: permits(options.fetches), ahead: permits(options.fetches_ahead) }
+        Self {
+            flights: Flights::default(),
+            wanted: permits(options.fetches),
+            ahead: permits(options.fetches_ahead),
+        }
     }
 }
 
@@ -220,7 +226,8 @@ impl Inner {
         for claim in run {
             let range = pack.range(claim.n);
             // A copy: a slice would keep the whole run in memory for as long as one slow reader has one block.
-            let block = Bytes::copy_from_slice(&bytes[(range.start - start) as usize..(range.end - start) as usize]);
+            let block =
+                Bytes::copy_from_slice(&bytes[(range.start - start) as usize..(range.end - start) as usize]);
             let (inner, key, hash) = (self.clone(), (pack.blob.id, claim.n as u32), claim.hash);
             let answer = match blocking(move || inner.keep(key, &hash, block)).await {
                 Ok(Some(bytes)) => Ok(bytes),
@@ -252,6 +259,10 @@ pub(super) fn gave_up(blob: &BlobRef) -> StoreError {
 }
 
 /// Runs work on the disk or the CPU off the async threads.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| StoreError::unavailable("local work", error.to_string()))
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| StoreError::unavailable("local work", error.to_string()))
 }

@@ -225,7 +225,7 @@ impl Disk {
     /// Keeps proven bytes. An error means only that they are not kept.
     pub(super) fn write(&self, name: Name, bytes: &[u8]) -> io::Result<()> {
         let fill = || {
-            let (mut file, path) = self.temp()?;
+            let (mut file, path) = self.fresh()?;
             let written = file.write_all(bytes).and_then(|()| file.metadata());
             match written {
                 Ok(meta) => Ok((path, Stamp::of(&meta))),
@@ -269,16 +269,19 @@ impl Disk {
 
     /// A fresh file beside the cache, to be filled and adopted.
     pub(super) fn temp(&self) -> io::Result<(File, PathBuf)> {
+        self.fresh().inspect_err(|error| self.refused(error))
+    }
+
+    fn fresh(&self) -> io::Result<(File, PathBuf)> {
         let path = self.temp_folder().join(self.temps.fetch_add(1, Ordering::Relaxed).to_string());
         let create = || File::options().read(true).write(true).create(true).truncate(true).open(&path);
         let file = match create() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                make_private(&self.temp_folder())?;
-                create()?
+                make_private(&self.temp_folder()).and_then(|()| create())
             }
-            other => other?,
+            other => other,
         };
-        Ok((file, path))
+        Ok((file?, path))
     }
 
     /// Drops a file.
@@ -386,16 +389,20 @@ impl Disk {
         Ok(())
     }
 
-    /// Remembers a refusal, and says so once in a while.
     fn note(&self, kept: io::Result<()>) -> io::Result<()> {
         if let Err(error) = &kept {
-            self.refusals.fetch_add(1, Ordering::Relaxed);
-            if !self.is_resting() {
-                tracing::warn!(%error, directory = %self.root.display(), "cannot keep data on disk; going on without");
-            }
-            self.lock().refused = Some(Instant::now());
+            self.refused(error);
         }
         kept
+    }
+
+    /// Remembers that the disk refused a write, and says so once in a while.
+    fn refused(&self, error: &io::Error) {
+        self.refusals.fetch_add(1, Ordering::Relaxed);
+        if !self.is_resting() {
+            tracing::warn!(%error, directory = %self.root.display(), "cannot keep data on disk; going on without");
+        }
+        self.lock().refused = Some(Instant::now());
     }
 }
 

@@ -82,7 +82,8 @@ impl Index {
     /// All records of a table that can be read as `T`, by key.
     pub fn iter<T: DeserializeOwned>(&self, table: &str) -> Vec<(String, T)> {
         let prefix = full_key(table, "");
-        let found = self.run(|db| db.scan_prefix(&prefix).collect::<sled::Result<Vec<_>>>()).unwrap_or_default();
+        let found =
+            self.run(|db| db.scan_prefix(&prefix).collect::<sled::Result<Vec<_>>>()).unwrap_or_default();
         let read = |(key, value): (sled::IVec, sled::IVec)| {
             let key = std::str::from_utf8(&key[prefix.len()..]).ok()?.to_owned();
             Some((key, serde_json::from_slice(&value).ok()?))
@@ -153,7 +154,8 @@ fn open(path: &Path, identity: &str) -> Result<sled::Db, String> {
     let (path, identity) = (path.to_owned(), identity.to_owned());
     std::thread::spawn(move || {
         let open = || -> sled::Result<Option<sled::Db>> {
-            let config = sled::Config::new().path(&path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(500));
+            let config =
+                sled::Config::new().path(&path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(500));
             let db = config.open()?;
             if db.is_empty() {
                 db.insert(IDENTITY, identity.as_bytes())?;

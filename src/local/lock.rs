@@ -36,7 +36,10 @@ impl DirLock {
             Err(TryLockError::Error(error)) => return Err(unusable(&path)(error)),
         }
         // Only for the other's message: a disk that is full must not keep the node from starting.
-        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+        let _ = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
         Ok(Self { _file: file })
     }
 }

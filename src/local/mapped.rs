@@ -123,7 +123,8 @@ impl Inner {
             };
             inner.disk.adopt(name, &ready.0, len).map_err(|error| local(&blob, error))?;
             let map = inner.disk.map(name, tail_is_right);
-            map.map(|map| Arc::new(Held::Mapped(map))).ok_or_else(|| local(&blob, io::ErrorKind::NotFound.into()))
+            map.map(|map| Arc::new(Held::Mapped(map)))
+                .ok_or_else(|| local(&blob, io::ErrorKind::NotFound.into()))
         })
         .await?
     }

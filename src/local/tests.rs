@@ -29,12 +29,21 @@ impl Node {
     async fn new() -> Self {
         let faulty = Faulty::over(InMemory::new());
         let bucket = Bucket::over(faulty.clone(), "farm").with_retry(Retry::at_once());
-        let bytes: Bytes = (0..20 * BLOCK as u32 / 4 + 100).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+        let bytes: Bytes = (0..20 * BLOCK as u32 / 4 + 100)
+            .flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes())
+            .collect();
         let blob = bucket.put_blob(BlobKind::Pack, bytes.clone()).await.unwrap();
         let hashes: Vec<[u8; 32]> = bytes.chunks(BLOCK as usize).map(|block| BlobId::of(block).0).collect();
         let pack = PackBlob { blob, block_size: BLOCK, hashes: Arc::new(hashes) };
         faulty.reset();
-        Self { bucket, faulty, dir: tempfile::tempdir().unwrap(), options: LocalOptions::default(), pack, bytes }
+        Self {
+            bucket,
+            faulty,
+            dir: tempfile::tempdir().unwrap(),
+            options: LocalOptions::default(),
+            pack,
+            bytes,
+        }
     }
 
     fn open(&self) -> Local {
@@ -191,12 +200,12 @@ async fn wrong_bytes_from_the_bucket_are_never_handed_out_or_kept() {
         assert_eq!(node.check(&local, [n]).await, 2, "once more: {fault:?}");
         node.faulty.reset();
         node.faulty.always(Op::Range, fault);
-        let error = local.block(&node.pack, 7).await.unwrap_err();
+        let error = local.block(&node.pack, 7).await.map(drop).unwrap_err();
         assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
         assert_eq!(node.cached().len(), n as usize);
         // The same through a read ahead.
-        local.read_ahead(&node.pack, 8..12);
-        let error = local.block(&node.pack, 9).await.unwrap_err();
+        local.read_ahead(&node.pack, 9..10);
+        let error = local.block(&node.pack, 9).await.map(drop).unwrap_err();
         assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
         assert_eq!(node.cached().len(), n as usize);
     }
@@ -209,7 +218,7 @@ async fn errors_of_the_bucket_come_through_and_pass() {
     let node = Node::new().await;
     let local = node.open();
     node.faulty.always(Op::Range, Fault::Unavailable);
-    assert!(local.block(&node.pack, 0).await.unwrap_err().is_transient());
+    assert!(local.block(&node.pack, 0).await.map(drop).unwrap_err().is_transient());
     node.faulty.heal();
     node.faulty.always(Op::Range, Fault::Missing);
     assert!(matches!(local.block(&node.pack, 0).await, Err(StoreError::NotFound { .. })));
@@ -241,7 +250,7 @@ async fn read_ahead_asks_for_neighbours_together_and_only_for_what_is_absent() {
     node.check(&local, 0..21).await;
     assert_eq!(node.faulty.counts(), [(Op::Range, 2)].into(), "5 to 7, and 9 to the end");
     local.read_ahead(&node.pack, 0..21);
-    local.read_ahead(&node.pack, 30..20);
+    local.read_ahead(&node.pack, 30..40);
     node.check(&local, 0..21).await;
     assert_eq!(node.faulty.total(), 2);
 }
@@ -284,8 +293,8 @@ async fn the_cache_stays_inside_its_bound_and_keeps_what_is_used() {
     let local = node.open();
     node.check(&local, 0..5).await;
     for n in 5..20 {
-        node.check(&local, [n]).await;
         assert_eq!(node.check(&local, [0]).await, 0, "block 0 is used all the time");
+        node.check(&local, [n]).await;
         let held: u64 = node.cached().values().sum();
         assert!(held <= node.options.max_bytes && held == local.stats().bytes, "{held}");
     }
@@ -302,7 +311,7 @@ async fn the_cache_stays_inside_its_bound_and_keeps_what_is_used() {
     let local = node.open();
     assert_eq!(node.check(&local, [3, 3]).await, 2);
     node.check(&local, 0..20).await;
-    assert!(local.stats().bytes <= BLOCK - 1);
+    assert!(local.stats().bytes < BLOCK);
 }
 
 #[tokio::test]
@@ -317,7 +326,7 @@ async fn a_disk_that_takes_no_more_slows_the_node_but_stops_nothing() {
     assert_eq!(node.check(&local, [0]).await, 0, "what was kept is still good");
     assert_eq!(local.mapped(&refs).await.unwrap(), "refs");
     assert_eq!(local.mapped(&idx).await.unwrap(), "index");
-    assert!(local.stats().refused >= 4);
+    assert_eq!(local.stats().refused, 4);
     assert_eq!(local.stats().bytes, BLOCK);
     // No read ahead into nowhere.
     node.faulty.reset();
@@ -359,7 +368,7 @@ async fn a_full_disk_serves_on_and_recovers() {
     node.check(&local, 0..21).await;
     node.check(&local, 0..21).await;
     assert_eq!(local.mapped(&refs).await.unwrap(), "refs");
-    assert!(node.cached().keys().all(|path| !path.to_str().unwrap().contains("/tmp/")), "no half files");
+    assert!(node.cached().keys().all(|path| !path.to_str().unwrap().contains("cache/tmp")), "no half files");
     std::fs::remove_file(&hog).unwrap();
     node.check(&local, 6..9).await;
     assert_eq!(node.check(&local, 6..9).await, 0, "kept again");
@@ -554,7 +563,8 @@ async fn nothing_wrong_is_ever_served() {
             (good, bad)
         });
     }
-    let (good, bad) = readers.join_all().await.into_iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let (good, bad) =
+        readers.join_all().await.into_iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     assert!(good > bad && bad > 0, "{good} good, {bad} bad");
     let held: u64 = node.cached().values().sum();
     assert!(held <= node.options.max_bytes && held == local.stats().bytes, "{held} {:?}", local.stats());

@@ -69,8 +69,7 @@ impl Bucket {
         let local = |error| StoreError::local(to, error);
         for _ in 0..2 {
             let mut file = File::create(to).await.map_err(local)?;
-            let found =
-                self.stream(blob, Some((&mut file, to))).await?;
+            let found = self.stream(blob, Some((&mut file, to))).await?;
             file.flush().await.map_err(local)?;
             if found == blob.id {
                 return Ok(());
@@ -169,7 +168,11 @@ impl Bucket {
     }
 
     /// Reads a blob in order, into a file if one is given, and returns the hash of what was read.
-    async fn stream(&self, blob: &BlobRef, mut to: Option<(&mut File, &FilePath)>) -> Result<BlobId, StoreError> {
+    async fn stream(
+        &self,
+        blob: &BlobRef,
+        mut to: Option<(&mut File, &FilePath)>,
+    ) -> Result<BlobId, StoreError> {
         let windows = if blob.len <= WINDOW {
             let whole = async {
                 match self.read_checked(blob).await {

@@ -101,6 +101,10 @@ impl StoreError {
     pub(crate) fn from_store(verb: &str, key: &object_store::path::Path, error: Foreign) -> Self {
         let context = format!("{verb} {key}");
         match error {
+            // A write that finds nothing to write into, or a read that says so, is about the bucket and not the key.
+            Foreign::NotFound { .. } if WRITES.contains(&verb) || says(&error, &["NoSuchBucket"]) => {
+                Self::Refused { context, source: Arc::new(error) }
+            }
             Foreign::NotFound { .. } => Self::NotFound { key: key.to_string() },
             error if lasting(&error) => Self::Refused { context, source: Arc::new(error) },
             error => Self::Unavailable { context, source: Arc::new(error) },
@@ -122,6 +126,9 @@ impl StoreError {
         text
     }
 }
+
+/// Verbs of requests that need nothing to be there but the bucket.
+const WRITES: [&str; 4] = ["create", "put", "upload", "list"];
 
 /// A reason in plain words.
 #[derive(Debug, thiserror::Error)]
@@ -169,13 +176,15 @@ fn status_in(text: &str) -> Option<u16> {
 /// Says whether the store turned down credentials that were good before: fresh ones may help.
 /// S3 answers 400 `ExpiredToken`, or 403 with one of the other codes.
 pub(crate) fn is_expired_token(error: &Foreign) -> bool {
+    says(error, &["ExpiredToken", "TokenRefreshRequired", "InvalidToken"])
+}
+
+/// Says whether S3's answer, somewhere in the chain, has one of these codes.
+fn says(error: &Foreign, codes: &[&str]) -> bool {
     let mut next: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = next {
         let text = error.to_string();
-        if ["<Code>ExpiredToken</Code>", "<Code>TokenRefreshRequired</Code>", "<Code>InvalidToken</Code>"]
-            .iter()
-            .any(|code| text.contains(code))
-        {
+        if codes.iter().any(|code| text.contains(&format!("<Code>{code}</Code>"))) {
             return true;
         }
         next = error.source();
@@ -214,6 +223,14 @@ mod tests {
         let missing = StoreError::from_store("get", &"k".into(), missing);
         assert!(matches!(&missing, StoreError::NotFound { key } if key == "k"));
         assert!(missing.is_loss() && !missing.is_transient());
+        let gone = || Foreign::NotFound {
+            path: "k".into(),
+            source: Box::new(Plain("<Code>NoSuchBucket</Code>".into())),
+        };
+        for verb in ["get", "put"] {
+            let sorted = StoreError::from_store(verb, &"k".into(), gone());
+            assert!(matches!(sorted, StoreError::Refused { .. }), "no bucket is no lost blob");
+        }
         let denied = Foreign::PermissionDenied { path: "k".into(), source: source() };
         assert!(matches!(StoreError::from_store("get", &"k".into(), denied), StoreError::Refused { .. }));
     }

@@ -17,6 +17,7 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use tokio::sync::Semaphore;
 
 /// Kinds of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +65,8 @@ pub enum Fault {
     CorruptByte,
     /// It works, after a while.
     Latency(Duration),
+    /// It works once the gate gives a permit, which it takes.
+    Gate(Arc<Semaphore>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,12 +164,21 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 /// Counts a call and says what goes wrong with it. Waits here if that is all.
 async fn count(state: &Mutex<State>, op: Op) -> Option<Fault> {
-    let fault = tick(state, op);
-    if let Some(Fault::Latency(time)) = fault {
-        tokio::time::sleep(time).await;
-        return None;
+    wait(tick(state, op)).await
+}
+
+/// Waits if that is all the fault does.
+async fn wait(fault: Option<Fault>) -> Option<Fault> {
+    match fault {
+        Some(Fault::Latency(time)) => tokio::time::sleep(time).await,
+        Some(Fault::Gate(gate)) => {
+            if let Ok(permit) = gate.acquire().await {
+                permit.forget();
+            }
+        }
+        fault => return fault,
     }
-    fault
+    None
 }
 
 fn tick(state: &Mutex<State>, op: Op) -> Option<Fault> {
@@ -293,9 +305,9 @@ impl ObjectStore for Faulty {
         let fault = tick(&self.state, Op::List);
         match fault {
             Some(Fault::Missing) => stream::empty().boxed(),
-            Some(Fault::Latency(time)) => {
+            fault @ Some(Fault::Latency(_) | Fault::Gate(_)) => {
                 let listing = self.inner.list(prefix);
-                stream::once(tokio::time::sleep(time)).flat_map(|()| stream::empty()).chain(listing).boxed()
+                stream::once(wait(fault)).flat_map(|_| stream::empty()).chain(listing).boxed()
             }
             fault => match before(&fault, "list").and_then(|()| after(&fault, ())) {
                 Ok(()) => self.inner.list(prefix),
@@ -332,9 +344,7 @@ impl MultipartUpload for FaultyUpload {
         }
         let sent = self.inner.put_part(data);
         Box::pin(async move {
-            if let Some(Fault::Latency(time)) = fault {
-                tokio::time::sleep(time).await;
-            }
+            let fault = wait(fault).await;
             sent.await?;
             after(&fault, ())
         })

@@ -141,9 +141,12 @@ impl Bucket {
         let root = Path::from("repos");
         let listing = self.inner.store.list_with_delimiter(Some(&self.at(&root))).await;
         let listing = listing.map_err(|error| self.sort("list", &root, error))?;
-        let names = listing.common_prefixes.iter().filter_map(|folder| folder.filename().map(str::to_owned));
-        // A list, not an iterator over a borrow: the stream below is awaited by tasks.
-        let names: Vec<String> = names.collect();
+        // Collected here: a borrowing iterator held over the waits below would tie the future to one thread.
+        let names: Vec<String> = listing
+            .common_prefixes
+            .iter()
+            .filter_map(|folder| folder.filename().map(str::to_owned))
+            .collect();
         let found: Vec<Option<Generation>> = futures::stream::iter(names)
             .map(|name| async move {
                 match self.newest_of(&name).await {

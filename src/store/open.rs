@@ -129,6 +129,7 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
     }
     let mut region = options.region.clone().or_else(|| first(&["AWS_REGION", "AWS_DEFAULT_REGION"]));
 
+    let path_style = options.path_style.unwrap_or(endpoint.is_some());
     let client = ClientOptions::new()
         .with_allow_http(endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://")))
         .with_connect_timeout(CONNECT_TIMEOUT)
@@ -140,7 +141,7 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
         .with_retry(retry(options.retry))
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_checksum_algorithm(Checksum::SHA256)
-        .with_virtual_hosted_style_request(!options.path_style.unwrap_or(endpoint.is_some()));
+        .with_virtual_hosted_style_request(!path_style);
     let mut renew: Option<Arc<dyn Fn() + Send + Sync>> = None;
     match (env("AWS_ACCESS_KEY_ID"), env("AWS_SECRET_ACCESS_KEY")) {
         (Some(id), Some(secret)) => {
@@ -165,11 +166,22 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
         None => url.to_string(),
     };
     if let Some(endpoint) = endpoint {
+        let endpoint = if path_style { endpoint } else { with_bucket(&endpoint, bucket).map_err(bad)? };
         builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
     }
     builder = builder.with_region(region.unwrap_or_else(|| "us-east-1".into()));
     let store = builder.build().map_err(|error| bad(error.to_string()))?;
     Ok(Bucket::build(Arc::new(store), prefix, name, options.retry, true, renew))
+}
+
+/// An own endpoint for addresses with the bucket in the host name.
+fn with_bucket(endpoint: &str, bucket: &str) -> Result<String, String> {
+    let bad = || format!("endpoint {endpoint}: the bucket cannot stand before this host; use path_style");
+    let mut url = Url::parse(endpoint).map_err(|_| bad())?;
+    let Some(url::Host::Domain(host)) = url.host() else { return Err(bad()) };
+    let host = format!("{bucket}.{host}");
+    url.set_host(Some(&host)).map_err(|_| bad())?;
+    Ok(url.to_string())
 }
 
 /// Plain HTTP shows repositories and lets anybody on the way change them: only to this machine, or when told so.
@@ -196,8 +208,11 @@ fn is_loopback(url: &Url) -> bool {
 }
 
 fn retry(retry: Retry) -> RetryConfig {
+    // object_store panics when it has to choose a wait from an empty range.
+    let init_backoff = retry.base.max(Duration::from_millis(1));
+    let max_backoff = retry.cap.max(init_backoff);
     RetryConfig {
-        backoff: BackoffConfig { init_backoff: retry.base, max_backoff: retry.cap, base: 2.0 },
+        backoff: BackoffConfig { init_backoff, max_backoff, base: 2.0 },
         max_retries: retry.attempts as usize,
         retry_timeout: retry.budget,
     }
@@ -272,6 +287,15 @@ mod tests {
             let opened = open("s3://bucket/prefix", &options, &keys).await;
             assert_eq!(opened.is_ok(), fine, "{endpoint:?} {allow}: {opened:?}");
         }
+    }
+
+    #[test]
+    fn the_bucket_can_stand_in_the_host_name() {
+        assert_eq!(
+            with_bucket("https://s3.example.com:8443", "b").unwrap(),
+            "https://b.s3.example.com:8443/"
+        );
+        assert!(with_bucket("http://127.0.0.1:9000", "b").is_err());
     }
 
     #[tokio::test]

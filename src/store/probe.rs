@@ -220,13 +220,12 @@ impl Bucket {
                 "Check that the endpoint is right and reachable from here, and that the server is up; it is tried again."
             }
             StoreError::Refused { .. } => {
-                "Check the bucket's name, the region, the credentials, and that they allow s3:GetObject, s3:PutObject, \
-                 s3:DeleteObject and s3:ListBucket under the prefix. For a directory: that this user may write there and \
-                 that its file system has hard links."
+                "Check that the bucket exists (packmirror does not create it), the region, the credentials, and that they \
+                 allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket under the prefix. For a directory: \
+                 that this user may write there and that its file system has hard links."
             }
             StoreError::NotFound { .. } => {
-                "Check that the bucket exists; packmirror does not create buckets. An object that vanished right after it \
-                 was written means that the store is not consistent."
+                "An object vanished right after it was written: use a store that is consistent, with no cache in front."
             }
             _ => "Check the store's own log.",
         };

@@ -258,3 +258,65 @@ async fn a_file_that_is_not_what_it_is_called_is_not_stored() {
         assert!(matches!(gone, Err(StoreError::Local { .. })), "{name}");
     }
 }
+
+#[tokio::test]
+async fn a_cold_node_reads_from_every_store() {
+    use crate::local::{Local, LocalOptions, PackBlob};
+    for Case { name, bucket, .. } in stores().await {
+        let bytes = noise((9 << 20) + 77, 5);
+        let blob = bucket.put_blob(BlobKind::Pack, bytes.clone()).await.unwrap();
+        let hashes: Vec<[u8; 32]> = bytes.chunks(1 << 20).map(|block| BlobId::of(block).0).collect();
+        let pack = PackBlob { blob, block_size: 1 << 20, hashes: Arc::new(hashes) };
+        let graph = zstd::encode_all(&bytes[..100_000], 1).unwrap();
+        let graph = bucket.put_blob(BlobKind::Graph, graph.into()).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let local = Local::open(dir.path(), &LocalOptions::default(), bucket).unwrap();
+        local.read_ahead(&pack, 1..9);
+        let mut read = Vec::new();
+        for n in 0..pack.blocks() {
+            read.extend_from_slice(&local.block(&pack, n).await.unwrap());
+        }
+        assert!(read == bytes, "{name}");
+        assert!(local.mapped(&graph).await.unwrap() == bytes[..100_000], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_s3_server_that_says_no_is_explained() {
+    let Ok(url) = std::env::var("PACKMIRROR_TEST_S3_URL") else {
+        eprintln!("skipped: PACKMIRROR_TEST_S3_URL is not set");
+        return;
+    };
+    let retry = Retry { attempts: 1, ..Retry::at_once() };
+    let options = StoreOptions { retry, ..StoreOptions::default() };
+    let bucket = Bucket::open("s3://packmirror-no-such-bucket/x", &options).await.unwrap();
+    let failed = bucket.probe().await.unwrap_err();
+    assert!(!failed.is_transient() && failed.explanation.contains("bucket exists"), "{failed}");
+    let blob = BlobRef::of(BlobKind::Pack, b"x");
+    assert!(!bucket.get_blob(&blob).await.unwrap_err().is_loss(), "no bucket is no lost blob");
+    // A port where nobody listens.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let options =
+        StoreOptions { endpoint: Some(format!("http://{nobody}")), retry, ..StoreOptions::default() };
+    let failed = Bucket::open(&url, &options).await.unwrap().probe().await.unwrap_err();
+    assert!(failed.is_transient() && failed.explanation.contains("reachable"), "{failed}");
+}
+
+/// Everything can run in a task of its own.
+#[test]
+fn all_calls_are_send() {
+    fn send<T: Send>(_: T) {}
+    fn calls(bucket: &Bucket, blob: &BlobRef, generation: &Generation, path: &std::path::Path) {
+        send(bucket.probe());
+        send(bucket.ensure_format());
+        send(bucket.put_blob_file(BlobKind::Pack, path, None, &silent));
+        send(bucket.download(blob, path));
+        send(bucket.verify(blob));
+        send(bucket.publish(generation));
+        send(bucket.after(&generation.repo, 1));
+        send(bucket.current());
+        send(bucket.missing(generation));
+        send(Bucket::open("", &StoreOptions::default()));
+    }
+    let _ = calls;
+}
