@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn the_oracle_sees_a_stale_branch() {
-        let found = pair(|r| r.set_ref("refs/heads/main", "refs/heads/main~1")).unwrap_err();
+        let found = pair(|r| r.set_ref("refs/heads/release", "refs/heads/release~1")).unwrap_err();
         assert!(found.contains("refs only") && found.contains("objects only from the primary"), "{found}");
     }
 

@@ -248,7 +248,6 @@ pub fn tags(dir: &Path) {
     h.tag("annotated", first);
     h.tag("of-blob", loose);
     h.point("refs/tags/light", first);
-    h.point("refs/tags/light-blob", loose);
     let second = h.steps(MAIN, vec![first], 2);
     h.tag("v1", second);
     let lost = h.step("refs/heads/gone", &[second]);
@@ -256,6 +255,7 @@ pub fn tags(dir: &Path) {
     h.import(dir);
     let g = git(dir);
     g.run("update-ref -d refs/heads/gone");
+    g.args(&["update-ref", "refs/tags/light-blob", &g.run("rev-parse of-blob^{blob}").line()]).must();
     g.run("tag -a -m nested nested annotated");
     g.run("tag -a -m deeper deeper nested");
     g.args(&["tag", "-a", "-m", "of tree", "of-tree", "main^{tree}"]).must();
