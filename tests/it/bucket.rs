@@ -1,5 +1,6 @@
 //! Looks into a store from outside, by the documented layout, and damages it where a test says so.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -108,6 +109,50 @@ impl Store {
     pub fn newest(&self, repo: &str) -> Option<serde_json::Value> {
         let name = self.generations(repo).into_iter().next()?;
         Some(serde_json::from_slice(&self.try_get(&name)?).expect("a generation is JSON"))
+    }
+
+    /// Checks what must hold at any time, whatever happened: blobs are named by their bytes, every generation names
+    /// only blobs that are there with their length (I1), and generations form one chain (I3).
+    #[track_caller]
+    pub fn audit(&self) {
+        let mut lengths = BTreeMap::new();
+        for name in self.list("blobs") {
+            let bytes = self.get(&name);
+            let id = name.rsplit('/').next().and_then(|f| f.split('.').next()).unwrap_or_default().to_owned();
+            assert_eq!(hex::encode(Sha256::digest(&bytes)), id, "{name} is not what its name says");
+            lengths.insert(id, bytes.len() as u64);
+        }
+        let mut folders: Vec<String> = self
+            .list("repos")
+            .iter()
+            .filter_map(|n| n.split_once("/gen/").map(|(folder, _)| folder.to_owned()))
+            .collect();
+        folders.dedup();
+        for folder in folders {
+            let mut before: Option<(u64, String)> = None;
+            for name in self.list(&format!("{folder}/gen")).iter().rev() {
+                let bytes = self.get(name);
+                let record: serde_json::Value = serde_json::from_slice(&bytes).expect("a generation is JSON");
+                let number = record["number"].as_u64().expect("a number");
+                if let Some((last, hash)) = before {
+                    assert_eq!(number, last + 1, "{name}: a number is missing");
+                    assert_eq!(
+                        record["parent"].as_str(),
+                        Some(hash.as_str()),
+                        "{name}: not the child of its parent"
+                    );
+                }
+                before = Some((number, hex::encode(Sha256::digest(&bytes))));
+                let mut named = vec![&record["refs"]];
+                for layer in record["layers"].as_array().expect("layers") {
+                    named.extend([&layer["pack"], &layer["idx"], &layer["graph"]]);
+                }
+                for blob in named {
+                    let id = blob["id"].as_str().unwrap_or_else(|| panic!("{name}: {blob} has no id"));
+                    assert_eq!(lengths.get(id).copied(), blob["len"].as_u64(), "{name} names {blob}");
+                }
+            }
+        }
     }
 
     /// Flips one bit in the middle of an object, keeping its length.

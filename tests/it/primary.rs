@@ -478,6 +478,10 @@ async fn truth(state: &State, seen: &Seen, raw: &[u8], cut: Option<usize>) -> Re
             Some(_) => {}
         }
     }
+    // git would also find `name.git` under `name`: here a repository has one name, as rights hang on it.
+    if !state.root.join(repo).join("HEAD").exists() {
+        return plain(404, &[], b"no such repository\n".to_vec());
+    }
     backend(state, seen, &decoded, user, raw, cut).await
 }
 
