@@ -108,7 +108,7 @@ impl Store {
     /// The newest generation record of a repository.
     pub fn newest(&self, repo: &str) -> Option<serde_json::Value> {
         let name = self.generations(repo).into_iter().next()?;
-        Some(serde_json::from_slice(&self.try_get(&name)?).expect("a generation is JSON"))
+        Some(record(&self.try_get(&name)?))
     }
 
     /// Checks what must hold at any time, whatever happened: blobs are named by their bytes, every generation names
@@ -132,7 +132,7 @@ impl Store {
             let mut before: Option<(u64, String)> = None;
             for name in self.list(&format!("{folder}/gen")).iter().rev() {
                 let bytes = self.get(name);
-                let record: serde_json::Value = serde_json::from_slice(&bytes).expect("a generation is JSON");
+                let record = record(&bytes);
                 let number = record["number"].as_u64().expect("a number");
                 if let Some((last, hash)) = before {
                     assert_eq!(number, last + 1, "{name}: a number is missing");
@@ -162,4 +162,12 @@ impl Store {
         bytes[at] ^= 0x10;
         self.put(name, bytes);
     }
+}
+
+/// A generation record: the first line is the record, the second the hash of the first.
+fn record(bytes: &[u8]) -> serde_json::Value {
+    let end = bytes.iter().position(|b| *b == b'\n').expect("a line") + 1;
+    let hash: String = serde_json::from_slice(&bytes[end..]).expect("a hash in the second line");
+    assert_eq!(hex::encode(Sha256::digest(&bytes[..end])), hash, "a generation does not match its hash");
+    serde_json::from_slice(&bytes[..end]).expect("a generation is JSON")
 }
