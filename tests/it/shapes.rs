@@ -381,6 +381,7 @@ pub fn town(dir: &Path) {
         &[],
         &[
             File("README", "town\n"),
+            File("spec", "/src/\n!/src/lib/\n"),
             File("src/lib/deep/one.c", &text),
             File("src/main.c", &more),
             File("docs/big.txt", &big),
