@@ -57,10 +57,6 @@ impl Private {
         mirrored_at(&world, &node, &node.repo_as("alice", "alicepw", &repo.path), &repo);
         Private { world, primary, repo, node }
     }
-
-    fn alice(&self) -> String {
-        self.node.repo_as("alice", "alicepw", &self.repo.path)
-    }
 }
 
 #[test]

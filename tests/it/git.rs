@@ -1,6 +1,5 @@
 //! Runs git as a client with nothing of this machine in its environment, and with a bound on its time.
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -59,24 +58,18 @@ impl Output {
 pub struct Git {
     dir: PathBuf,
     config: Vec<(String, String)>,
-    env: BTreeMap<String, String>,
     limit: Duration,
 }
 
 /// git in `dir`.
 pub fn git(dir: impl AsRef<Path>) -> Git {
-    Git { dir: dir.as_ref().to_owned(), config: Vec::new(), env: BTreeMap::new(), limit: LIMIT }
+    Git { dir: dir.as_ref().to_owned(), config: Vec::new(), limit: LIMIT }
 }
 
 impl Git {
     /// Sets a configuration value for this command and all commands it starts.
     pub fn config(mut self, key: &str, value: &str) -> Self {
         self.config.push((key.to_owned(), value.to_owned()));
-        self
-    }
-
-    pub fn env(mut self, key: &str, value: &str) -> Self {
-        self.env.insert(key.to_owned(), value.to_owned());
         self
     }
 
@@ -125,7 +118,6 @@ impl Git {
         for (n, (key, value)) in config.iter().enumerate() {
             command.env(format!("GIT_CONFIG_KEY_{n}"), key).env(format!("GIT_CONFIG_VALUE_{n}"), value);
         }
-        command.envs(&self.env);
         command
     }
 }

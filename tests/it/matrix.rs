@@ -485,16 +485,12 @@ matrix! {
     clones_v1: CLONES 1;
     clones_v0: CLONES 0;
     increments_v2: INCREMENTS 2;
-    increments_v1: INCREMENTS 1;
     increments_v0: INCREMENTS 0;
     shallow_v2: SHALLOW 2;
-    shallow_v1: SHALLOW 1;
     shallow_v0: SHALLOW 0;
     deepen_v2: DEEPEN 2;
-    deepen_v1: DEEPEN 1;
     deepen_v0: DEEPEN 0;
     filters_v2: FILTERS 2;
-    filters_v1: FILTERS 1;
     filters_v0: FILTERS 0;
     lazy_v2: LAZY 2;
     lazy_v0: LAZY 0;

@@ -1,6 +1,5 @@
 //! Runs packmirror: nodes that serve, and the other commands, as child processes.
 
-use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -18,7 +17,6 @@ pub struct Setup {
     store: String,
     pub cache: PathBuf,
     settings: Vec<String>,
-    env: BTreeMap<String, String>,
 }
 
 impl Setup {
@@ -29,7 +27,6 @@ impl Setup {
             store: world.store.url.clone(),
             cache: world.unused("cache"),
             settings: vec!["log_format = \"text\"".into(), "log_level = \"debug\"".into()],
-            env: BTreeMap::new(),
         }
     }
 
@@ -38,11 +35,6 @@ impl Setup {
         let key = line.split('=').next().unwrap_or_default().trim().to_owned();
         self.settings.retain(|l| l.split('=').next().unwrap_or_default().trim() != key);
         self.settings.push(line.to_owned());
-        self
-    }
-
-    pub fn env(mut self, key: &str, value: &str) -> Self {
-        self.env.insert(key.into(), value.into());
         self
     }
 
@@ -68,7 +60,7 @@ impl Setup {
         }
         command.current_dir(&self.folder).args(first);
         command.arg("--config").arg(&file).args(["--primary", &self.primary, "--store", &self.store]);
-        command.arg("--cache-dir").arg(cache).envs(&self.env).env("RUST_BACKTRACE", "1");
+        command.arg("--cache-dir").arg(cache).env("RUST_BACKTRACE", "1");
         command
     }
 
@@ -159,10 +151,6 @@ impl Node {
 
     pub fn cache(&self) -> &Path {
         &self.setup.cache
-    }
-
-    pub fn setup(&self) -> &Setup {
-        &self.setup
     }
 
     pub fn pid(&self) -> u32 {

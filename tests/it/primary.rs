@@ -55,11 +55,6 @@ impl Seen {
         let line = format!("command={command}");
         self.body.get(4..4 + line.len()) == Some(line.as_bytes())
     }
-
-    /// Whether it asks for objects, in any protocol version.
-    pub fn wants(&self) -> bool {
-        self.path.ends_with("/git-upload-pack") && self.body.windows(5).any(|w| w == b"want ")
-    }
 }
 
 /// How a request may go wrong.
@@ -86,7 +81,6 @@ type Test = Box<dyn Fn(&Seen) -> bool + Send>;
 struct Fault {
     when: Test,
     what: Wrong,
-    left: Option<u32>,
 }
 
 #[derive(Default, Clone)]
@@ -206,12 +200,7 @@ impl Primary {
 
     /// Lets requests that `when` picks go wrong; later faults are asked first.
     pub fn fault(&self, what: Wrong, when: impl Fn(&Seen) -> bool + Send + 'static) {
-        self.state.faults.lock().unwrap().push(Fault { when: Box::new(when), what, left: None });
-    }
-
-    /// The same, for the first `times` of them.
-    pub fn fault_times(&self, times: u32, what: Wrong, when: impl Fn(&Seen) -> bool + Send + 'static) {
-        self.state.faults.lock().unwrap().push(Fault { when: Box::new(when), what, left: Some(times) });
+        self.state.faults.lock().unwrap().push(Fault { when: Box::new(when), what });
     }
 
     pub fn heal(&self) {
@@ -381,12 +370,8 @@ async fn handle(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
 
 async fn answer(state: &State, seen: &Seen, raw: &[u8]) -> Response<Body> {
     let wrong = {
-        let mut faults = state.faults.lock().unwrap();
-        let found = faults.iter_mut().rev().find(|f| f.left != Some(0) && (f.when)(seen));
-        found.map(|fault| {
-            fault.left = fault.left.map(|n| n - 1);
-            fault.what.clone()
-        })
+        let faults = state.faults.lock().unwrap();
+        faults.iter().rev().find(|f| (f.when)(seen)).map(|f| f.what.clone())
     };
     match wrong {
         None => truth(state, seen, raw, None).await,
