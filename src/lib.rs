@@ -2,7 +2,7 @@
 //!
 //! The rooms, from the outside in; each uses only rooms below it:
 //!
-//! - [`cli`]: one file per command. [`config`]: the settings.
+//! - [`cli`]: one file per command. [`config`]: the settings. [`telemetry`]: log and metrics.
 //! - [`serve`]: Git over HTTP for clients, health, metrics.
 //! - [`mirror`]: the heart: an open repository, sync, comparison, freshness.
 //! - [`primary`], [`local`], [`store`]: the other end, this node's memory, the bucket.
@@ -17,3 +17,4 @@ pub mod primary;
 pub mod retry;
 pub mod serve;
 pub mod store;
+pub mod telemetry;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `packmirror` binary: arguments in, exit code out.
+
+fn main() -> std::process::ExitCode {
+    packmirror::cli::main()
+}

@@ -1,1 +1,235 @@
-//! (being built)
+//! The command line: what it offers, and the way from arguments to an exit code.
+//!
+//! One file per command, each with its arguments and a `run`. Settings are flags of every command, made from
+//! the table of settings (`flags`). Results go to stdout, everything else to stderr.
+//! Relies on: `config` for settings, `telemetry` for the log, and the rooms below for the work.
+//! Elsewhere: anything that a server or another program could want too.
+
+pub mod completions;
+pub mod config;
+pub mod demo;
+pub mod doctor;
+pub mod exit;
+pub mod export;
+pub mod flags;
+pub mod ls;
+pub mod progress;
+pub mod rows;
+pub mod serve;
+pub mod status;
+pub mod sync;
+pub mod table;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Inputs, Loaded, LogFormat, load};
+use crate::telemetry::log;
+use exit::Failure;
+use flags::Flags;
+
+const EXAMPLES: &str = "\
+Examples:
+  See it work, with a small primary made for the occasion:
+    packmirror demo
+
+  Mirror a Git host into a directory on this machine, then clone through it:
+    packmirror serve --primary https://git.example.com
+    git clone http://127.0.0.1:8080/team/app.git
+
+  The same into a bucket, for a region:
+    packmirror serve --primary https://git.example.com --store s3://bucket/prefix \\
+        --listen 0.0.0.0:8080
+
+  Let git use the mirror for every clone of that host:
+    git config --global url.\"http://127.0.0.1:8080/\".insteadOf https://git.example.com/
+
+Settings come from flags, PACKMIRROR__… variables and a TOML file, in that order of strength;
+`packmirror config` shows what holds and why. `packmirror help COMMAND` lists all settings as flags.";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    it failed; the message says why
+  2    wrong arguments or settings
+  3    the bucket or the primary did not answer; trying again later can help
+  4    there is no such repository in the mirror
+  130  interrupted";
+
+/// A Git mirror whose disk is a bucket.
+#[derive(Debug, Parser)]
+#[command(name = "packmirror", version, about, long_about = None)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+#[command(subcommand_required = true, arg_required_else_help = true, max_term_width = 110)]
+pub struct Cli {
+    /// Settings given as flags.
+    #[command(flatten)]
+    pub flags: Flags,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// All commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve clones and fetches, and keep the mirror true
+    Serve(serve::Args),
+    /// Show the mirror at work: clone, push and fetch through it, and prove the result
+    Demo(demo::Args),
+    /// Bring repositories up to date now
+    Sync(sync::Args),
+    /// List the repositories in the bucket
+    Ls(ls::Args),
+    /// Show how each repository stands against the primary
+    Status(status::Args),
+    /// Write a repository from the bucket as a plain bare repository; needs no primary
+    Export(export::Args),
+    /// Examine store, primary and this machine, and explain what is wrong
+    Doctor(doctor::Args),
+    /// Print the effective settings as TOML, without secrets
+    Config(config::Args),
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // stderr may be closed; the exit code still tells.
+            let _ = writeln!(std::io::stderr(), "packmirror: {failure}");
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    if let Command::Completions(args) = &cli.command {
+        return completions::run(args);
+    }
+    let flags = cli.flags;
+    let loaded = load(&Inputs::from_process(flags.config.clone(), flags.given.clone())?)?;
+    start_log(&cli.command, &loaded)?;
+    if let Command::Config(args) = &cli.command {
+        return config::run(args, &loaded);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(async {
+        match &cli.command {
+            Command::Serve(args) => serve::run(args, &loaded).await,
+            Command::Demo(args) => demo::run(args, &flags).await,
+            Command::Sync(args) => sync::run(args, &loaded).await,
+            Command::Ls(args) => ls::run(args, &loaded).await,
+            Command::Status(args) => status::run(args, &loaded).await,
+            Command::Export(args) => export::run(args, &loaded).await,
+            Command::Doctor(args) => doctor::run(args, &loaded).await,
+            Command::Config(_) | Command::Completions(_) => Ok(()),
+        }
+    });
+    // Blocking work that was abandoned must not hold up the end of the process.
+    runtime.shutdown_background();
+    done
+}
+
+/// `serve` and `sync` tell what they do at the chosen level; commands that answer a question are quiet below
+/// warnings unless a level was asked for.
+fn start_log(command: &Command, loaded: &Loaded) -> Result<(), Failure> {
+    let asked = loaded
+        .origins
+        .get("log_level")
+        .is_some_and(|origin| *origin != crate::config::error::Origin::Default);
+    let level = match command {
+        Command::Serve(_) | Command::Sync(_) => &loaded.settings.log_level,
+        _ if asked => &loaded.settings.log_level,
+        _ => "warn",
+    };
+    let json = match loaded.settings.log_format {
+        LogFormat::Auto => None,
+        LogFormat::Text => Some(false),
+        LogFormat::Json => Some(true),
+    };
+    log::start(level, json).map_err(Failure::usage)
+}
+
+/// Writes a result to stdout. A reader that has gone away is no failure.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    use crate::config::keys::KEYS;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn settings_are_flags_before_and_after_the_command() {
+        for line in [
+            ["packmirror", "--store", "/s", "ls"].as_slice(),
+            &["packmirror", "ls", "--store", "/s"],
+            &["packmirror", "ls", "--store=/s"],
+        ] {
+            let cli = Cli::try_parse_from(line).unwrap();
+            assert_eq!(cli.flags.given, [("store", vec!["/s".to_owned()])], "{line:?}");
+        }
+        let line = [
+            "packmirror",
+            "serve",
+            "--mirror",
+            "a/*",
+            "--mirror",
+            "!a/{b,c}",
+            "--insecure-primary",
+            "--config",
+            "f",
+        ];
+        let cli = Cli::try_parse_from(line).unwrap();
+        assert_eq!(cli.flags.config.as_deref(), Some("f".as_ref()));
+        assert_eq!(
+            cli.flags.given,
+            [
+                ("insecure_primary", vec!["true".to_owned()]),
+                ("mirror", vec!["a/*".to_owned(), "!a/{b,c}".to_owned()])
+            ]
+        );
+        assert!(Cli::try_parse_from(["packmirror", "serve", "--freshness", "fresh"]).is_err());
+        assert!(Cli::try_parse_from(["packmirror", "serve", "--credential", "user:password"]).is_err());
+    }
+
+    #[test]
+    fn long_help_names_each_flag_with_default_and_variable() {
+        let mut command = Cli::command();
+        command.build();
+        for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
+            let help = sub.render_long_help().to_string();
+            let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+            for key in KEYS {
+                let Some(flag) = key.flag() else { continue };
+                assert!(help.contains(&format!("--{flag}")), "{}: {flag}", sub.get_name());
+                assert!(
+                    help.contains(&format!("[default: {}]", key.default_text())),
+                    "{}: {flag}",
+                    sub.get_name()
+                );
+                assert!(help.contains(&key.env()), "{}: {flag}", sub.get_name());
+            }
+        }
+        let short = command.find_subcommand_mut("serve").unwrap().render_help().to_string();
+        assert!(short.contains("--store") && !short.contains("--limits-object"), "{short}");
+    }
+}

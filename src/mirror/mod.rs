@@ -1,1 +1,240 @@
-//! (being built)
+//! The heart: the repositories of this node, each with its open snapshot and its worker.
+//!
+//! - [`snapshot`]: one published state, open for reading. [`blocks`]: the bytes of its packs.
+//! - [`repo`]: a repository's newest snapshot and its health. [`worker`]: the loop that keeps it true.
+//! - [`sync`]: one comparison and what follows. [`ingest`]: a received pack becomes a layer.
+//! - [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
+//!
+//! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: HTTP and clients (`serve`).
+
+pub mod blocks;
+pub mod export;
+pub mod health;
+pub mod ingest;
+pub mod repo;
+pub mod snapshot;
+pub mod sync;
+pub mod worker;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use gix_hash::ObjectId;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{ConfigError, Selection, Settings};
+use crate::git::path::RepoPath;
+use crate::local::Local;
+use crate::mirror::repo::Repo;
+use crate::mirror::snapshot::Snapshot;
+use crate::mirror::sync::SyncError;
+use crate::primary::Primary;
+use crate::retry::Policy;
+use crate::store::{Bucket, nonce};
+
+/// How long "the bucket has no such repository" is believed before the bucket is listed again.
+const ABSENT_FOR: Duration = Duration::from_secs(5);
+/// At most this many absent paths are remembered; past it all are forgotten.
+const MAX_ABSENT: usize = 10_000;
+/// The bound of the wait after a first failed sync; it doubles up to the interval of comparisons.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// Repositories whose paths hash alike wait for each other's first opening; others do not.
+const OPENING_TURNS: usize = 64;
+
+/// Everything a node knows and uses. Shared; all methods take `&self`.
+pub struct Mirror {
+    /// The settings the node was started with.
+    pub settings: Settings,
+    /// The shared objects.
+    pub bucket: Bucket,
+    /// This node's cache.
+    pub local: Local,
+    /// The other end.
+    pub primary: Primary,
+    node: String,
+    selection: Selection,
+    backoff: Policy,
+    sync_permits: Semaphore,
+    repos: Mutex<HashMap<RepoPath, Arc<Repo>>>,
+    absent: Mutex<HashMap<RepoPath, Instant>>,
+    opening: [tokio::sync::Mutex<()>; OPENING_TURNS],
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Mirror {
+    /// Puts the parts together. Nothing runs yet; workers start with the repositories they belong to.
+    pub fn new(
+        settings: Settings,
+        bucket: Bucket,
+        local: Local,
+        primary: Primary,
+        stop: CancellationToken,
+    ) -> Result<Arc<Self>, ConfigError> {
+        let backoff = Policy::new(FIRST_BACKOFF, settings.compare_every.max(FIRST_BACKOFF));
+        Ok(Arc::new(Self {
+            node: nonce(),
+            selection: settings.selection()?,
+            backoff,
+            sync_permits: Semaphore::new(0),
+            repos: Mutex::default(),
+            absent: Mutex::default(),
+            opening: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+            tasks: TaskTracker::new(),
+            settings,
+            bucket,
+            local,
+            primary,
+            stop,
+        }))
+    }
+
+    /// Lets syncs begin: the store has shown that it keeps its promises. Before that nothing is written.
+    pub fn store_is_sound(&self) {
+        self.sync_permits.add_permits(self.settings.max_syncs.max(1));
+    }
+
+    /// Says whether the settings select this repository for mirroring.
+    pub fn selects(&self, path: &RepoPath) -> bool {
+        self.selection.selects(path.as_str())
+    }
+
+    /// The repositories this node has open or is syncing.
+    pub fn repos(&self) -> Vec<Arc<Repo>> {
+        let mut repos: Vec<_> = self.lock_repos().values().cloned().collect();
+        repos.sort_by(|a, b| a.path.cmp(&b.path));
+        repos
+    }
+
+    fn lock_repos(&self) -> std::sync::MutexGuard<'_, HashMap<RepoPath, Arc<Repo>>> {
+        self.repos.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The repository, if this node or the bucket has it. A first question about a path costs one listing.
+    ///
+    /// A repository without a snapshot is one that was never published: it is being synced for the first time.
+    pub async fn find(self: &Arc<Self>, path: &RepoPath) -> Result<Option<Arc<Repo>>, SyncError> {
+        let known = self.lock_repos().get(path).cloned();
+        if known.as_ref().is_some_and(|repo| repo.snapshot().is_some()) || self.was_absent(path) {
+            return Ok(known);
+        }
+        // One opening at a time keeps a crowd at a cold node from listing the bucket together.
+        let _turn = self.opening[slot(path)].lock().await;
+        let known = self.lock_repos().get(path).cloned();
+        if known.as_ref().is_some_and(|repo| repo.snapshot().is_some()) || self.was_absent(path) {
+            return Ok(known);
+        }
+        let repo = known.clone().unwrap_or_else(|| Arc::new(Repo::new(path.clone())));
+        if self.refresh(&repo).await?.is_some() {
+            return Ok(Some(self.start(repo)));
+        }
+        let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+        if absent.len() >= MAX_ABSENT {
+            absent.clear();
+        }
+        absent.insert(path.clone(), Instant::now());
+        Ok(known)
+    }
+
+    fn was_absent(&self, path: &RepoPath) -> bool {
+        let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+        absent.get(path).is_some_and(|t| t.elapsed() < ABSENT_FOR)
+    }
+
+    /// Takes up a repository that the primary has shown: its first sync starts at once, one however many ask.
+    pub fn adopt(self: &Arc<Self>, path: &RepoPath) -> Arc<Repo> {
+        let known = self.lock_repos().get(path).cloned();
+        let repo = known.unwrap_or_else(|| self.start(Arc::new(Repo::new(path.clone()))));
+        if repo.snapshot().is_none() {
+            repo.ask();
+        }
+        repo
+    }
+
+    /// Enters the repository, unless somebody was faster, and starts its worker.
+    fn start(self: &Arc<Self>, repo: Arc<Repo>) -> Arc<Repo> {
+        let mut repos = self.lock_repos();
+        if let Some(known) = repos.get(&repo.path) {
+            return Arc::clone(known);
+        }
+        repos.insert(repo.path.clone(), Arc::clone(&repo));
+        self.tasks.spawn(worker::run(Arc::clone(self), Arc::clone(&repo), self.stop.clone()));
+        repo
+    }
+
+    /// Opens the newest generation of the bucket, if it is newer than what is open.
+    pub async fn refresh(&self, repo: &Repo) -> Result<Option<Arc<Snapshot>>, SyncError> {
+        let open = repo.snapshot();
+        let newer = match &open {
+            Some(open) => self.bucket.after(&repo.path, open.generation.number).await?,
+            None => self.bucket.newest(&repo.path).await?,
+        };
+        let Some(generation) = newer else { return Ok(open) };
+        match Snapshot::open(&self.local, generation, open.as_deref()).await {
+            Ok(snapshot) => Ok(Some(repo.install(snapshot))),
+            Err(e) => {
+                if e.needs_repair() {
+                    repo.report_damage();
+                }
+                Err(e.into())
+            }
+        }
+    }
+
+    /// Waits until the published state holds all of `oids`, within `limit`: first another node's work is looked for,
+    /// then the primary is asked. `None`: it does not, and the primary is the one to answer.
+    pub async fn catch_up(&self, repo: &Repo, oids: &[ObjectId], limit: Duration) -> Option<Arc<Snapshot>> {
+        let holds = |snapshot: Option<Arc<Snapshot>>| snapshot.filter(|s| oids.iter().all(|o| s.stack.lookup(o).is_some()));
+        let work = async {
+            if let Ok(snapshot) = self.refresh(repo).await
+                && let Some(snapshot) = holds(snapshot)
+            {
+                return Some(snapshot);
+            }
+            let ticket = repo.ask();
+            repo.settled(ticket).await;
+            holds(repo.snapshot())
+        };
+        tokio::time::timeout(limit, work).await.ok().flatten()
+    }
+
+    /// Opens what the bucket holds already, so that comparisons begin without waiting for clients.
+    pub async fn take_up_all(self: &Arc<Self>) -> Result<usize, SyncError> {
+        let paths = self.bucket.repos().await?;
+        let mut taken = 0;
+        for path in paths.iter().filter(|path| self.selects(path)) {
+            let known = self.lock_repos().contains_key(path);
+            if !known {
+                self.start(Arc::new(Repo::new(path.clone())));
+                taken += 1;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// When a worker that has just started compares for the first time: spread over one interval.
+    fn first_comparison(&self) -> Duration {
+        self.settings.compare_every.mul_f64(rand::random::<f64>())
+    }
+
+    /// Waits until all workers have ended; `stop` must be cancelled before.
+    pub async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+fn slot(path: &RepoPath) -> usize {
+    use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+    (BuildHasherDefault::<DefaultHasher>::default().hash_one(path) % OPENING_TURNS as u64) as usize
+}
+
+impl std::fmt::Debug for Mirror {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Mirror(of {})", self.primary.name())
+    }
+}

@@ -1,1 +1,59 @@
-//! (being built)
+//! Inside a pack: entries, the graph, the stack of layers, and what is made from them.
+//!
+//! Everything here is pure: bytes in, values out; no socket, clock or file. Bytes of packs are
+//! read through [`Source`], which the caller implements over files, a cache or a bucket.
+//!
+//! - [`entry`], [`delta`], [`object`]: the bytes of packs and of objects, as git defines them.
+//! - [`graph`]: what one layer knows about its objects, as a file that is mapped, not parsed.
+//! - [`layer`], [`stack`]: a pack's `.idx` and graph together; the layers of one repository.
+//! - [`decode`]: the bytes of one object through its chain of deltas.
+//! - [`walk`], [`shallow`], [`negotiate`], [`reach`]: questions about history, answered by the graph.
+//! - [`rules`], [`sparse`], [`trees`]: filters, and the tree walks that some requests cannot do without.
+//! - [`select`]: which objects a request gets. [`plan`]: how they lie in its pack.
+//! - [`encode`], [`send`], [`write`](mod@write): the pack itself.
+//!
+//! Elsewhere: what is asked and answered on the wire (`git`), where packs are kept (`store`, `local`).
+pub mod decode;
+pub mod delta;
+pub mod encode;
+pub mod entry;
+pub mod graph;
+pub mod layer;
+mod lru;
+pub mod negotiate;
+pub mod object;
+pub mod plan;
+pub mod reach;
+pub mod rules;
+pub mod select;
+pub mod send;
+pub mod set;
+pub mod shallow;
+pub mod sparse;
+pub mod stack;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod trees;
+pub mod walk;
+pub mod write;
+
+pub use decode::{DecodeError, Scratch};
+pub use graph::{Damaged, Graph};
+pub use layer::Layer;
+pub use plan::{Plan, PlanOptions};
+pub use reach::Reach;
+pub use select::{Query, Selection, select};
+pub use send::{Sender, Step};
+pub use stack::Stack;
+
+/// An object of a [`Stack`]: first gid of its layer + position of its entry in that layer's pack.
+///
+/// Canonical gids (what [`Stack::lookup`] gives) name each object once, in the lowest layer that
+/// holds it. A gid means nothing outside the stack it came from.
+pub type Gid = u32;
+
+/// Where bytes of packs come from. Blocking; called off the async threads.
+pub trait Source: Send + Sync {
+    /// Reads exactly the bytes `range` of the pack of `layer` (an index into [`Stack::layers`]).
+    fn read(&self, layer: usize, range: std::ops::Range<u64>) -> std::io::Result<bytes::Bytes>;
+}

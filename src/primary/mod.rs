@@ -1,1 +1,202 @@
-//! (being built)
+//! The other end: the Git host that is mirrored.
+//!
+//! [`Primary::send`] passes one request of a client on and streams the answer back, with the client's own
+//! headers and nothing of ours. [`Primary::refs`] and [`Primary::fetch`] are our own client, for sync, with
+//! the service credential. [`Grants`] asks the primary whether a client may read.
+//! Relies on: one origin fixed in the settings, which no request ever leaves: redirects are not followed.
+//! Everything is dropped to cancel it: dropping a [`Response`] or a [`Pack`] aborts the request behind it.
+//! Elsewhere: which request is answered from where (`serve`), what is done with a pack (`mirror`).
+
+mod answer;
+mod body;
+mod cgi;
+mod client;
+#[cfg(test)]
+mod client_tests;
+mod credential;
+mod directory;
+mod error;
+mod grants;
+#[cfg(test)]
+mod grants_tests;
+mod http;
+mod idle;
+mod pack_stream;
+mod pass;
+#[cfg(test)]
+mod pass_tests;
+mod settings;
+#[cfg(test)]
+mod testing;
+
+use std::sync::Arc;
+
+use ::http::{HeaderMap, Method, StatusCode};
+use tokio::time::Instant;
+
+use crate::git::path::{Endpoint, RepoPath};
+
+pub use body::{Body, Pieces, RequestPieces};
+pub use client::{Auth, FetchSpec, Seen};
+pub use credential::{BadCredential, Credential};
+pub use error::PrimaryError;
+pub use grants::{Denial, Grant, Grants, Refusal};
+pub use pack_stream::{Pack, Progress};
+pub use pass::{BadHeaders, ClientHeaders};
+pub use settings::{BadLocation, Location, PrimarySettings, Timeouts};
+
+/// The primary, ready to be asked. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Primary(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: PrimarySettings,
+    /// For clients' requests. It has no way to the service credential.
+    pass: Backend,
+    /// For our own requests: other connections, so that nothing of ours can stick to a client's.
+    own: Backend,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Http(http::Http),
+    Directory(Arc<cgi::Cgi>),
+}
+
+/// A client's request to be passed on.
+#[derive(Debug)]
+pub struct Request {
+    /// GET, HEAD or POST for Git itself; others for what hangs on a repository (LFS).
+    pub method: Method,
+    /// The repository.
+    pub repo: RepoPath,
+    /// The part of it. For [`Endpoint::InfoRefs`] the service makes the query.
+    pub endpoint: Endpoint,
+    /// The raw query for [`Endpoint::Plain`], without `?`.
+    pub query: Option<String>,
+    /// The client's headers.
+    pub client: ClientHeaders,
+    /// The client's body.
+    pub body: Body,
+}
+
+/// The primary's answer, whatever its status.
+pub struct Response {
+    /// The primary's own.
+    pub status: StatusCode,
+    /// The primary's own, but for those of its connection and its host name.
+    pub headers: HeaderMap,
+    /// The body; dropping it aborts the request.
+    pub body: Pieces,
+    /// Set only where a client's own `git-upload-pack` was answered; what [`Grants::observe`] goes by.
+    asked: Option<Asked>,
+}
+
+/// Who asked the primary for which repository, and when.
+#[derive(Clone, Debug)]
+struct Asked {
+    repo: RepoPath,
+    client: ClientHeaders,
+    at: Instant,
+}
+
+impl std::fmt::Debug for Response {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Response").field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+/// One request as a backend sends it: everything decided, nothing added after.
+struct Outgoing {
+    method: Method,
+    repo: RepoPath,
+    endpoint: Endpoint,
+    query: Option<String>,
+    headers: HeaderMap,
+    body: Body,
+}
+
+impl Outgoing {
+    /// The query to send: for `info/refs` only the service, so that nothing can be read in two ways.
+    fn query(&self) -> Option<String> {
+        match &self.endpoint {
+            Endpoint::InfoRefs(service) => service.map(|service| format!("service={}", service.name())),
+            Endpoint::Plain(_) => self.query.clone(),
+            Endpoint::UploadPack | Endpoint::ReceivePack => None,
+        }
+    }
+}
+
+impl Primary {
+    /// Checks the settings and prepares connections; sends nothing.
+    pub async fn open(settings: PrimarySettings) -> Result<Self, PrimaryError> {
+        let (pass, own) = match &settings.location {
+            Location::Http(url) => {
+                let ca = http::read_ca(settings.ca_file.as_deref()).await?;
+                let http = || http::Http::new(url.clone(), &ca, &settings.timeouts);
+                (Backend::Http(http()?), Backend::Http(http()?))
+            }
+            Location::Directory(root) => {
+                let cgi = Arc::new(cgi::Cgi::open(root).await?);
+                (Backend::Directory(cgi.clone()), Backend::Directory(cgi))
+            }
+        };
+        if settings.credential.is_some() && matches!(settings.location, Location::Directory(_)) {
+            tracing::warn!(
+                "the primary is a directory and has no accounts: the service credential is not used"
+            );
+        }
+        Ok(Self(Arc::new(Inner { settings, pass, own })))
+    }
+
+    /// The primary's address as it is written into records, logs and grants; it holds no secret.
+    pub fn name(&self) -> String {
+        self.0.settings.location.to_string()
+    }
+
+    /// The settings it was opened with.
+    pub fn settings(&self) -> &PrimarySettings {
+        &self.0.settings
+    }
+
+    /// Passes a client's request on, once, and gives the primary's answer, whatever its status. Both bodies are
+    /// streamed with a bounded amount in flight. An error means that there was no answer.
+    pub async fn send(&self, request: Request) -> Result<Response, PrimaryError> {
+        let asks = request.method == Method::POST && request.endpoint == Endpoint::UploadPack;
+        let asked = asks.then(|| Asked {
+            repo: request.repo.clone(),
+            client: request.client.clone(),
+            at: Instant::now(),
+        });
+        let outgoing = Outgoing {
+            method: request.method,
+            repo: request.repo,
+            endpoint: request.endpoint,
+            query: request.query,
+            headers: request.client.all().clone(),
+            body: request.body,
+        };
+        let mut response = self.exchange(&self.0.pass, outgoing).await?;
+        response.asked = asked;
+        Ok(response)
+    }
+
+    /// Sends a request of our own.
+    async fn ask(&self, outgoing: Outgoing) -> Result<Response, PrimaryError> {
+        self.exchange(&self.0.own, outgoing).await
+    }
+
+    /// Sends to a backend and watches both directions for silence.
+    async fn exchange(&self, backend: &Backend, mut outgoing: Outgoing) -> Result<Response, PrimaryError> {
+        let watch = idle::Watch::new(self.0.settings.timeouts.idle);
+        outgoing.body = watch.over_request(outgoing.body);
+        let mut response = match backend {
+            Backend::Http(http) => watch.over_head(http.send(outgoing)).await??,
+            Backend::Directory(cgi) => watch.over_head(cgi.send(outgoing)).await??,
+        };
+        response.headers = pass::response_headers(&response.headers);
+        response.body = watch.over_answer(response.body);
+        Ok(response)
+    }
+}

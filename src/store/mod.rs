@@ -1,1 +1,43 @@
-//! (being built)
+//! The bucket: blobs named by their content, generations created once, and the probe that decides whether a store may
+//! be used at all.
+//!
+//! The bucket is the only state that nodes share and create-if-absent is the only lock: blobs go up first, then the
+//! generation record that names them is created under a number that exactly one writer wins. Keys:
+//!
+//! ```text
+//! <prefix>/format                           layout version, created once
+//! <prefix>/blobs/<aa>/<sha256>.<kind>       pack | idx | graph | refs
+//! <prefix>/repos/<repo>/gen/<number>        generation records, newest first in a listing
+//! <prefix>/nodes/<node>                     what each node last said of itself
+//! <prefix>/.probe/<nonce>…                  what a probe leaves when it is cut short
+//! ```
+//!
+//! Relies on: a store with create-if-absent (checked by [`Bucket::probe`]). Elsewhere: what is inside packs and graphs
+//! ([`crate::pack`]), keeping bytes on this node ([`crate::local`]), when to publish ([`crate::mirror`]).
+
+mod blob;
+mod blobs;
+mod bucket;
+mod credentials;
+mod error;
+#[doc(hidden)]
+pub mod faulty;
+mod generation;
+mod generations;
+mod nodes;
+mod open;
+mod probe;
+mod upload;
+
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod suite;
+
+pub use blob::{BadBlobId, BlobId, BlobKind, BlobRef};
+pub use bucket::{Bucket, LAYOUT, Retry};
+pub use error::StoreError;
+pub use generation::{Generation, LayerRef, VERSION, nonce};
+pub use generations::Publish;
+pub use open::StoreOptions;
+pub use probe::{Probe, ProbeFailed, Step};

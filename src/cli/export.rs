@@ -1,0 +1,55 @@
+//! `packmirror export REPO DIR`: a plain bare repository from the bucket alone; works with the primary gone.
+
+use std::path::PathBuf;
+
+use super::exit::Failure;
+use super::exit::Exit;
+use super::print;
+use super::progress::{Board, Unit};
+use super::table::safe;
+use crate::config::Loaded;
+use crate::git::path::RepoPath;
+use crate::mirror::export::{ExportError, export};
+use crate::serve::node;
+
+const EXAMPLES: &str = "\
+Examples:
+  packmirror export --store s3://bucket/prefix team/app.git app.git
+  git -C app.git fsck --strict && git clone app.git app";
+
+/// Arguments of `export`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The repository, named as in its URL without the leading slash
+    #[arg(value_name = "REPO")]
+    pub repo: String,
+    /// Directory to make; it must not exist or be empty
+    #[arg(value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pub dir: PathBuf,
+}
+
+/// Writes the repository.
+pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
+    let repo = RepoPath::parse(args.repo.trim_matches('/')).map_err(Failure::usage)?;
+    let bucket = node::bucket(&loaded.settings).await.map_err(Failure::failed)?;
+    let board = Board::new();
+    let task = board.task(repo.as_str());
+    task.phase("downloading", Unit::Bytes, None);
+    let done = |so_far, total| task.set(so_far, Some(total));
+    let exported = export(&bucket, &repo, &args.dir, &done).await;
+    task.finish(if exported.is_ok() { "done" } else { "failed" });
+    let generation = exported.map_err(|error| match error {
+        ExportError::Unknown(_) => Failure::new(Exit::NoRepository, error),
+        ExportError::Exists(_) => Failure::usage(error),
+        ExportError::Store(error) => Failure::store(error),
+        ExportError::Disk { .. } => Failure::failed(error),
+    })?;
+    print(&format!(
+        "{}: generation {}, {} refs, from the bucket alone. Check it with: git -C {} fsck --strict\n",
+        safe(&args.dir.display().to_string()),
+        generation.number,
+        generation.ref_count,
+        safe(&args.dir.display().to_string()),
+    ))
+}

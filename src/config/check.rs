@@ -1,0 +1,225 @@
+//! Checks of whole settings: what types alone cannot say. Each refusal tells what to write instead.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use url::{Host, Url};
+
+use super::error::{ConfigError, Origin};
+use super::{GRANT_TTL_MAX, Selection, Settings};
+use crate::telemetry::log;
+
+/// The smallest cache that still holds a few blocks of each pack in flight.
+const CACHE_MIN: u64 = 64 << 20;
+
+/// Refuses settings that cannot work or that would be unsafe.
+pub fn check(settings: &Settings, origins: &BTreeMap<&'static str, Origin>) -> Result<(), ConfigError> {
+    let bad = |key: &'static str, why: String, write: &str| {
+        let origin = origins.get(key).cloned().unwrap_or(Origin::Default);
+        Err(ConfigError::Bad { key, origin, why, write: write.to_owned() })
+    };
+    if let Some(primary) = &settings.primary
+        && let Err((why, write)) = primary_fits(primary, settings.insecure_primary)
+    {
+        return bad("primary", why, &write);
+    }
+    if let Err((why, write)) = store_fits(&settings.store) {
+        return bad("store", why, &write);
+    }
+    if settings.store.starts_with("s3://")
+        && let Some(endpoint) = &settings.s3.endpoint
+        && let Err((why, write)) = endpoint_fits(endpoint, settings.s3.allow_http)
+    {
+        return bad("s3.endpoint", why, &write);
+    }
+    for (key, path) in [
+        ("cache_dir", Some(&settings.cache_dir)),
+        ("credential_file", settings.credential_file.as_ref()),
+        ("primary_ca_file", settings.primary_ca_file.as_ref()),
+    ] {
+        if path.is_some_and(|path| !path.is_absolute()) {
+            return bad(
+                key,
+                "\"~\" is not expanded here, and a path must not be empty".into(),
+                "the full path",
+            );
+        }
+    }
+    if settings.cache_max < CACHE_MIN {
+        return bad(
+            "cache_max",
+            "the cache would hold too few blocks to serve from".into(),
+            "\"64MiB\" or more",
+        );
+    }
+    if let Err(why) = log::filter(&settings.log_level) {
+        return bad(
+            "log_level",
+            why.to_string(),
+            "error, warn, info, debug or trace, or a filter such as packmirror=debug,warn",
+        );
+    }
+    if let Err(glob) = Selection::new(&settings.mirror) {
+        return bad(
+            "mirror",
+            format!("\"{}\": {}", glob.glob, glob.why),
+            "globs such as [\"team/*\", \"!team/secret\"]",
+        );
+    }
+    if settings.grant_ttl > GRANT_TTL_MAX {
+        return bad(
+            "grant_ttl",
+            "a revoked credential would be served for too long".into(),
+            "\"5m\" or less",
+        );
+    }
+    for (key, pace) in [
+        ("compare_every", settings.compare_every),
+        ("max_age", settings.max_age),
+        ("primary_connect_timeout", settings.primary_connect_timeout),
+        ("primary_read_timeout", settings.primary_read_timeout),
+        ("limits.client_timeout", settings.limits.client_timeout),
+    ] {
+        if pace < Duration::from_secs(1) {
+            return bad(key, "it is shorter than a second".into(), "\"1s\" or more");
+        }
+    }
+    for (key, count) in [
+        ("max_syncs", settings.max_syncs),
+        ("max_serving", settings.max_serving),
+        ("limits.connections", settings.limits.connections),
+    ] {
+        if count == 0 {
+            return bad(key, "nothing could ever run".into(), "a whole number above zero");
+        }
+    }
+    for (key, bytes) in
+        [("limits.request", settings.limits.request), ("limits.object", settings.limits.object)]
+    {
+        if bytes < 64 << 10 {
+            return bad(key, "ordinary requests would be refused".into(), "\"64KiB\" or more");
+        }
+    }
+    Ok(())
+}
+
+type Wrong = (String, String);
+
+fn wrong(why: &str, write: &str) -> Result<(), Wrong> {
+    Err((why.to_owned(), write.to_owned()))
+}
+
+fn primary_fits(primary: &str, insecure: bool) -> Result<(), Wrong> {
+    if !primary.contains("://") {
+        return if Path::new(primary).is_absolute() {
+            Ok(())
+        } else if primary.contains('@') {
+            wrong("SSH is not spoken to a primary", "its HTTPS URL, such as \"https://git.example.com\"")
+        } else {
+            let host = primary.split('/').next().unwrap_or_default();
+            wrong(
+                &format!("there is no directory \"{}\"", printable(primary)),
+                &format!("\"https://{}\" for a host, or the full path of a directory", printable(host)),
+            )
+        };
+    }
+    let Ok(url) = Url::parse(primary) else {
+        return wrong("it is not a URL", "for example \"https://git.example.com\"");
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return wrong(
+            "it carries a credential, which would end up in logs",
+            "the URL without it, and the credential as credential_file or PACKMIRROR__CREDENTIAL",
+        );
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return wrong("it has a query or a fragment", "host and path only");
+    }
+    match url.scheme() {
+        "https" => Ok(()),
+        "http" if insecure || is_loopback(&url) => Ok(()),
+        "http" => wrong(
+            "credentials would travel in the clear over plain HTTP",
+            "https://…, or set insecure_primary = true if that network is trusted",
+        ),
+        scheme => {
+            wrong(&format!("{scheme}:// is not spoken to a primary"), "its https:// URL, or a directory")
+        }
+    }
+}
+
+fn store_fits(store: &str) -> Result<(), Wrong> {
+    let Some((scheme, rest)) = store.split_once("://") else {
+        return if Path::new(store).is_absolute() {
+            Ok(())
+        } else {
+            wrong(
+                "\"~\" is not expanded here, and a path must not be empty",
+                "the full path, or s3://BUCKET/PREFIX",
+            )
+        };
+    };
+    match scheme {
+        "s3" => {
+            let bucket = rest.split('/').next().unwrap_or_default();
+            if bucket.is_empty() || bucket.contains(['@', ':', '?', '#']) {
+                return wrong(
+                    "there is no plain bucket name in it",
+                    "s3://BUCKET/PREFIX; credentials come from AWS_… or a profile",
+                );
+            }
+            if rest.contains(['?', '#']) {
+                return wrong(
+                    "it has a query or a fragment",
+                    "s3://BUCKET/PREFIX, and the rest as s3.… settings",
+                );
+            }
+            Ok(())
+        }
+        "file" if rest.starts_with('/') => Ok(()),
+        "file" => wrong("its path is not absolute", "file:///FULL/PATH, or just the path"),
+        "memory" => Ok(()),
+        "http" | "https" => wrong(
+            "a bucket is not named by its server's URL",
+            "s3://BUCKET/PREFIX, and the server as s3.endpoint",
+        ),
+        scheme => wrong(&format!("{scheme}:// is not supported"), "s3://BUCKET/PREFIX or a directory"),
+    }
+}
+
+fn endpoint_fits(endpoint: &str, allow_http: bool) -> Result<(), Wrong> {
+    let Ok(url) = Url::parse(endpoint) else {
+        return wrong("it is not a URL", "for example \"https://s3.example.com\"");
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        return wrong(
+            "it carries a credential",
+            "the URL without it; credentials come from AWS_… or a profile",
+        );
+    }
+    match url.scheme() {
+        "https" => Ok(()),
+        "http" if allow_http || is_loopback(&url) => Ok(()),
+        "http" => wrong(
+            "repositories would travel in the clear over plain HTTP",
+            "https://…, or set s3.allow_http = true if that network is trusted",
+        ),
+        _ => wrong("it is not an HTTP URL", "for example \"https://s3.example.com\""),
+    }
+}
+
+/// Says whether a URL's host is this machine.
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+/// Keeps control characters out of messages.
+fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}

@@ -1,0 +1,260 @@
+//! Settings: one typed value, made from defaults, a TOML file, the environment and flags.
+//!
+//! Later wins: defaults < well-known variables (`AWS_REGION`, `RUST_LOG`, …) < TOML file < `PACKMIRROR__…`
+//! < flags. One table ([`keys::KEYS`]) names every setting with its default and meaning; flags, environment
+//! names, `packmirror config`, and the README's table all come from it. A key that is not in it is an error.
+//! Relies on: figment for merging and typed extraction. Reads no process state itself: the caller passes
+//! file, environment and flags in ([`load::Inputs`]), so tests need no global variables.
+//! Elsewhere: what a setting does (the room that takes it), the flags' place in the command line (`cli::flags`).
+
+pub mod check;
+pub mod error;
+pub mod keys;
+pub mod layers;
+pub mod load;
+pub mod select;
+pub mod show;
+pub mod size;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+
+pub use error::ConfigError;
+pub use load::{Inputs, Loaded, load};
+pub use select::Selection;
+
+/// The longest a cached yes of the primary may live, whatever the settings say.
+pub const GRANT_TTL_MAX: Duration = Duration::from_secs(300);
+
+/// Every effective setting, checked. Field names are the keys of the TOML file; their meaning and default
+/// stand in [`keys::KEYS`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// URL of the primary Git host, or an absolute directory of bare repositories. Not every command needs it:
+    /// see [`Settings::primary`].
+    #[serde(default)]
+    pub primary: Option<String>,
+    /// Allows plain HTTP to a primary that is not on this machine.
+    pub insecure_primary: bool,
+    /// The service credential as given; see [`Settings::credential`]. Never serialised, never printed.
+    #[serde(default, skip_serializing)]
+    credential: Option<SecretString>,
+    /// File that holds the service credential; read anew by each call of [`Settings::credential`].
+    #[serde(default)]
+    pub credential_file: Option<PathBuf>,
+    /// PEM file with further certificate authorities for the primary.
+    #[serde(default)]
+    pub primary_ca_file: Option<PathBuf>,
+    /// How long a connection to the primary may take to open.
+    #[serde(with = "humantime_serde")]
+    pub primary_connect_timeout: Duration,
+    /// How long the primary may be silent within an answer.
+    #[serde(with = "humantime_serde")]
+    pub primary_read_timeout: Duration,
+    /// The bucket: an absolute directory, `file:///…`, `s3://bucket/prefix` or `memory:///`.
+    pub store: String,
+    /// How the S3 server is reached; only used with `s3://`.
+    pub s3: S3,
+    /// Directory of this node's cache; owned by one process.
+    pub cache_dir: PathBuf,
+    /// Bound of the block cache on disk, in bytes.
+    #[serde(with = "size")]
+    pub cache_max: u64,
+    /// Address and port that `serve` listens on; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Globs of the repositories to mirror; see [`Settings::selection`].
+    pub mirror: Vec<String>,
+    /// What happens to a repository that is not selected.
+    pub unselected: Unselected,
+    /// Whether each answer asks the primary.
+    pub freshness: Freshness,
+    /// How old the last comparison may be in `bounded` mode.
+    #[serde(with = "humantime_serde")]
+    pub max_age: Duration,
+    /// How long a yes of the primary is remembered; at most [`GRANT_TTL_MAX`], zero asks every time.
+    #[serde(with = "humantime_serde")]
+    pub grant_ttl: Duration,
+    /// What happens while the primary does not answer.
+    pub on_primary_down: OnPrimaryDown,
+    /// Pace of the comparison of each mirrored repository with the primary.
+    #[serde(with = "humantime_serde")]
+    pub compare_every: Duration,
+    /// How long a fetch waits for a sync that brings what it wants, before it is passed through.
+    #[serde(with = "humantime_serde")]
+    pub sync_wait: Duration,
+    /// Syncs that run at the same time on this node.
+    pub max_syncs: usize,
+    /// Packs that are sent at the same time by this node; beyond it requests queue, then get 503.
+    pub max_serving: usize,
+    /// How long requests in flight may go on after SIGTERM.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+    /// Bounds against oversized input.
+    pub limits: Limits,
+    /// Form of the log.
+    pub log_format: LogFormat,
+    /// Log level or a `tracing` filter.
+    pub log_level: String,
+}
+
+/// How the S3 server behind `s3://` is reached. Credentials are not settings: they come from the chain that
+/// every AWS tool uses (variables, profiles, SSO, web identity, instance roles).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct S3 {
+    /// URL of the S3 server; unset means AWS.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// Region; unset leaves it to the AWS chain.
+    #[serde(default)]
+    pub region: Option<String>,
+    /// Bucket in the path instead of the host name.
+    pub path_style: bool,
+    /// Allows plain HTTP to an endpoint that is not on this machine.
+    pub allow_http: bool,
+}
+
+/// Bounds against oversized or slow input.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Largest request body the mirror reads itself, in bytes after decompression.
+    #[serde(with = "size")]
+    pub request: u64,
+    /// Largest single object a sync accepts, in bytes.
+    #[serde(with = "size")]
+    pub object: u64,
+    /// Open client connections.
+    pub connections: usize,
+    /// A client that neither sends nor reads for this long is cut off.
+    #[serde(with = "humantime_serde")]
+    pub client_timeout: Duration,
+}
+
+/// What happens to a repository that `mirror` does not select.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unselected {
+    /// Passed through to the primary, never stored.
+    Pass,
+    /// Refused with 404.
+    Refuse,
+}
+
+/// How fresh an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Freshness {
+    /// What a client sees is the primary's own live answer.
+    Strict,
+    /// What a client sees was equal to the primary at most `max_age` ago.
+    Bounded,
+}
+
+/// What happens while the primary does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnPrimaryDown {
+    /// Nothing is served: 503.
+    Deny,
+    /// Clients whose grant is still alive are served the last verified state.
+    ServeVerified,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// One readable line an event.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Settings {
+    /// Gives the primary, or an error that tells how to name one.
+    pub fn primary(&self) -> Result<&str, ConfigError> {
+        self.primary.as_deref().ok_or(ConfigError::NoPrimary)
+    }
+
+    /// Gives the service credential (`user:password`, or a bare token), reading `credential_file` anew so that
+    /// a rotated secret is picked up.
+    pub fn credential(&self) -> Result<Option<SecretString>, ConfigError> {
+        match (&self.credential, &self.credential_file) {
+            (Some(secret), _) => Ok(Some(secret.clone())),
+            (None, Some(path)) => read_secret(path).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Says whether a service credential is set directly; what it is stays secret.
+    pub fn has_credential(&self) -> bool {
+        self.credential.is_some()
+    }
+
+    /// Compiles the globs of `mirror`. They were checked at load, so this does not fail for loaded settings.
+    pub fn selection(&self) -> Result<Selection, ConfigError> {
+        Selection::new(&self.mirror).map_err(|bad| ConfigError::Glob { glob: bad.glob, why: bad.why })
+    }
+}
+
+/// The largest secret file that is taken for one; a bigger file is a mistake.
+const SECRET_FILE_MAX: usize = 16 * 1024;
+
+/// Reads a secret from a file: one line, whose end is dropped.
+fn read_secret(path: &Path) -> Result<SecretString, ConfigError> {
+    let bad = |why: &str| ConfigError::SecretFile { path: path.to_owned(), why: why.to_owned() };
+    let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => bad("it is not text"),
+        _ => bad(&error.to_string()),
+    })?;
+    let text = SecretString::from(text);
+    let line = text.expose_secret().trim_end_matches(['\r', '\n']);
+    if line.is_empty() {
+        return Err(bad("it is empty"));
+    }
+    if line.len() > SECRET_FILE_MAX {
+        return Err(bad("it is too long for a secret"));
+    }
+    if line.contains(|c: char| c.is_control()) {
+        return Err(bad("it holds more than one line of text"));
+    }
+    Ok(SecretString::from(line))
+}
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(test)]
+mod secret_tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_file_is_one_line_of_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        for (content, want) in [
+            (b"user:pa ss\n".as_slice(), Ok("user:pa ss")),
+            (b"token\r\n", Ok("token")),
+            (b"token", Ok("token")),
+            (b"\n", Err("it is empty")),
+            (b"a\nb\n", Err("it holds more than one line of text")),
+            (b"\xff\xfe", Err("it is not text")),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            match (read_secret(&path), want) {
+                (Ok(got), Ok(want)) => assert_eq!(got.expose_secret(), want),
+                (Err(error), Err(want)) => assert!(error.to_string().contains(want), "{error}"),
+                (got, want) => panic!("{content:?}: {got:?} instead of {want:?}"),
+            }
+        }
+        assert!(read_secret(&dir.path().join("absent")).is_err());
+    }
+}

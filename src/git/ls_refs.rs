@@ -1,0 +1,365 @@
+//! The v2 command `ls-refs`: asking for refs, answering, and reading the answer.
+//!
+//! The order and shape of the answer are those of git's `ls-refs.c`: HEAD first, then the refs sorted by
+//! name, each with its attributes; reading follows `process_ref_v2` in `connect.c`.
+//! Relies on: [`Refs`] being sorted. Elsewhere: the frame of the request (`request`).
+
+use super::pkt::{self, Packet, Packets};
+use super::refname::{self, is_ref};
+use super::reply::BadReply;
+use super::request::BadRequest;
+use super::{Head, Ref, Refs, line};
+use bstr::{BString, ByteSlice};
+use gix_hash::{Kind as HashKind, ObjectId};
+
+/// With this many prefixes or more git stops looking at them and shows all refs.
+pub const TOO_MANY_PREFIXES: usize = 65_536;
+
+/// The arguments of `ls-refs`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LsRefs {
+    /// Show what tags point to in the end.
+    pub peel: bool,
+    /// Show where symbolic refs point.
+    pub symrefs: bool,
+    /// Show HEAD even if the branch it points to does not exist yet.
+    pub unborn: bool,
+    /// Show only refs that start with one of these; all, if there are none.
+    pub prefixes: Vec<BString>,
+}
+
+/// One line of an `ls-refs` answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefLine {
+    /// The full name, or `HEAD`.
+    pub name: BString,
+    /// What it points to; `None` if it is unborn.
+    pub oid: Option<ObjectId>,
+    /// Where it points, if it is symbolic.
+    pub symref_target: Option<BString>,
+    /// What is left when all tags are peeled off, if it points to a tag.
+    pub peeled: Option<ObjectId>,
+}
+
+impl LsRefs {
+    /// Takes the argument lines of a request, as `line::text` gives them.
+    pub fn parse<'a>(args: impl IntoIterator<Item = &'a [u8]>) -> Result<Self, BadRequest> {
+        let mut request = Self::default();
+        for arg in args {
+            match arg {
+                b"peel" => request.peel = true,
+                b"symrefs" => request.symrefs = true,
+                b"unborn" => request.unborn = true,
+                _ => match arg.strip_prefix(b"ref-prefix ") {
+                    Some(prefix) if request.prefixes.len() < TOO_MANY_PREFIXES => {
+                        request.prefixes.push(prefix.into());
+                    }
+                    Some(_) => {}
+                    None => return Err(BadRequest::unexpected_line(arg)),
+                },
+            }
+        }
+        if request.prefixes.len() >= TOO_MANY_PREFIXES {
+            request.prefixes.clear();
+        }
+        Ok(request)
+    }
+
+    /// Appends the argument lines.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        for (on, arg) in [(self.peel, "peel"), (self.symrefs, "symrefs"), (self.unborn, "unborn")] {
+            if on {
+                pkt::text(out, arg);
+            }
+        }
+        for prefix in &self.prefixes {
+            pkt::text(out, [b"ref-prefix ", prefix.as_slice()].concat());
+        }
+    }
+
+    fn shows(&self, name: &[u8]) -> bool {
+        self.prefixes.is_empty() || self.prefixes.iter().any(|prefix| name.starts_with(prefix))
+    }
+
+    /// Gives prefixes that select the same refs, sorted, none of them being a prefix of another.
+    fn disjoint_prefixes(&self) -> Vec<&[u8]> {
+        let mut prefixes: Vec<&[u8]> = self.prefixes.iter().map(|prefix| prefix.as_slice()).collect();
+        prefixes.sort_unstable();
+        prefixes.dedup_by(|next, kept| next.starts_with(kept));
+        if prefixes.is_empty() {
+            prefixes.push(b"");
+        }
+        prefixes
+    }
+}
+
+impl RefLine {
+    /// Reads one line of an answer. Unknown attributes are skipped, a name that git would not allow is refused.
+    pub fn parse(text: &[u8], hash: HashKind) -> Result<Self, BadReply> {
+        let bad = || BadReply::Protocol(format!("invalid ls-refs response: {}", text.as_bstr()));
+        let mut fields = text.split(|byte| *byte == b' ');
+        let (id, name) = fields.next().zip(fields.next()).ok_or_else(bad)?;
+        if name != b"HEAD" && !is_ref(name) {
+            return Err(bad());
+        }
+        let whole_oid =
+            |hex: &[u8]| line::oid(hex, hash).filter(|(_, rest)| rest.is_empty()).map(|(oid, _)| oid);
+        let oid = match id {
+            b"unborn" => None,
+            hex => Some(whole_oid(hex).ok_or_else(bad)?),
+        };
+        let mut line = Self { name: name.into(), oid, symref_target: None, peeled: None };
+        for field in fields {
+            if let Some(target) = field.strip_prefix(b"symref-target:") {
+                line.symref_target = Some(target.into());
+            } else if let Some(hex) = field.strip_prefix(b"peeled:") {
+                line.peeled = Some(whole_oid(hex).ok_or_else(bad)?);
+            }
+        }
+        if line.symref_target.as_ref().is_some_and(|target| !refname::is_well_formed(target)) {
+            return Err(bad());
+        }
+        Ok(line)
+    }
+}
+
+/// Reads a whole answer to `ls-refs`.
+pub fn parse_answer(body: &[u8], hash: HashKind) -> Result<Vec<RefLine>, BadReply> {
+    let mut lines = Vec::new();
+    let mut packets = Packets::new(body);
+    loop {
+        match packets.expect()? {
+            Packet::Data(payload) => {
+                BadReply::refuse_error(payload)?;
+                lines.push(RefLine::parse(line::text(payload), hash)?);
+            }
+            Packet::Flush => return Ok(lines),
+            Packet::Delim | Packet::ResponseEnd => {
+                return Err(BadReply::Protocol("expected flush after ref listing".into()));
+            }
+        }
+    }
+}
+
+/// Makes the refs of a repository of the lines that its server showed.
+///
+/// If HEAD is symbolic but its target was not shown (refs can be hidden), HEAD's own object id is kept.
+pub fn to_refs(lines: Vec<RefLine>, hash: HashKind) -> Result<Refs, BadReply> {
+    let (mut head_line, mut refs, mut symrefs) = (None, Vec::new(), Vec::new());
+    for line in lines {
+        if line.name == "HEAD" {
+            head_line = Some(line);
+        } else if let Some(oid) = line.oid {
+            symrefs.extend(line.symref_target.map(|target| (line.name.clone(), target)));
+            refs.push(Ref { name: line.name, oid, peeled: line.peeled });
+        }
+    }
+    let bad = |error: super::refs::BadRefs| BadReply::Protocol(error.to_string());
+    let mut all = Refs::new(hash, Head::Missing, refs, symrefs).map_err(bad)?;
+    let head = match head_line {
+        None | Some(RefLine { oid: None, symref_target: None, .. }) => Head::Missing,
+        Some(RefLine { oid: Some(oid), symref_target: None, .. }) => Head::Detached(oid),
+        Some(RefLine { oid: Some(oid), symref_target: Some(target), .. }) if all.find(&target).is_none() => {
+            Head::Detached(oid)
+        }
+        Some(RefLine { symref_target: Some(target), .. }) => Head::Symbolic { target },
+    };
+    all.head = head;
+    Refs::new(all.hash, all.head, all.refs, all.symrefs).map_err(bad)
+}
+
+/// Appends git's answer to `request`, flush included.
+pub fn answer(request: &LsRefs, refs: &Refs, out: &mut Vec<u8>) {
+    if request.shows(b"HEAD") {
+        let target = match &refs.head {
+            Head::Symbolic { target } => Some(target),
+            Head::Detached(_) | Head::Missing => None,
+        };
+        match refs.head() {
+            Some((oid, peeled)) => put(request, out, &oid, b"HEAD", target, peeled),
+            None if request.unborn && request.symrefs && target.is_some() => put_unborn(out, target),
+            None => {}
+        }
+    }
+    for prefix in request.disjoint_prefixes() {
+        for r in refs.with_prefix(prefix) {
+            put(request, out, &r.oid, &r.name, refs.symref_target(&r.name), r.peeled);
+        }
+    }
+    out.extend_from_slice(pkt::FLUSH);
+}
+
+fn put(
+    request: &LsRefs,
+    out: &mut Vec<u8>,
+    oid: &ObjectId,
+    name: &[u8],
+    target: Option<&BString>,
+    peeled: Option<ObjectId>,
+) {
+    pkt::with(out, |out| {
+        line::put_oid(out, oid);
+        out.push(b' ');
+        out.extend_from_slice(name);
+        if let Some(target) = target.filter(|_| request.symrefs) {
+            out.extend_from_slice(b" symref-target:");
+            out.extend_from_slice(target);
+        }
+        if let Some(peeled) = peeled.filter(|_| request.peel) {
+            out.extend_from_slice(b" peeled:");
+            line::put_oid(out, &peeled);
+        }
+        out.push(b'\n');
+    });
+}
+
+fn put_unborn(out: &mut Vec<u8>, target: Option<&BString>) {
+    pkt::with(out, |out| {
+        out.extend_from_slice(b"unborn HEAD symref-target:");
+        out.extend_from_slice(target.map_or(&b""[..], |target| target.as_slice()));
+        out.push(b'\n');
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::refs::tests::{any_refs, oid, sample};
+    use proptest::prelude::*;
+
+    fn show(request: &LsRefs, refs: &Refs) -> Vec<String> {
+        let mut out = Vec::new();
+        answer(request, refs, &mut out);
+        let show = |packet| match packet {
+            Ok(Packet::Data(payload)) => line::text(payload).to_str_lossy().replace(&oid(1).to_string(), "1"),
+            other => format!("{other:?}"),
+        };
+        Packets::new(&out).map(show).collect()
+    }
+
+    fn request(prefixes: &[&str]) -> LsRefs {
+        LsRefs { prefixes: prefixes.iter().map(|prefix| (*prefix).into()).collect(), ..LsRefs::default() }
+    }
+
+    #[test]
+    fn answers_head_first_with_attributes() {
+        let all = LsRefs { peel: true, symrefs: true, unborn: true, prefixes: Vec::new() };
+        let want = [
+            "1 HEAD symref-target:refs/heads/main".to_string(),
+            "1 refs/heads/main".into(),
+            format!("{} refs/heads/side", oid(2)),
+            format!("{} refs/remotes/o/HEAD symref-target:refs/heads/side", oid(2)),
+            format!("{} refs/tags/v1 peeled:1", oid(3)),
+            "Ok(Flush)".into(),
+        ];
+        assert_eq!(show(&all, &sample()), want);
+        assert_eq!(show(&request(&[]), &sample())[0], "1 HEAD");
+    }
+
+    #[test]
+    fn prefixes_select_without_repeating() {
+        let names = |prefixes: &[&str]| -> Vec<String> {
+            let lines = show(&request(prefixes), &sample());
+            lines.iter().filter_map(|line| line.split(' ').nth(1).map(String::from)).collect()
+        };
+        assert_eq!(names(&["HEAD"]), ["HEAD"]);
+        assert_eq!(
+            names(&["refs/tags/", "refs/heads/m", "refs/heads/", "refs/heads/"]),
+            ["refs/heads/main", "refs/heads/side", "refs/tags/v1"]
+        );
+        assert_eq!(names(&["refs/heads/*", "nothing"]), Vec::<String>::new());
+        assert_eq!(names(&[""]).len(), 5);
+    }
+
+    #[test]
+    fn an_unborn_head_shows_only_when_asked_for() {
+        let refs = Refs::empty(HashKind::Sha1, Head::Symbolic { target: "refs/heads/x".into() });
+        let ask = |symrefs, unborn| show(&LsRefs { symrefs, unborn, ..LsRefs::default() }, &refs);
+        assert_eq!(ask(true, true), ["unborn HEAD symref-target:refs/heads/x", "Ok(Flush)"]);
+        assert_eq!(ask(false, true), ["Ok(Flush)"]);
+        assert_eq!(ask(true, false), ["Ok(Flush)"]);
+    }
+
+    #[test]
+    fn too_many_prefixes_are_none() {
+        let args =
+            |count: usize| LsRefs::parse(std::iter::repeat_n(&b"ref-prefix refs/x"[..], count)).unwrap();
+        assert_eq!(args(TOO_MANY_PREFIXES - 1).prefixes.len(), TOO_MANY_PREFIXES - 1);
+        assert_eq!(args(TOO_MANY_PREFIXES).prefixes.len(), 0);
+        assert_eq!(args(TOO_MANY_PREFIXES + 9).prefixes.len(), 0);
+        assert_eq!(LsRefs::parse([&b"peel "[..]]).unwrap_err().to_string(), "unexpected line: 'peel '");
+    }
+
+    #[test]
+    fn refuses_lines_that_are_none() {
+        let id = oid(1);
+        for text in [
+            "".into(),
+            format!("{id}"),
+            format!("{id} "),
+            format!("{id} refs/a\nrefs/b"),
+            format!("{id} main"),
+            "12 refs/a".into(),
+            format!("{id} refs/a peeled:12"),
+            format!("{id}0 refs/a"),
+            format!("{id} HEAD symref-target:a..b"),
+        ] {
+            assert!(RefLine::parse(text.as_bytes(), HashKind::Sha1).is_err(), "{text:?}");
+        }
+        let line = RefLine::parse(format!("{id} refs/a new:attr").as_bytes(), HashKind::Sha1).unwrap();
+        assert_eq!((line.oid, line.peeled), (Some(id), None));
+        assert!(parse_answer(b"0000", HashKind::Sha1).unwrap().is_empty());
+        assert!(parse_answer(b"", HashKind::Sha1).is_err());
+        assert!(matches!(parse_answer(b"000cERR gone0000", HashKind::Sha1), Err(BadReply::Remote(_))));
+    }
+
+    #[test]
+    fn a_hidden_target_leaves_head_its_object() {
+        let line = RefLine {
+            name: "HEAD".into(),
+            oid: Some(oid(7)),
+            symref_target: Some("refs/heads/x".into()),
+            peeled: None,
+        };
+        assert_eq!(to_refs(vec![line], HashKind::Sha1).unwrap().head, Head::Detached(oid(7)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_full_answer_gives_the_refs_back(refs in any_refs()) {
+            let all = LsRefs { peel: true, symrefs: true, unborn: true, prefixes: Vec::new() };
+            let mut out = Vec::new();
+            answer(&all, &refs, &mut out);
+            prop_assert_eq!(to_refs(parse_answer(&out, HashKind::Sha1).unwrap(), HashKind::Sha1).unwrap(), refs);
+        }
+
+        #[test]
+        fn prefixes_show_what_matches(refs in any_refs(), prefixes in proptest::collection::vec("(refs/)?((heads|tags)/[a-c]?)?|HEAD", 1..5)) {
+            let request = LsRefs { prefixes: prefixes.iter().map(|p| p.as_str().into()).collect(), ..LsRefs::default() };
+            let mut out = Vec::new();
+            answer(&request, &refs, &mut out);
+            let names: Vec<_> = parse_answer(&out, HashKind::Sha1).unwrap().into_iter().map(|line| line.name).collect();
+            let all = refs.head_oid().map(|_| BString::from("HEAD")).into_iter().chain(refs.refs.iter().map(|r| r.name.clone()));
+            let want: Vec<_> = all.filter(|name| prefixes.iter().any(|p| name.starts_with_str(p))).collect();
+            prop_assert_eq!(names, want);
+        }
+
+        #[test]
+        fn arguments_come_back(peel: bool, symrefs: bool, unborn: bool, prefixes in proptest::collection::vec("[ -~]{0,12}", 0..4)) {
+            let request = LsRefs { peel, symrefs, unborn, prefixes: prefixes.into_iter().map(BString::from).collect() };
+            let mut out = Vec::new();
+            request.encode(&mut out);
+            let args = Packets::new(&out).map(|packet| match packet {
+                Ok(Packet::Data(payload)) => line::text(payload),
+                other => panic!("{other:?}"),
+            });
+            prop_assert_eq!(LsRefs::parse(args).unwrap(), request);
+        }
+
+        #[test]
+        fn any_line_is_read_without_panic(text in proptest::collection::vec(any::<u8>(), 0..100), id in "([0-9a-f]{40} )?(refs/a )?(peeled:|symref-target:)?") {
+            let _ = RefLine::parse(&[id.as_bytes(), &text].concat(), HashKind::Sha1);
+            let _ = parse_answer(&text, HashKind::Sha256);
+        }
+    }
+}

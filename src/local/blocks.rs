@@ -1,0 +1,257 @@
+//! Blocks of packs: fetched once, proven by their hash, kept on disk.
+//!
+//! A pack is read in blocks of equal size, the last one shorter. Nothing is handed out before its SHA-256 is what the
+//! layer's graph says. However many readers want a block, it is fetched once; a reader that goes away disturbs nobody.
+//! Memory holds only blocks in flight: their number is bounded, and a block is dropped once it is on disk and its readers
+//! have it. Relies on: block hashes that come from a proven graph.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::disk::Name;
+use super::flight::{Flights, Ticket};
+use super::{Inner, Local, LocalOptions};
+use crate::store::{BlobId, BlobRef, StoreError};
+
+/// The most that one read ahead asks of the bucket.
+const RUN: u64 = 8 << 20;
+
+type Key = (BlobId, u32);
+type Answer = Result<Bytes, StoreError>;
+
+/// The SHA-256 of each block of a pack.
+pub trait BlockHashes: Send + Sync {
+    /// The hash of block `n`; none beyond the last.
+    fn hash(&self, n: u64) -> Option<[u8; 32]>;
+}
+
+impl BlockHashes for Vec<[u8; 32]> {
+    fn hash(&self, n: u64) -> Option<[u8; 32]> {
+        self.get(usize::try_from(n).ok()?).copied()
+    }
+}
+
+/// A pack that can be read in blocks.
+#[derive(Clone)]
+pub struct PackBlob {
+    /// The pack in the bucket.
+    pub blob: BlobRef,
+    /// Bytes of each block but the last.
+    pub block_size: u64,
+    /// What each block hashes to.
+    pub hashes: Arc<dyn BlockHashes>,
+}
+
+impl PackBlob {
+    /// The number of blocks.
+    pub fn blocks(&self) -> u64 {
+        self.blob.len.div_ceil(self.block_size.max(1))
+    }
+
+    /// Where block `n` lies in the pack.
+    fn range(&self, n: u64) -> Range<u64> {
+        let start = n.saturating_mul(self.block_size).min(self.blob.len);
+        start..start.saturating_add(self.block_size).min(self.blob.len)
+    }
+
+    /// The key and hash of block `n`.
+    fn block(&self, n: u64) -> Result<(Key, [u8; 32]), StoreError> {
+        let hash = self.hashes.hash(n).filter(|_| n < self.blocks());
+        match (u32::try_from(n), hash) {
+            (Ok(number), Some(hash)) => Ok(((self.blob.id, number), hash)),
+            _ => Err(StoreError::Damaged { key: self.blob.to_string(), what: format!("it has no block {n}") }),
+        }
+    }
+}
+
+/// What is being fetched, and how much at once.
+pub(super) struct Fetching {
+    flights: Flights<Key, Answer>,
+    wanted: Arc<Semaphore>,
+    ahead: Arc<Semaphore>,
+}
+
+impl Fetching {
+    pub(super) fn new(options: &LocalOptions) -> Self {
+        let permits = |n: usize| Arc::new(Semaphore::new(n.max(1)));
+        Self { flights: Flights::default(), wanted: permits(options.fetches), ahead: permits(options.fetches_ahead) }
+    }
+}
+
+impl Local {
+    /// Block `n` of a pack if it is on this node's disk, mapped: no copy is made and nothing is waited for but the disk.
+    /// For blocking threads.
+    pub fn cached_block(&self, pack: &PackBlob, n: u64) -> Option<Bytes> {
+        let (key, hash) = pack.block(n).ok()?;
+        let map = self.inner.disk.map(Name::Block(key.0, key.1), |bytes| is(bytes, &hash))?;
+        self.inner.hit();
+        Some(Bytes::from_owner(Mapped(map)))
+    }
+
+    /// Block `n` of a pack, proven, from the disk or from the bucket.
+    pub async fn block(&self, pack: &PackBlob, n: u64) -> Result<Bytes, StoreError> {
+        let (key, _) = pack.block(n)?;
+        for _ in 0..4 {
+            let (ticket, wait) = self.inner.fetching.flights.join(&key);
+            let own = ticket.is_some();
+            if let Some(ticket) = ticket {
+                let (inner, pack) = (self.inner.clone(), pack.clone());
+                tokio::spawn(async move { ticket.finish(inner.block(&pack, n).await) });
+            }
+            match wait.value().await {
+                // What went wrong for a read ahead, or for a flight about to end, need not for us.
+                Some(Err(error)) if !own && error.is_transient() => {}
+                Some(answer) => return answer,
+                // The task died: ask again.
+                None => {}
+            }
+        }
+        Err(gave_up(&pack.blob))
+    }
+
+    /// Starts to fetch those of `blocks` that are not here, neighbours together, as far as there is room for more in
+    /// flight. A hint: it returns at once, and [`Local::block`] waits for what is on its way. Needs a tokio runtime.
+    pub fn read_ahead(&self, pack: &PackBlob, blocks: Range<u64>) {
+        let inner = &self.inner;
+        if inner.disk.is_resting() {
+            // What cannot be kept would be fetched twice.
+            return;
+        }
+        let longest = (RUN / pack.block_size.max(1)).max(1);
+        let end = blocks.end.min(pack.blocks());
+        let mut next = blocks.start;
+        while next < end {
+            let Ok(room) = inner.fetching.ahead.clone().try_acquire_owned() else { return };
+            let run = inner.claim_run(pack, &mut next, end, longest);
+            if run.is_empty() {
+                return;
+            }
+            tokio::spawn(inner.clone().fetch_run(pack.clone(), run, room));
+        }
+    }
+}
+
+/// A mapped block; the mapping lives as long as its bytes.
+struct Mapped(Arc<memmap2::Mmap>);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A block to fetch, and those to tell.
+struct Claim {
+    n: u64,
+    hash: [u8; 32],
+    ticket: Ticket<Key, Answer>,
+}
+
+impl Inner {
+    /// Claims the first run of absent neighbours at or after `next`, and moves `next` behind it.
+    fn claim_run(&self, pack: &PackBlob, next: &mut u64, end: u64, longest: u64) -> Vec<Claim> {
+        let mut run = Vec::new();
+        while *next < end && (run.len() as u64) < longest {
+            let n = *next;
+            let claim = pack.block(n).ok().and_then(|(key, hash)| {
+                let absent = !self.disk.has(Name::Block(key.0, key.1));
+                let ticket = absent.then(|| self.fetching.flights.claim(&key))??;
+                Some(Claim { n, hash, ticket })
+            });
+            match claim {
+                Some(claim) => run.push(claim),
+                None if run.is_empty() => {}
+                None => break,
+            }
+            *next += 1;
+        }
+        run
+    }
+
+    async fn block(self: &Arc<Self>, pack: &PackBlob, n: u64) -> Answer {
+        let (key, hash) = pack.block(n)?;
+        let inner = self.clone();
+        let name = Name::Block(key.0, key.1);
+        if self.disk.has(name) {
+            let cached = blocking(move || inner.disk.read(name, |bytes| is(bytes, &hash))).await?;
+            if let Some(bytes) = cached {
+                self.hit();
+                return Ok(bytes);
+            }
+        }
+        let room = self.fetching.wanted.acquire().await;
+        let _room = room.map_err(|error| StoreError::unavailable("fetch a block", error.to_string()))?;
+        self.miss(1);
+        self.fetch(pack, n, hash).await
+    }
+
+    /// Fetches one block, twice if the first answer is wrong, and keeps it.
+    async fn fetch(self: &Arc<Self>, pack: &PackBlob, n: u64, hash: [u8; 32]) -> Answer {
+        let (key, _) = pack.block(n)?;
+        for _ in 0..2 {
+            let bytes = self.bucket.get_range(&pack.blob, pack.range(n)).await?;
+            let inner = self.clone();
+            let kept = blocking(move || inner.keep(key, &hash, bytes)).await?;
+            if let Some(bytes) = kept {
+                return Ok(bytes);
+            }
+        }
+        Err(StoreError::Damaged { key: pack.blob.to_string(), what: format!("block {n} has another hash") })
+    }
+
+    /// Fetches neighbours with one request and tells everybody.
+    async fn fetch_run(self: Arc<Self>, pack: PackBlob, run: Vec<Claim>, room: OwnedSemaphorePermit) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
+        let (start, end) = (pack.range(first.n).start, pack.range(last.n).end);
+        self.miss(run.len());
+        let bytes = match self.bucket.get_range(&pack.blob, start..end).await {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                for claim in run {
+                    claim.ticket.finish(Err(error.clone()));
+                }
+                return;
+            }
+        };
+        for claim in run {
+            let range = pack.range(claim.n);
+            // A copy: a slice would keep the whole run in memory for as long as one slow reader has one block.
+            let block = Bytes::copy_from_slice(&bytes[(range.start - start) as usize..(range.end - start) as usize]);
+            let (inner, key, hash) = (self.clone(), (pack.blob.id, claim.n as u32), claim.hash);
+            let answer = match blocking(move || inner.keep(key, &hash, block)).await {
+                Ok(Some(bytes)) => Ok(bytes),
+                Ok(None) => self.fetch(&pack, claim.n, claim.hash).await,
+                Err(error) => Err(error),
+            };
+            claim.ticket.finish(answer);
+        }
+        drop(room);
+    }
+
+    /// Proves a block and puts it on disk; none if it is not the right one. A disk that refuses is no obstacle.
+    fn keep(&self, key: Key, hash: &[u8; 32], bytes: Bytes) -> Option<Bytes> {
+        if !is(&bytes, hash) {
+            return None;
+        }
+        // The disk has counted and told the refusal.
+        let _ = self.disk.write(Name::Block(key.0, key.1), &bytes);
+        Some(bytes)
+    }
+}
+
+fn is(bytes: &[u8], hash: &[u8; 32]) -> bool {
+    Sha256::digest(bytes).as_slice() == hash
+}
+
+pub(super) fn gave_up(blob: &BlobRef) -> StoreError {
+    StoreError::unavailable(format!("fetch {blob}"), "the task that fetched it ended early")
+}
+
+/// Runs work on the disk or the CPU off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| StoreError::unavailable("local work", error.to_string()))
+}

@@ -1,0 +1,99 @@
+//! What a node says of itself in the bucket, so that `packmirror status` can show all nodes from anywhere.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::Ordering;
+use tokio::time::Instant;
+
+use crate::mirror::Mirror;
+use crate::mirror::repo::{Phase, Repo};
+use crate::store::StoreError;
+
+/// A node that has said nothing for so long is not there any more.
+const FORGOTTEN: Duration = Duration::from_secs(600);
+
+/// One node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeHealth {
+    /// When it said this.
+    #[serde(with = "humantime_serde")]
+    pub at: SystemTime,
+    /// The program's version.
+    pub version: String,
+    /// Its repositories.
+    pub repos: Vec<RepoHealth>,
+}
+
+/// One repository as a node sees it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RepoHealth {
+    /// The canonical path.
+    pub repo: String,
+    /// What its worker does, or how its last comparison ended.
+    pub phase: Phase,
+    /// The newest generation this node knows.
+    pub generation: Option<u64>,
+    /// When the primary was last found equal to it.
+    #[serde(with = "humantime_serde::option")]
+    pub compared: Option<SystemTime>,
+    /// When it is compared next.
+    #[serde(with = "humantime_serde::option")]
+    pub next: Option<SystemTime>,
+    /// The last failure.
+    pub error: Option<String>,
+    /// What a running sync is at.
+    pub stage: String,
+    /// Bytes of the pack that it has received.
+    pub received: u64,
+}
+
+impl RepoHealth {
+    /// What is known of a repository now.
+    pub fn of(repo: &Repo) -> Self {
+        let generation = repo.snapshot().map(|snapshot| snapshot.generation.number);
+        let health = repo.health();
+        let left = |then: Instant| SystemTime::now() + then.saturating_duration_since(Instant::now());
+        let running = !health.stage.is_empty();
+        Self {
+            repo: repo.path.to_string(),
+            phase: if running { Phase::Syncing } else { health.phase },
+            generation,
+            compared: health.compared.map(|(_, at)| at),
+            next: health.next.map(left),
+            error: health.error.clone(),
+            stage: health.stage.clone(),
+            received: repo.received().load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Mirror {
+    /// Writes what this node knows into the bucket.
+    pub async fn tell_health(&self) -> Result<(), StoreError> {
+        let health = NodeHealth {
+            at: SystemTime::now(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            repos: self.repos().iter().map(|repo| RepoHealth::of(repo)).collect(),
+        };
+        // Strings, numbers and lists: serialising them cannot fail.
+        let words = serde_json::to_vec(&health).unwrap_or_default();
+        self.bucket.put_node(&self.node, words.into()).await
+    }
+}
+
+/// All nodes that spoke lately. Older words are removed on the way, words of a newer version passed over.
+pub async fn nodes(bucket: &crate::store::Bucket) -> Result<Vec<NodeHealth>, StoreError> {
+    let mut nodes = Vec::new();
+    for (name, words) in bucket.nodes().await? {
+        let Ok(health) = serde_json::from_slice::<NodeHealth>(&words) else { continue };
+        let age = SystemTime::now().duration_since(health.at).unwrap_or_default();
+        if age < FORGOTTEN {
+            nodes.push(health);
+        } else if age > FORGOTTEN * 10 {
+            bucket.remove_node(&name).await?;
+        }
+    }
+    nodes.sort_by_key(|node| std::cmp::Reverse(node.at));
+    Ok(nodes)
+}

@@ -1,0 +1,257 @@
+//! One published state of a repository, opened for reading: its generation, refs, stack of layers and the set of
+//! objects its refs reach.
+//!
+//! A snapshot never changes; a newer generation is another snapshot. Opening one reads the refs, the `.idx` and the graph
+//! of each layer (mapped from this node's cache) and no pack byte.
+//! Relies on: `local` for mapped files. Elsewhere: who may read it (`primary::grants`), when a newer one is due (`worker`).
+
+use std::collections::HashSet;
+use std::sync::{Arc, OnceLock};
+
+use gix_hash::{ObjectId, oid};
+use gix_object::Kind;
+
+use crate::git::HashKind;
+use crate::git::refs::{Head, Refs};
+use crate::local::{BlockHashes, Local, PackBlob};
+use crate::mirror::blocks::Blocks;
+use crate::pack::layer::Layer;
+use crate::pack::Gid;
+use crate::pack::graph::view::Damaged;
+use crate::primary::Grant;
+use crate::pack::reach::Reach;
+use crate::pack::stack::Stack;
+use crate::pack::trees::{TreeError, TreeLimits};
+use crate::store::{BlobRef, Generation, LayerRef, StoreError};
+
+/// Why a generation could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The bucket or the cache did not give a blob.
+    #[error("cannot read {what} of generation {number}")]
+    Store {
+        /// Which blob.
+        what: &'static str,
+        /// The generation's number.
+        number: u64,
+        /// What the store said.
+        #[source]
+        source: StoreError,
+    },
+    /// A blob has the right hash but not the right content: it was written wrong.
+    #[error("{what} of generation {number} is damaged: {reason}")]
+    Damaged {
+        /// Which blob.
+        what: &'static str,
+        /// The generation's number.
+        number: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl OpenError {
+    /// The blob is not in the bucket, or not what its name says: a job for healing, not for another try.
+    pub fn needs_repair(&self) -> bool {
+        match self {
+            Self::Store { source, .. } => source.is_loss(),
+            Self::Damaged { .. } => true,
+        }
+    }
+}
+
+/// An open generation.
+pub struct Snapshot {
+    /// The record that publishes this state.
+    pub generation: Generation,
+    /// Every ref the primary showed, with HEAD.
+    pub refs: Refs,
+    /// The objects.
+    pub stack: Arc<Stack>,
+    /// The bytes of the packs; outside this room they are opened with a grant.
+    pub(super) blocks: Blocks,
+    reach: OnceLock<Arc<Reach>>,
+    /// The reach of an older snapshot whose layers are the lower ones of this.
+    seed: Option<Arc<Reach>>,
+    tip_set: OnceLock<HashSet<ObjectId>>,
+}
+
+impl std::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Snapshot({} #{})", self.generation.repo, self.generation.number)
+    }
+}
+
+/// A snapshot whose packs may be read: the primary said yes to somebody for this repository.
+#[derive(Debug, Clone)]
+pub struct Granted(Arc<Snapshot>);
+
+impl Granted {
+    /// The bytes of the packs.
+    pub fn source(&self) -> &Blocks {
+        &self.0.blocks
+    }
+}
+
+impl std::ops::Deref for Granted {
+    type Target = Snapshot;
+
+    fn deref(&self) -> &Snapshot {
+        &self.0
+    }
+}
+
+impl Snapshot {
+    /// Opens the packs for one who holds a grant for this repository; a grant for another one opens nothing.
+    pub fn open_packs(self: Arc<Self>, grant: &Grant) -> Option<Granted> {
+        (grant.repo() == &self.generation.repo).then_some(Granted(self))
+    }
+
+    /// Opens a generation through this node's cache.
+    ///
+    /// `older` is the snapshot that it follows, if there is one: layers they share are not opened again.
+    pub async fn open(
+        local: &Local,
+        generation: Generation,
+        older: Option<&Snapshot>,
+    ) -> Result<Self, OpenError> {
+        let number = generation.number;
+        let store = |what| move |source| OpenError::Store { what, number, source };
+        let text = local.mapped(&generation.refs).await.map_err(store("the refs"))?;
+        let hash = object_format(&generation)?;
+        let refs = refs_of(&generation, hash, &text)?;
+        let mut layers = Vec::with_capacity(generation.layers.len());
+        for layer in &generation.layers {
+            let open = match older.and_then(|older| older.shared_layer(layer)) {
+                Some(layer) => layer,
+                None => {
+                    let idx = local.mapped(&layer.idx).await.map_err(store("an index"))?;
+                    let graph = local.mapped(&layer.graph).await.map_err(store("a graph"))?;
+                    let opened = Layer::open(idx, graph, hash);
+                    Arc::new(opened.map_err(|e| damaged("a layer", number, &e))?)
+                }
+            };
+            layers.push(open);
+        }
+        let seed = older.filter(|older| generation.layers.starts_with(&older.generation.layers));
+        let seed = seed.and_then(|older| older.reach.get().cloned());
+        let packs = generation.layers.iter().zip(&layers).map(|(r, l)| pack_blob(&r.pack, l)).collect();
+        let stack = Stack::open(layers).map_err(|e| damaged("the stack", number, &e))?;
+        Ok(Self {
+            generation,
+            refs,
+            stack: Arc::new(stack),
+            blocks: Blocks::new(local.clone(), packs),
+            reach: OnceLock::new(),
+            seed,
+            tip_set: OnceLock::new(),
+        })
+    }
+
+    fn shared_layer(&self, wanted: &LayerRef) -> Option<Arc<Layer>> {
+        let at = self.generation.layers.iter().position(|layer| layer == wanted)?;
+        self.stack.layers().get(at).cloned()
+    }
+
+    /// The set of objects that the published refs reach. Computed at first use (from that of an older snapshot where refs
+    /// only advanced, else by a walk over the commit graph) and kept. Blocks meanwhile.
+    pub fn reach(&self) -> Result<&Arc<Reach>, TreeError> {
+        if let Some(reach) = self.reach.get() {
+            return Ok(reach);
+        }
+        let (tips, limits) = (self.tips(), TreeLimits::default());
+        let grown = match &self.seed {
+            Some(seed) => seed.extend(&self.stack, &self.blocks, &tips, &limits)?,
+            None => None,
+        };
+        let reach = match grown {
+            Some(reach) => reach,
+            None => Reach::new(&self.stack, &self.blocks, &tips, &limits)?,
+        };
+        Ok(self.reach.get_or_init(|| Arc::new(reach)))
+    }
+
+    /// The gids that refs and HEAD name.
+    pub fn tips(&self) -> Vec<Gid> {
+        self.refs.tips().iter().filter_map(|oid| self.stack.lookup(oid)).collect()
+    }
+
+    /// The object, if the published refs reach it: what may be sent. `None` says nothing about the primary.
+    pub fn published(&self, oid: &oid) -> Result<Option<Gid>, TreeError> {
+        let Some(gid) = self.stack.lookup(oid) else { return Ok(None) };
+        Ok(self.reach()?.contains(gid).then_some(gid))
+    }
+
+    /// Says whether each of `oids` is what a ref or HEAD names: then no walk is needed to know that it is published.
+    pub fn publishes_as_tips(&self, oids: &[ObjectId]) -> bool {
+        let tips = self.tip_set.get_or_init(|| self.refs.tips().into_iter().collect());
+        oids.iter().all(|oid| tips.contains(oid))
+    }
+
+    /// Says whether each of `oids` is a commit here.
+    pub fn are_commits(&self, oids: &[ObjectId]) -> bool {
+        oids.iter().all(|oid| self.stack.lookup(oid).is_some_and(|gid| self.stack.kind(gid) == Kind::Commit))
+    }
+
+    /// Says whether `seen` is the state that this generation publishes.
+    pub fn equals(&self, seen: &Refs) -> bool {
+        self.refs.hash == seen.hash
+            && self.refs.head == seen.head
+            && self.refs.symrefs == seen.symrefs
+            && self.generation.manifest_digest == hex::encode(seen.digest())
+    }
+}
+
+fn damaged(what: &'static str, number: u64, reason: &Damaged) -> OpenError {
+    OpenError::Damaged { what, number, reason: reason.to_string() }
+}
+
+fn object_format(generation: &Generation) -> Result<HashKind, OpenError> {
+    match generation.object_format.as_str() {
+        "sha1" => Ok(HashKind::Sha1),
+        "sha256" => Ok(HashKind::Sha256),
+        other => Err(OpenError::Damaged {
+            what: "the record",
+            number: generation.number,
+            reason: format!("object format `{other}` is not known"),
+        }),
+    }
+}
+
+fn refs_of(generation: &Generation, hash: HashKind, packed_refs: &[u8]) -> Result<Refs, OpenError> {
+    let number = generation.number;
+    let bad = |reason: String| OpenError::Damaged { what: "the refs", number, reason };
+    let refs = Refs::parse_packed_refs(packed_refs, hash).map_err(|e| bad(e.to_string()))?;
+    let refs = Refs {
+        hash,
+        head: generation.head.clone(),
+        refs,
+        symrefs: generation.symrefs.clone(),
+    };
+    if hex::encode(refs.digest()) != generation.manifest_digest {
+        return Err(bad("they do not hash to the manifest digest".into()));
+    }
+    if let Head::Detached(oid) = &refs.head
+        && oid.kind() != refs.hash
+    {
+        return Err(bad("HEAD is of another object format".into()));
+    }
+    Ok(refs)
+}
+
+/// The hashes of a pack's blocks, which the layer's graph holds.
+struct HashesOf(Arc<Layer>);
+
+impl BlockHashes for HashesOf {
+    fn hash(&self, n: u64) -> Option<[u8; 32]> {
+        self.0.graph.block_hash(n)
+    }
+}
+
+fn pack_blob(pack: &BlobRef, layer: &Arc<Layer>) -> PackBlob {
+    PackBlob {
+        blob: *pack,
+        block_size: u64::from(layer.graph.block_size()),
+        hashes: Arc::new(HashesOf(Arc::clone(layer))),
+    }
+}

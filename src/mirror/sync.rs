@@ -1,0 +1,316 @@
+//! Making the bucket equal to the primary: compare, fetch what is missing, prove it, upload it, publish it.
+//!
+//! Doing it twice equals doing it once (I11); at every point a crash leaves the old generation or the new one plus
+//! garbage (I10). Two nodes may sync one repository at once: blobs are named by content, and of two publishers of the
+//! same number one wins and the other starts over from what the winner published (I3).
+//! Relies on: `primary` for one coherent answer (I4), `ingest` for the proof of closure (I2), `store` for
+//! create-if-absent.
+
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use gix_hash::ObjectId;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::Instant;
+use tokio_util::io::SyncIoBridge;
+
+use crate::git::refs::Refs;
+use crate::mirror::Mirror;
+use crate::mirror::ingest::{IngestError, NewLayer, ingest};
+use crate::mirror::repo::Repo;
+use crate::mirror::snapshot::{OpenError, Snapshot};
+use crate::pack::graph;
+use crate::primary::{Auth, FetchSpec, Pack, PrimaryError};
+use crate::store::{BlobKind, BlobRef, Generation, LayerRef, Publish, StoreError, VERSION, nonce};
+
+/// More tips than this are not named as haves: the primary finds the common history from fewer.
+const MAX_HAVES: usize = 8_192;
+/// How often a lost race or a primary that moved is followed up before it is left to the next round.
+const MAX_ROUNDS: usize = 5;
+
+/// Why a comparison or sync did not end with the primary and the bucket equal.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The primary did not answer as it should.
+    #[error("the primary: {0}")]
+    Primary(#[from] PrimaryError),
+    /// The bucket did not.
+    #[error("the bucket: {0}")]
+    Store(#[from] StoreError),
+    /// The published generation cannot be opened just now.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// What the primary sent was not taken in.
+    #[error("{0}")]
+    Ingest(#[from] IngestError),
+    /// This node's disk.
+    #[error("scratch space of this node: {0}")]
+    Scratch(#[from] io::Error),
+    /// Other writers, or pushes, were always faster.
+    #[error("the repository moved faster than it could be followed")]
+    Moving,
+    /// The node is shutting down.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl SyncError {
+    /// How long the other side asked us to stay away.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Primary(e) => e.retry_after(),
+            _ => None,
+        }
+    }
+}
+
+/// How a sync ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Synced {
+    /// The published generation was the primary's state already.
+    Unchanged,
+    /// A generation was published, with or without new objects.
+    Published {
+        /// Its number.
+        number: u64,
+        /// Objects in the layer that came with it.
+        new_objects: u32,
+    },
+    /// Another node published the state that the primary showed.
+    Followed,
+}
+
+/// Compares one repository with the primary and makes the bucket equal to it.
+pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, stop: &Arc<AtomicBool>) -> Result<Synced, SyncError> {
+    let mut seen_elsewhere = false;
+    for _ in 0..MAX_ROUNDS {
+        if stop.load(Ordering::Relaxed) {
+            return Err(SyncError::Stopped);
+        }
+        let asked = Instant::now();
+        repo.health().stage = "comparing".into();
+        let seen = mirror.primary.look(&repo.path, Auth::Service).await?;
+        let repairing = repo.damaged();
+        let mut base = repo.snapshot();
+        let equal = |base: &Option<Arc<Snapshot>>| base.as_ref().is_some_and(|b| b.equals(&seen.refs));
+        if repairing || !equal(&base) {
+            // Another node may have been faster: only a difference costs a look into the bucket.
+            base = newest(mirror, repo).await?;
+        }
+        {
+            let mut health = repo.health();
+            health.capabilities = Some(Arc::new(seen.capabilities));
+            health.took = asked.elapsed();
+        }
+        if !repairing && equal(&base) {
+            return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
+        }
+        // Layers that cannot be read are no ground to build on: everything is made anew.
+        let below = base.clone().filter(|base| !repairing && base.refs.hash == seen.refs.hash);
+        let made = match missing_tips(below.as_deref(), &seen.refs) {
+            wants if wants.is_empty() => None,
+            wants => match receive(mirror, repo, below.clone(), wants, &seen.refs, stop).await {
+                Ok(made) => made,
+                // A tip vanished between the answer and the fetch: ask again.
+                Err(SyncError::Primary(PrimaryError::Remote(words))) if words.contains("not our ref") => continue,
+                Err(e) => return Err(e),
+            },
+        };
+        match publish(mirror, repo, base, below, seen.refs, made, repairing).await? {
+            Some(synced) => {
+                repo.repaired();
+                return Ok(synced);
+            }
+            None => seen_elsewhere = true,
+        }
+    }
+    Err(SyncError::Moving)
+}
+
+/// The newest published snapshot, opened; a generation that cannot be opened for good counts as none, with a warning.
+async fn newest(mirror: &Mirror, repo: &Arc<Repo>) -> Result<Option<Arc<Snapshot>>, SyncError> {
+    match mirror.refresh(repo).await {
+        Ok(snapshot) => Ok(snapshot),
+        Err(SyncError::Open(e)) if e.needs_repair() => {
+            tracing::error!(repo = %repo.path, error = %e, "stored data is missing or damaged; it is made anew from the primary");
+            repo.report_damage();
+            Ok(repo.snapshot())
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn missing_tips(below: Option<&Snapshot>, seen: &Refs) -> Vec<ObjectId> {
+    let mut tips = seen.tips();
+    if let Some(below) = below {
+        tips.retain(|tip| below.stack.lookup(tip).is_none());
+    }
+    tips
+}
+
+/// Fetches the missing history and makes a layer of it.
+async fn receive(
+    mirror: &Mirror,
+    repo: &Arc<Repo>,
+    below: Option<Arc<Snapshot>>,
+    wants: Vec<ObjectId>,
+    seen: &Refs,
+    stop: &Arc<AtomicBool>,
+) -> Result<Option<(NewLayer, tempfile::TempDir)>, SyncError> {
+    let haves = below.as_ref().map(|below| haves(below)).unwrap_or_default();
+    tracing::info!(repo = %repo.path, wants = wants.len(), haves = haves.len(), "fetching from the primary");
+    repo.health().stage = "fetching".into();
+    repo.received().store(0, Ordering::Relaxed);
+    let scratch = mirror.local.scratch()?;
+    let spec = FetchSpec { wants, haves, hash: seen.hash };
+    let teller = Arc::clone(repo);
+    let on_progress = move |line: &str| teller.health().stage = format!("fetching: {line}");
+    let pack = mirror.primary.fetch(&repo.path, &spec, Some(Box::new(on_progress))).await?;
+    let broken = Arc::default();
+    let stream = Incoming { pack, repo: Arc::clone(repo), broken: Arc::clone(&broken) };
+    let bridge = SyncIoBridge::new(stream);
+    let (tips, hash, stop, teller) = (seen.tips(), seen.hash, Arc::clone(stop), Arc::clone(repo));
+    let made = tokio::task::spawn_blocking(move || {
+        let reader = std::io::BufReader::with_capacity(256 << 10, bridge);
+        let stage = |what: &str| teller.health().stage = what.to_owned();
+        ingest(reader, scratch.path(), below.as_deref(), &tips, hash, &stop, &stage)
+            .map(|made| made.map(|layer| (layer, scratch)))
+    });
+    match made.await {
+        Ok(Err(IngestError::Receive(words))) => {
+            // What broke the stream says more than that it ended.
+            let why = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+            Err(why.map_or(IngestError::Receive(words).into(), SyncError::Primary))
+        }
+        Ok(made) => Ok(made?),
+        Err(e) => Err(SyncError::Scratch(io::Error::other(e))),
+    }
+}
+
+/// The pack on its way in: counted, and with the primary's error kept, which indexing would turn into words.
+struct Incoming {
+    pack: Pack,
+    repo: Arc<Repo>,
+    broken: Arc<Mutex<Option<PrimaryError>>>,
+}
+
+impl AsyncRead for Incoming {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.pack).poll_read(cx, buf);
+        if let Poll::Ready(Err(e)) = &polled {
+            *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Pack::error(e).cloned();
+        }
+        self.repo.received().fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        polled
+    }
+}
+
+/// What we have, for the primary to leave out: branches first, as these meet most of what is new.
+fn haves(below: &Snapshot) -> Vec<ObjectId> {
+    let mut haves = Vec::new();
+    for prefix in ["refs/heads/", "refs/tags/", "refs/"] {
+        for r in below.refs.with_prefix(prefix.as_bytes()) {
+            // Tags are named by what they peel to: the walk on the other side is about commits.
+            haves.push(r.peeled.unwrap_or(r.oid));
+        }
+    }
+    let mut known = std::collections::HashSet::new();
+    haves.retain(|oid| known.insert(*oid));
+    haves.truncate(MAX_HAVES);
+    haves
+}
+
+/// Uploads what was made and creates the generation that names it. `None`: another writer took the number.
+async fn publish(
+    mirror: &Mirror,
+    repo: &Arc<Repo>,
+    base: Option<Arc<Snapshot>>,
+    below: Option<Arc<Snapshot>>,
+    seen: Refs,
+    made: Option<(NewLayer, tempfile::TempDir)>,
+    repairing: bool,
+) -> Result<Option<Synced>, SyncError> {
+    repo.health().stage = "uploading".into();
+    let mut layers: Vec<LayerRef> = Vec::new();
+    let stands_alone = made.as_ref().is_some_and(|(new, _)| {
+        new.layer.graph.externals().len() == 0 && seen.tips().iter().all(|tip| new.layer.lookup(tip).is_some())
+    });
+    // A history that shares nothing with what was there (a repository made again under its name) replaces it.
+    if let Some(below) = below.filter(|_| !stands_alone) {
+        layers.extend(below.generation.layers.iter().cloned());
+    }
+    let mut new_objects = 0;
+    // The scratch directory must outlive the uploads.
+    if let Some((new, _scratch)) = &made {
+        let graph = graph::compress(&new.graph).map_err(SyncError::Scratch)?;
+        let (pack, idx, graph) = tokio::try_join!(
+            put_file(mirror, BlobKind::Pack, &new.pack, repairing),
+            put_file(mirror, BlobKind::Idx, &new.idx, repairing),
+            put(mirror, BlobKind::Graph, graph, repairing),
+        )?;
+        new_objects = new.layer.graph.len();
+        layers.push(LayerRef { pack, idx, graph, objects: new_objects });
+    }
+    let text = zstd::bulk::compress(&seen.packed_refs(), 3)?;
+    let refs = put(mirror, BlobKind::Refs, text, repairing).await?;
+    let base_record = base.as_ref().map(|base| &base.generation);
+    let now = unix_now();
+    let generation = Generation {
+        version: VERSION,
+        repo: repo.path.clone(),
+        number: base_record.map_or(1, |base| base.number + 1),
+        parent: base_record.map(Generation::id),
+        writer: nonce(),
+        primary: mirror.primary.name(),
+        object_format: seen.hash.to_string(),
+        head: seen.head.clone(),
+        symrefs: seen.symrefs.clone(),
+        manifest_digest: hex::encode(seen.digest()),
+        refs,
+        ref_count: seen.refs.len() as u64,
+        layers,
+        created_at: now,
+        verified_at: now,
+        stored: None,
+    };
+    match mirror.bucket.publish(&generation).await? {
+        Publish::Won => {
+            let number = generation.number;
+            tracing::info!(repo = %repo.path, number, new_objects, refs = seen.refs.len(), "published");
+            // Read back through the bucket: what is served is what was stored, and mapped instead of held in memory.
+            repo.install(Snapshot::open(&mirror.local, generation, base.as_deref()).await?);
+            Ok(Some(Synced::Published { number, new_objects }))
+        }
+        Publish::Lost(_) => Ok(None),
+    }
+}
+
+/// Stores a file as a blob. In a repair what is stored already is not believed, since it may be what is damaged.
+async fn put_file(mirror: &Mirror, kind: BlobKind, path: &Path, repairing: bool) -> Result<BlobRef, StoreError> {
+    let bucket = &mirror.bucket;
+    let blob = bucket.put_blob_file(kind, path, None, &|_, _| {}).await?;
+    if repairing && bucket.verify(&blob).await.is_err_and(|e| e.is_loss()) {
+        bucket.remove_blob(&blob).await?;
+        return bucket.put_blob_file(kind, path, Some(blob.id), &|_, _| {}).await;
+    }
+    Ok(blob)
+}
+
+async fn put(mirror: &Mirror, kind: BlobKind, bytes: Vec<u8>, repairing: bool) -> Result<BlobRef, StoreError> {
+    if repairing {
+        mirror.bucket.restore_blob(kind, bytes.into()).await
+    } else {
+        mirror.bucket.put_blob(kind, bytes.into()).await
+    }
+}
+
+/// Seconds since 1970, for people who read the record; nothing depends on it.
+fn unix_now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

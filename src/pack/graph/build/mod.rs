@@ -1,0 +1,283 @@
+//! Building a graph: from a pack, its `.idx` and the layers below, proving that nothing is missing.
+//!
+//! One pass over the entries gives the object columns (`entries`). The commits are read and put in
+//! order, parents first (`history`); each one's tree is compared with all its parents' trees, and
+//! what is in none of them at the same path is what the commit introduces (`introductions`). Every
+//! object met on the way must exist here or below and have the right type, and what is not met is
+//! in a parent's tree, proven before: so a built graph is a proof of closure. Last, the tags, and
+//! the trees that only tags and refs lead to, are followed (`tips`).
+//!
+//! Relies on: the pack was indexed strictly (every object inflates and has the id the `.idx` says);
+//! the layers below were built here.
+//! Elsewhere: fetching and indexing packs (`mirror::sync`), the file's layout ([`format`](super::format)).
+mod entries;
+mod history;
+mod introductions;
+mod objects;
+mod seen;
+#[cfg(test)]
+mod tests;
+mod tips;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use gix_hash::{Kind as HashKind, ObjectId};
+use gix_object::Kind;
+
+use super::facts::PackFacts;
+use super::format::Draft;
+use super::view::Damaged;
+use super::{CommitColumns, Lists, NONE};
+use crate::pack::lru::Spread;
+use crate::pack::object::Malformed;
+use crate::pack::{DecodeError, Gid, Source, Stack};
+use history::History;
+use introductions::Introductions;
+use objects::Objects;
+
+/// What to build a graph from.
+pub struct BuildInput<'a> {
+    /// The whole pack, complete for its deltas (thin packs completed).
+    pub pack: &'a [u8],
+    /// The whole `.idx` of it.
+    pub idx: Bytes,
+    /// The layers the new one will lie on, and their bytes.
+    pub below: Option<(&'a Stack, &'a dyn Source)>,
+    /// The object hash of the repository.
+    pub hash: HashKind,
+    /// Every object a ref points to: must exist here or below with all it leads to.
+    pub tips: &'a [ObjectId],
+    /// The pack's hashes where known already; computed otherwise.
+    pub facts: Option<PackFacts>,
+    /// How many bytes of decoded trees to keep; [`DEFAULT_CACHE`] is good for most.
+    pub cache_bytes: usize,
+    /// Told `(done, total)` in units of objects, now and then.
+    pub progress: &'a dyn Fn(u64, u64),
+    /// Set from outside to end the build with [`BuildError::Stopped`].
+    pub stop: &'a AtomicBool,
+}
+
+/// A cache of decoded trees that serves repositories of a million objects well.
+pub const DEFAULT_CACHE: usize = 256 << 20;
+
+/// How one object leads to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// A commit's parent.
+    Parent,
+    /// A commit's root tree.
+    RootTree,
+    /// An entry of a tree.
+    Entry,
+    /// A tag's target.
+    Target,
+}
+
+impl std::fmt::Display for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Parent => "parent (is the primary shallow or grafted?)",
+            Self::RootTree => "root tree",
+            Self::Entry => "tree entry",
+            Self::Target => "tag target",
+        })
+    }
+}
+
+/// No graph was built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The history is not closed: fetch again asking for more, or the primary itself lacks it.
+    #[error("object {oid} is missing: it is needed by {needed_by} as its {link}")]
+    Missing {
+        /// What is neither in the pack nor below.
+        oid: ObjectId,
+        /// Who names it.
+        needed_by: ObjectId,
+        /// As what.
+        link: Link,
+    },
+    /// A ref points to an object that is neither in the pack nor below.
+    #[error("object {oid} is missing: a ref points to it")]
+    MissingTip {
+        /// What the ref points to.
+        oid: ObjectId,
+    },
+    /// An object is named as something it is not. git cannot walk this history either.
+    #[error("object {oid} is a {found}, but {needed_by} names it as a {expected}")]
+    WrongKind {
+        /// The object.
+        oid: ObjectId,
+        /// What it is.
+        found: Kind,
+        /// What it is named as.
+        expected: Kind,
+        /// Who names it.
+        needed_by: ObjectId,
+    },
+    /// A commit, tree or tag that git could not walk either.
+    #[error("object {oid} cannot be walked")]
+    Malformed {
+        /// The object.
+        oid: ObjectId,
+        /// What is wrong with it.
+        #[source]
+        error: Malformed,
+    },
+    /// Pack and `.idx` are damaged, thin, or not of each other. Index the pack again.
+    #[error("the pack cannot be used: {0}")]
+    Pack(&'static str),
+    /// An object of a layer below could not be read; see the source whether to try again.
+    #[error("a layer below could not be read")]
+    Below(#[from] DecodeError),
+    /// The `.idx` does not open, or there are more objects than a stack can number.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+    /// `stop` was set.
+    #[error("building the graph was stopped")]
+    Stopped,
+}
+
+/// Builds the graph of one pack.
+pub fn build(input: BuildInput<'_>) -> Result<Draft, BuildError> {
+    let progress = Progress { report: input.progress, stop: input.stop };
+    let idx = crate::pack::layer::open_idx(input.idx, input.hash)?;
+    let trailer = idx.pack_checksum();
+    if !input.pack.ends_with(trailer.as_slice()) {
+        return Err(BuildError::Pack("pack and index are not of each other"));
+    }
+    let entries = entries::scan(input.pack, &idx, input.hash, &progress)?;
+    let objects = entries.kinds.len() as u32;
+    let mut objects_at = Objects::new(input.pack, idx, input.hash, entries, input.below, input.cache_bytes)?;
+    let history = History::read(&mut objects_at, &progress)?;
+    let mut introductions = Introductions::new(&mut objects_at, &history);
+    for (done, &row) in history.order.iter().enumerate() {
+        progress.step(
+            u64::from(objects) + scaled(done, history.len(), objects),
+            2 * u64::from(objects),
+            done,
+        )?;
+        introductions.add(row)?;
+    }
+    let found = introductions.finish();
+    let tags = tips::prove(&mut objects_at, &found.introducers, input.tips, &progress)?;
+    progress.step(2 * u64::from(objects), 2 * u64::from(objects), 0)?;
+
+    let facts = input.facts.unwrap_or_else(|| PackFacts::of(input.pack));
+    if facts.len != input.pack.len() as u64 {
+        return Err(BuildError::Pack("the given facts are of another pack"));
+    }
+    let mut refs =
+        Refs { base: objects_at.base(), objects, externals: Vec::new(), known: HashMap::default() };
+    let mut commits = CommitColumns::default();
+    for row in 0..history.len() as u32 {
+        let stored =
+            |refs: &mut Refs, gids: &[Gid]| gids.iter().map(|&gid| refs.stored(gid)).collect::<Vec<_>>();
+        let (first, again) = found.of(row);
+        let lists: [(&mut Lists, &[Gid]); 3] = [
+            (&mut commits.parents, history.parents(row)),
+            (&mut commits.first, first),
+            (&mut commits.again, again),
+        ];
+        for (list, gids) in lists {
+            if !list.push(&stored(&mut refs, gids)) {
+                return Err(Damaged::TooMany.into());
+            }
+        }
+        commits.trees.push(refs.stored(history.tree(row)));
+    }
+    commits.positions = history.positions.clone();
+    commits.generations = history.generations.clone();
+    commits.dates = history.dates.clone();
+
+    let mut links = found.introducers;
+    for (row, &position) in (0u32..).zip(&commits.positions) {
+        set(&mut links, position, row);
+    }
+    for (row, &(position, _)) in (0u32..).zip(&tags) {
+        set(&mut links, position, row);
+    }
+    let targets = tags.iter().map(|&(_, target)| refs.stored(target)).collect();
+    let externals = refs.externals.iter().map(|&gid| objects_at.oid(gid)).collect();
+    let dups = objects_at.dups().iter().map(|&(position, _)| position).collect();
+    let entries = objects_at.into_entries();
+    Ok(Draft {
+        hash: input.hash,
+        facts,
+        trailer,
+        offsets: entries.offsets,
+        kinds: entries.kinds,
+        raws: entries.raws,
+        header_lens: entries.header_lens,
+        bases: entries.bases,
+        sizes: entries.sizes,
+        entry_sizes: entries.entry_sizes,
+        ranks: entries.ranks,
+        positions: entries.positions,
+        links,
+        dups,
+        externals,
+        commits,
+        tags: tags.iter().map(|&(position, _)| position).collect(),
+        targets,
+    })
+}
+
+fn set(column: &mut [u32], index: u32, value: u32) {
+    if let Some(slot) = column.get_mut(index as usize) {
+        *slot = value;
+    }
+}
+
+fn scaled(done: usize, of: usize, to: u32) -> u64 {
+    (done as u64 * u64::from(to)) / (of.max(1) as u64)
+}
+
+/// Tells how far the build is, and whether it should end.
+struct Progress<'a> {
+    report: &'a dyn Fn(u64, u64),
+    stop: &'a AtomicBool,
+}
+
+impl Progress<'_> {
+    /// Called for each unit of work, `count` of which are done in this phase.
+    fn step(&self, done: u64, total: u64, count: usize) -> Result<(), BuildError> {
+        if count.is_multiple_of(1024) {
+            (self.report)(done, total);
+        }
+        if count.is_multiple_of(64) { self.check_stop() } else { Ok(()) }
+    }
+
+    /// Ends the build if it should end.
+    fn check_stop(&self) -> Result<(), BuildError> {
+        if self.stop.load(Ordering::Relaxed) { Err(BuildError::Stopped) } else { Ok(()) }
+    }
+}
+
+/// Turns gids of the coming stack into refs of the new layer.
+struct Refs {
+    base: Gid,
+    objects: u32,
+    externals: Vec<Gid>,
+    known: HashMap<Gid, u32, Spread>,
+}
+
+impl Refs {
+    fn stored(&mut self, gid: Gid) -> u32 {
+        match gid.checked_sub(self.base) {
+            Some(position) => position,
+            None => {
+                let Self { objects, externals, known, .. } = self;
+                *known.entry(gid).or_insert_with(|| {
+                    externals.push(gid);
+                    *objects + (externals.len() - 1) as u32
+                })
+            }
+        }
+    }
+}
+
+/// Says that nobody introduced an object.
+const NOBODY: u32 = NONE;

@@ -1,0 +1,58 @@
+//! Tags, and the trees that only tags and refs lead to: the rest of the proof of closure.
+use std::collections::HashSet;
+
+use gix_hash::ObjectId;
+use gix_object::Kind;
+
+use super::objects::Objects;
+use super::{BuildError, Link, NOBODY, Progress};
+use crate::pack::Gid;
+use crate::pack::lru::Spread;
+use crate::pack::object::{self, TreeEntries};
+
+/// Reads the new tags, `(position, target)` by position, and proves that everything they and
+/// `tips` lead to exists.
+pub(super) fn prove(
+    objects: &mut Objects<'_>,
+    introducers: &[u32],
+    tips: &[ObjectId],
+    progress: &Progress<'_>,
+) -> Result<Vec<(u32, Gid)>, BuildError> {
+    let mut tags = Vec::new();
+    let mut trees = Vec::new();
+    let hash = objects.hash();
+    for position in objects.new_of(Kind::Tag) {
+        let gid = objects.base() + position;
+        let bytes = objects.bytes(gid)?;
+        let (target, kind) = object::tag(&bytes, hash)
+            .map_err(|error| BuildError::Malformed { oid: objects.oid(gid), error })?;
+        let target = objects.need(&target, kind, Link::Target, gid)?;
+        tags.push((position, target));
+        trees.extend((kind == Kind::Tree).then_some(target));
+    }
+    for oid in tips {
+        let tip = objects.find(oid).ok_or(BuildError::MissingTip { oid: *oid })?;
+        trees.extend((objects.kind(tip) == Kind::Tree).then_some(tip));
+    }
+    // What a commit introduced is proven; the rest is walked.
+    let mut seen: HashSet<Gid, Spread> = HashSet::default();
+    while let Some(tree) = trees.pop() {
+        progress.check_stop()?;
+        let proven = match objects.position(tree) {
+            Some(position) => introducers.get(position as usize) != Some(&NOBODY),
+            None => objects.below().is_some_and(|stack| stack.introducer(tree).is_some()),
+        };
+        if proven || !seen.insert(tree) {
+            continue;
+        }
+        let bytes = objects.bytes(tree)?;
+        for entry in TreeEntries::new(&bytes, hash) {
+            let entry = entry.map_err(|error| BuildError::Malformed { oid: objects.oid(tree), error })?;
+            if let Some(kind) = entry.kind() {
+                let gid = objects.need(entry.oid, kind, Link::Entry, tree)?;
+                trees.extend((kind == Kind::Tree).then_some(gid));
+            }
+        }
+    }
+    Ok(tags)
+}

@@ -1,0 +1,341 @@
+//! The plan: how the objects of an answer lie in its pack, before a byte of it is read.
+//!
+//! Entries are copied as they are stored, in the order of the stack (layer by layer, pack order).
+//! Neighbours whose offset deltas keep their distances are one [`Segment::Copy`], so a clone is a
+//! few dozen segments. Where something was left out, the header of a delta that spans the gap is
+//! rewritten: with the new distance, or with the base's id if the client did not say `ofs-delta`, if
+//! the base is the client's (a thin pack), or if the base is packed anew.
+//!
+//! Objects whose stored delta leans on nothing that the client will have are packed anew. They come
+//! first in the pack: their length is known only when they are sent, so standing in front of all
+//! else they shift every other entry by the same amount and all distances are known here. A delta on
+//! one of them names it by id.
+//!
+//! No cycle of deltas can come out. An entry's base, as stored, lies in the same layer, and its
+//! canonical gid is in the same layer or a lower one. Along a cycle the layer would never rise, so
+//! all of it would lie in one layer, where entries follow that pack's own deltas, and those end.
+//! Only a pack that holds an object twice escapes that argument; there, and for deltas by id that
+//! stand before their base, every chain that leads upwards is followed once before anything is laid
+//! out, and an entry that leans on itself is packed anew.
+//!
+//! Relies on: gids as the stack numbers them. Elsewhere: what is in the answer (`select`), turning a
+//! plan into bytes (`send`, `write`).
+use gix_hash::Kind as HashKind;
+
+use super::entry::{self, Header, RawKind};
+use super::graph::NONE;
+use super::graph::view::GraphEntry;
+use super::set::{GidMap, GidSet, Gids};
+use super::{Gid, Selection, Stack};
+
+/// What the client can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PlanOptions {
+    /// Deltas may name their base by distance (`ofs-delta`).
+    pub ofs_delta: bool,
+    /// Deltas may lean on objects the client has (`thin-pack`).
+    pub thin: bool,
+}
+
+/// A piece of a pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Segment {
+    /// Bytes `start..start + len` of the pack of a layer.
+    Copy {
+        /// Index of the layer in the stack.
+        layer: u32,
+        /// First byte in that pack.
+        start: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// Bytes `start..start + len` of [`Plan::literals`].
+    Literal {
+        /// First byte.
+        start: u32,
+        /// Number of bytes.
+        len: u32,
+    },
+    /// An object, packed anew when it is sent.
+    Whole(Gid),
+}
+
+/// A pack without its trailer, as a list of segments. The same plan always makes the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The pieces in order; the first is the pack header.
+    pub segments: Vec<Segment>,
+    /// Headers that differ from the stored ones.
+    pub literals: Vec<u8>,
+    /// Number of objects.
+    pub objects: u32,
+    /// Number of objects packed anew.
+    pub wholes: u32,
+    /// The hash of the repository, and of the trailer.
+    pub hash: HashKind,
+    /// Length of the pack in bytes, trailer included, without the objects packed anew.
+    pub known_len: u64,
+}
+
+/// Lays out the objects of `selection`.
+pub fn plan(stack: &Stack, selection: &mut Selection<'_>, options: PlanOptions) -> Plan {
+    let chosen = GidSet::from_roaring(&selection.objects, stack.len());
+    let objects = selection.objects.len() as u32;
+    let wholes = Wholes::find(stack, &chosen, selection, options.thin);
+    let mut layout = Layout::new(stack, &chosen, &wholes, options.ofs_delta);
+    layout.literal(&entry::pack_header(objects));
+    layout.out = 0;
+    let mut whole_count = 0;
+    for gid in wholes.set.iter() {
+        layout.plan.segments.push(Segment::Whole(gid));
+        whole_count += 1;
+    }
+    each_entry(stack, &chosen, |gid, layer, position, entry| {
+        if !wholes.set.contains(gid) {
+            layout.object(gid, layer, position, entry);
+        }
+    });
+    let mut plan = layout.plan;
+    plan.objects = objects;
+    plan.wholes = whole_count;
+    plan.known_len = entry::PACK_HEADER_LEN as u64 + layout.out + stack.hash().len_in_bytes() as u64;
+    plan
+}
+
+/// Calls `each` with gid, layer, position and entry of each chosen object in order.
+fn each_entry(stack: &Stack, chosen: &GidSet, mut each: impl FnMut(Gid, usize, u32, &GraphEntry)) {
+    let mut layer = 0;
+    let mut end = stack.first_gid(1);
+    for gid in chosen.iter() {
+        while gid >= end && layer < stack.layers().len() {
+            layer += 1;
+            end = stack.first_gid(layer + 1);
+        }
+        let position = gid - stack.first_gid(layer);
+        if let Some(entry) = stack.layers().get(layer).and_then(|held| held.graph.entry(position)) {
+            each(gid, layer, position, &entry);
+        }
+    }
+}
+
+/// The objects that cannot go as they are stored.
+struct Wholes {
+    set: GidSet,
+    /// Entries whose base stands behind them in the order of gids.
+    forward: Gids,
+}
+
+impl Wholes {
+    fn find(stack: &Stack, chosen: &GidSet, selection: &mut Selection<'_>, thin: bool) -> Self {
+        let mut wholes = Self { set: GidSet::new(stack.len()), forward: Gids::default() };
+        let mut forward = Vec::new();
+        each_entry(stack, chosen, |gid, layer, _, entry| {
+            let Some(base) = entry.base.map(|base| stack.canonical(layer, base)) else { return };
+            if !chosen.contains(base) {
+                if !(thin && selection.surely_has(base)) {
+                    wholes.set.insert(gid);
+                }
+            } else if base >= gid {
+                forward.push(gid);
+            }
+        });
+        for gid in forward {
+            if wholes.leans_on_itself(stack, chosen, gid) {
+                wholes.set.insert(gid);
+            } else {
+                wholes.forward.insert(gid);
+            }
+        }
+        wholes
+    }
+
+    /// Follows the chain of deltas that go as stored. Every cycle has a member whose base stands behind it.
+    fn leans_on_itself(&self, stack: &Stack, chosen: &GidSet, gid: Gid) -> bool {
+        let mut seen = Gids::default();
+        let mut at = gid;
+        while !self.set.contains(at) && seen.insert(at) {
+            match stack.entry(at).base.filter(|&base| chosen.contains(base)) {
+                Some(base) if base == gid => return true,
+                Some(base) => at = base,
+                None => return false,
+            }
+        }
+        false
+    }
+}
+
+/// Marks that from a position on, entries of a layer lie `shift` bytes from where they are stored.
+struct Break {
+    position: u32,
+    /// Offset in the answer minus stored offset, wrapping.
+    shift: u64,
+}
+
+/// A plan being made. Offsets count from behind the objects packed anew.
+struct Layout<'p> {
+    stack: &'p Stack,
+    chosen: &'p GidSet,
+    wholes: &'p Wholes,
+    ofs_delta: bool,
+    plan: Plan,
+    out: u64,
+    /// Per layer, by position: an entry's offset in the answer is its stored one plus the last shift before it.
+    breaks: Vec<Vec<Break>>,
+    /// Layer and position that would continue the last entry.
+    next: (usize, u32),
+    /// All gids below were laid out, unless packed anew.
+    cursor: Gid,
+    /// Offsets of entries that had to go earlier than their turn.
+    early: GidMap<u64>,
+    scratch: Vec<u8>,
+}
+
+impl<'p> Layout<'p> {
+    fn new(stack: &'p Stack, chosen: &'p GidSet, wholes: &'p Wholes, ofs_delta: bool) -> Self {
+        let plan = Plan {
+            segments: Vec::new(),
+            literals: Vec::new(),
+            objects: 0,
+            wholes: 0,
+            hash: stack.hash(),
+            known_len: 0,
+        };
+        Self {
+            stack,
+            chosen,
+            wholes,
+            ofs_delta,
+            plan,
+            out: 0,
+            breaks: stack.layers().iter().map(|_| Vec::new()).collect(),
+            next: (0, NONE),
+            cursor: 0,
+            early: GidMap::default(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Lays out an object at its turn, after the bases that stand behind it.
+    fn object(&mut self, gid: Gid, layer: usize, position: u32, entry: &GraphEntry) {
+        self.cursor = gid;
+        if self.early.contains_key(&gid) {
+            return;
+        }
+        if self.wholes.forward.contains(&gid) {
+            self.bases_first(gid);
+        }
+        let shift = self.out.wrapping_sub(entry.offset);
+        if let Some(breaks) = self.breaks.get_mut(layer)
+            && (self.next != (layer, position) || breaks.last().is_none_or(|last| last.shift != shift))
+        {
+            breaks.push(Break { position, shift });
+        }
+        self.next = (layer, position + 1);
+        self.entry(layer, entry, self.ofs_delta);
+    }
+
+    /// Lays out the chain of bases of `gid` that were not laid out yet, the deepest first.
+    fn bases_first(&mut self, gid: Gid) {
+        let mut chain = Vec::new();
+        let mut at = gid;
+        while let Some(base) = self.stack.entry(at).base
+            && base > self.cursor
+            && self.chosen.contains(base)
+            && !self.wholes.set.contains(base)
+            && !self.early.contains_key(&base)
+        {
+            chain.push(base);
+            at = base;
+        }
+        while let Some(base) = chain.pop() {
+            let (layer, position) = self.stack.layer_of(base);
+            let entry = self.stack.layers().get(layer).and_then(|held| held.graph.entry(position));
+            if let Some(entry) = entry {
+                self.early.insert(base, self.out);
+                self.next = (0, NONE);
+                self.entry(layer, &entry, false);
+            }
+        }
+    }
+
+    /// Lays out one entry. With `in_run`, a base at or behind the layer's last break is part of the
+    /// same unbroken run, so the distance to it is what it was.
+    fn entry(&mut self, layer: usize, entry: &GraphEntry, in_run: bool) {
+        let verbatim = match (entry.raw, entry.base) {
+            (RawKind::Whole, _) | (_, None) => true,
+            // Names its base by id, which stands before it or is the client's.
+            (RawKind::RefDelta, Some(_)) => true,
+            (RawKind::OfsDelta, Some(base)) if in_run => {
+                let last = self.breaks.get(layer).and_then(|breaks| breaks.last());
+                last.is_some_and(|last| base >= last.position) || self.rewrite(layer, entry, base)
+            }
+            (RawKind::OfsDelta, Some(base)) => self.rewrite(layer, entry, base),
+        };
+        if verbatim {
+            self.copy(layer, entry.offset, entry.end);
+        } else {
+            let header = std::mem::take(&mut self.scratch);
+            self.literal(&header);
+            self.scratch = header;
+            self.copy(layer, entry.offset + u64::from(entry.header_len), entry.end);
+        }
+    }
+
+    /// Puts a new header for an offset delta into `scratch`; true if the stored one is still right.
+    fn rewrite(&mut self, layer: usize, entry: &GraphEntry, base: u32) -> bool {
+        let gid = self.stack.canonical(layer, base);
+        let header = match self.offset_of(gid).filter(|_| self.ofs_delta) {
+            Some(offset) => Header::OfsDelta { distance: self.out - offset },
+            None => Header::RefDelta { base: self.stack.oid(gid) },
+        };
+        let stored = self.stack.layers().get(layer).and_then(|held| held.graph.offset(base));
+        if let (Header::OfsDelta { distance }, Some(stored)) = (header, stored)
+            && distance == entry.offset - stored
+        {
+            return true;
+        }
+        self.scratch.clear();
+        entry::encode(&header, entry.entry_size, &mut self.scratch);
+        false
+    }
+
+    /// Where an object was laid out; `None` if it was packed anew or is not in the answer.
+    fn offset_of(&self, gid: Gid) -> Option<u64> {
+        if !self.chosen.contains(gid) || self.wholes.set.contains(gid) {
+            return None;
+        }
+        if let Some(&offset) = self.early.get(&gid) {
+            return Some(offset);
+        }
+        let (layer, position) = self.stack.layer_of(gid);
+        let breaks = self.breaks.get(layer)?;
+        let last = breaks.get(breaks.partition_point(|at| at.position <= position).checked_sub(1)?)?;
+        let stored = self.stack.layers().get(layer)?.graph.offset(position)?;
+        Some(stored.wrapping_add(last.shift)).filter(|&offset| offset < self.out)
+    }
+
+    fn copy(&mut self, layer: usize, start: u64, end: u64) {
+        self.out += end - start;
+        if let Some(Segment::Copy { layer: last, start: from, len }) = self.plan.segments.last_mut()
+            && *last as usize == layer
+            && *from + *len == start
+        {
+            *len += end - start;
+            return;
+        }
+        self.plan.segments.push(Segment::Copy { layer: layer as u32, start, len: end - start });
+    }
+
+    fn literal(&mut self, bytes: &[u8]) {
+        self.out += bytes.len() as u64;
+        let start = self.plan.literals.len() as u32;
+        self.plan.literals.extend_from_slice(bytes);
+        if let Some(Segment::Literal { start: from, len }) = self.plan.segments.last_mut()
+            && *from + *len == start
+        {
+            *len += bytes.len() as u32;
+            return;
+        }
+        self.plan.segments.push(Segment::Literal { start, len: bytes.len() as u32 });
+    }
+}

@@ -1,0 +1,126 @@
+//! Reach: everything that hangs on the published refs. What is outside is nobody's to fetch here.
+//!
+//! An object is reachable if a reachable commit introduced it first: by induction over parents that
+//! covers every tree of every reachable commit. Tags count with what they lead to, and trees and
+//! blobs that a ref or tag names are walked.
+//!
+//! Relies on: gids do not change while layers are only added on top.
+//! Elsewhere: which refs are published (`mirror`).
+use gix_object::Kind;
+use roaring::RoaringBitmap;
+
+use super::set::{GidSet, Gids};
+use super::trees::{TreeError, TreeLimits, TreeWalk};
+use super::walk::{Boundary, History};
+use super::{Gid, Source, Stack};
+
+/// The objects reachable from a set of tips.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    objects: RoaringBitmap,
+    tips: RoaringBitmap,
+}
+
+impl Reach {
+    /// Computes what `tips` (objects of any type) reach. Costs about one visit per commit.
+    pub fn new(
+        stack: &Stack,
+        source: &dyn Source,
+        tips: &[Gid],
+        limits: &TreeLimits,
+    ) -> Result<Self, TreeError> {
+        Self { objects: RoaringBitmap::new(), tips: RoaringBitmap::new() }.grown(stack, source, tips, limits)
+    }
+
+    /// Says whether an object is reachable.
+    pub fn contains(&self, gid: Gid) -> bool {
+        self.objects.contains(gid)
+    }
+
+    /// The number of reachable objects.
+    pub fn len(&self) -> u64 {
+        self.objects.len()
+    }
+
+    /// Says whether nothing is reachable.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
+    /// The reachable objects.
+    pub fn objects(&self) -> &RoaringBitmap {
+        &self.objects
+    }
+
+    /// Computes what `tips` reach from what the old tips reached.
+    ///
+    /// `None` if something may have become unreachable, so that [`Reach::new`] is needed: an old tip
+    /// is neither a tip any more nor an ancestor of one. `stack` may have more layers on top than
+    /// the one this was computed with. Costs in proportion to what is new and to how far back old
+    /// tips that were merged lie.
+    pub fn extend(
+        &self,
+        stack: &Stack,
+        source: &dyn Source,
+        tips: &[Gid],
+        limits: &TreeLimits,
+    ) -> Result<Option<Self>, TreeError> {
+        let kept: RoaringBitmap = tips.iter().copied().collect();
+        let gone: Vec<Gid> = (&self.tips - &kept).into_iter().collect();
+        if !gone.is_empty() {
+            // A tag object, tree or blob hangs on nothing but its ref.
+            if gone.iter().any(|&tip| stack.kind(tip) != Kind::Commit) {
+                return Ok(None);
+            }
+            let commits: Vec<Gid> = tips.iter().filter_map(|&tip| stack.to_commit(tip)).collect();
+            let none = Gids::default;
+            // Old tips that the new tips do not reach are exactly what this walk finds missing.
+            let left = Boundary::paint(stack, &gone, &commits, none(), none(), 0);
+            if !left.missing().is_empty() {
+                return Ok(None);
+            }
+        }
+        self.clone().grown(stack, source, tips, limits).map(Some)
+    }
+
+    fn grown(
+        mut self,
+        stack: &Stack,
+        source: &dyn Source,
+        tips: &[Gid],
+        limits: &TreeLimits,
+    ) -> Result<Self, TreeError> {
+        let mut found = GidSet::from_roaring(&self.objects, stack.len());
+        let mut walk = TreeWalk::new(stack, source, None, limits);
+        let mut commits = Vec::new();
+        for &tip in tips {
+            let mut at = tip;
+            while let Some(target) = stack.tag_target(at) {
+                found.insert(at);
+                at = target;
+            }
+            match stack.kind(at) {
+                Kind::Commit => commits.push(at),
+                Kind::Tree => {
+                    found.insert(at);
+                    walk.given(at, &mut found)?;
+                }
+                Kind::Blob => _ = found.insert(at),
+                Kind::Tag => {}
+            }
+        }
+        while let Some(gid) = commits.pop() {
+            // A commit that is in has all its history in.
+            if !found.insert(gid) {
+                continue;
+            }
+            let Some(commit) = stack.commit(gid) else { continue };
+            commit.first().for_each(|gid| _ = found.insert(gid));
+            commits.extend(commit.parents());
+        }
+        self.objects = found.to_roaring();
+        self.objects.optimize();
+        self.tips = tips.iter().copied().collect();
+        Ok(self)
+    }
+}

@@ -1,0 +1,298 @@
+//! Selection: which objects a request gets.
+//!
+//! For a want/have pair without shallow boundaries the answer is the union, over the commits that
+//! the wants reach and the haves do not, of the commit and the objects it introduced first. Each
+//! object of such a commit's tree was introduced by it or by an ancestor, and an ancestor is either
+//! sent too or the client's, with all it introduced. So no tree is read.
+//!
+//! Shallow boundaries cut ancestors away. Then each sent commit brings all it introduced (`first`
+//! and `again`: whatever its parents' trees lack), and a commit whose parents are neither sent nor
+//! the client's brings its whole tree, by a tree walk, less what trees of the haves hold at the same
+//! paths. Filters by path walk trees as well.
+//!
+//! The result may hold a little more than the client lacks, never less.
+//!
+//! Relies on: the graph's introductions (`graph`), boundaries (`shallow`), compiled filters (`rules`).
+//! Elsewhere: how the objects lie in the answer (`plan`), whether a want is legal (`reach`).
+use gix_object::Kind;
+use roaring::RoaringBitmap;
+
+use super::rules::Rules;
+use super::set::{GidSet, Gids};
+use super::shallow::Shallow;
+use super::trees::{TreeError, TreeLimits, TreeWalk};
+use super::walk::{Boundary, History};
+use super::{Gid, Source, Stack};
+
+/// How many haves serve as bases when a boundary's tree is walked.
+const BASES: usize = 2;
+
+/// A fetch, in gids of the stack.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Query<'a> {
+    /// What the client asked for: objects of any type.
+    pub wants: &'a [Gid],
+    /// What the client has, as far as it counts ([`super::negotiate`]).
+    pub haves: &'a [Gid],
+    /// The client's `shallow` lines that name commits of the stack.
+    pub client_shallow: &'a [Gid],
+    /// The change of the boundary, if the client asked for one.
+    pub shallow: Option<&'a Shallow>,
+    /// The filter, compiled.
+    pub filter: Option<&'a Rules>,
+    /// Tags that come along if what they lead to is sent (`include-tag`): tag, and what it peels to.
+    pub tags: &'a [(Gid, Gid)],
+}
+
+/// Bounds of the work one request may cause.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Tree walks.
+    pub trees: TreeLimits,
+    /// Commits visited to find out whether the client has the bases of deltas.
+    pub base_steps: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { trees: TreeLimits::default(), base_steps: 50_000 }
+    }
+}
+
+/// The objects of an answer.
+pub struct Selection<'s> {
+    /// Canonical gids of the objects to send.
+    pub objects: RoaringBitmap,
+    client: Option<Client<'s>>,
+}
+
+/// What is known of the client's objects.
+struct Client<'s> {
+    stack: &'s Stack,
+    boundary: Boundary<'s, Stack>,
+    /// Objects in trees of the haves.
+    owned: GidSet,
+    /// Whether the client has all that hangs on the commits it has.
+    whole: bool,
+}
+
+impl<'s> Selection<'s> {
+    /// Makes a selection of given objects, for a receiver of which nothing is known.
+    pub fn of(objects: RoaringBitmap) -> Self {
+        Self { objects, client: None }
+    }
+
+    /// Says whether the client surely has an object, so that a delta may lean on it.
+    ///
+    /// May look further down the haves' history, within the limit; "no" can mean "not known".
+    pub fn surely_has(&mut self, gid: Gid) -> bool {
+        let Some(client) = &mut self.client else { return false };
+        if client.owned.contains(gid) {
+            return true;
+        }
+        if !client.whole {
+            return false;
+        }
+        let commit =
+            if client.stack.kind(gid) == Kind::Commit { Some(gid) } else { client.stack.introducer(gid) };
+        commit.is_some_and(|commit| client.boundary.client_has(commit))
+    }
+}
+
+/// What the wants come down to.
+#[derive(Default)]
+struct Wanted {
+    commits: Vec<Gid>,
+    trees: Vec<Gid>,
+    /// Tags, trees and blobs named by a want or by a wanted tag, in any case part of the answer.
+    given: Vec<Gid>,
+}
+
+/// Selects the objects of the answer to `query`.
+pub fn select<'s>(
+    stack: &'s Stack,
+    source: &dyn Source,
+    query: &Query<'_>,
+    limits: &Limits,
+) -> Result<Selection<'s>, TreeError> {
+    let unshallow = query.shallow.map_or(&[][..], |shallow| &shallow.unshallow);
+    let mut wanted = wanted(stack, query.wants, query.haves);
+    for &commit in unshallow {
+        // As upload-pack's send_unshallow: the client has the commit and now lacks its parents.
+        stack.each_parent(commit, |parent| wanted.commits.push(parent));
+    }
+    let had: Vec<Gid> =
+        query.haves.iter().chain(unshallow).filter_map(|&have| stack.to_commit(have)).collect();
+    let have_cut: Gids = query.client_shallow.iter().copied().collect();
+    let mut want_cut = have_cut.clone();
+    unshallow.iter().for_each(|commit| _ = want_cut.remove(commit));
+    want_cut.extend(query.shallow.iter().flat_map(|shallow| &shallow.shallow));
+    let is_shallow = !have_cut.is_empty() || !want_cut.is_empty();
+    let boundary =
+        Boundary::paint(stack, &wanted.commits, &had, want_cut.clone(), have_cut, limits.base_steps);
+
+    let mut picking = Picking {
+        stack,
+        boundary: &boundary,
+        filter: query.filter,
+        had: &had,
+        is_shallow,
+        walk: TreeWalk::new(stack, source, query.filter, &limits.trees),
+        objects: GidSet::new(stack.len()),
+    };
+    if query.filter.is_some_and(Rules::by_path) {
+        picking.by_path(&want_cut)?;
+    } else {
+        picking.by_introduction(&want_cut)?;
+    }
+    for &tree in &wanted.trees {
+        picking.walk.given(tree, &mut picking.objects)?;
+    }
+    let Picking { walk, mut objects, .. } = picking;
+    // What was asked for by its id passes every filter (git's NOT_USER_GIVEN), unless the client has it.
+    wanted.given.iter().for_each(|&gid| _ = objects.insert(gid));
+    wanted.commits.iter().filter(|&&gid| !boundary.is_had(gid)).for_each(|&gid| _ = objects.insert(gid));
+    for &(tag, peeled) in query.tags {
+        if objects.contains(peeled) {
+            tag_chain(stack, tag).for_each(|gid| _ = objects.insert(gid));
+        }
+    }
+    let owned = walk.into_owned();
+    let client = Client { stack, boundary, owned, whole: !is_shallow && query.filter.is_none() };
+    Ok(Selection { objects: objects.to_roaring(), client: Some(client) })
+}
+
+/// Follows wanted tags, as `handle_commit` in git's `revision.c`.
+fn wanted(stack: &Stack, wants: &[Gid], haves: &[Gid]) -> Wanted {
+    let haves: Gids = haves.iter().copied().collect();
+    let mut wanted = Wanted::default();
+    for &want in wants {
+        wanted.given.extend(tag_chain(stack, want).filter(|tag| !haves.contains(tag)));
+        let target = stack.peel(want);
+        match stack.kind(target) {
+            Kind::Commit => wanted.commits.push(target),
+            Kind::Tree => {
+                wanted.trees.push(target);
+                wanted.given.push(target);
+            }
+            Kind::Blob => wanted.given.push(target),
+            Kind::Tag => {}
+        }
+    }
+    wanted
+}
+
+/// A tag and the tags it leads to.
+fn tag_chain(stack: &Stack, tag: Gid) -> impl Iterator<Item = Gid> + '_ {
+    let is_tag = |gid: &Gid| stack.kind(*gid) == Kind::Tag;
+    std::iter::successors(Some(tag).filter(is_tag), move |&tag| stack.tag_target(tag).filter(is_tag))
+}
+
+/// A selection being made.
+struct Picking<'p, 's> {
+    stack: &'s Stack,
+    boundary: &'p Boundary<'s, Stack>,
+    filter: Option<&'p Rules>,
+    had: &'p [Gid],
+    is_shallow: bool,
+    walk: TreeWalk<'p>,
+    objects: GidSet,
+}
+
+impl Picking<'_, '_> {
+    /// Filters by type and size need the graph only.
+    fn by_introduction(&mut self, want_cut: &Gids) -> Result<(), TreeError> {
+        let contents = self.filter.is_none_or(Rules::keeps_contents);
+        let sent: GidSet = self.sent();
+        for &gid in self.boundary.missing() {
+            self.objects.insert(gid);
+            if !contents {
+                continue;
+            }
+            if want_cut.contains(&gid) && !self.parents_are_there(gid, &sent) {
+                self.whole_tree(gid, None)?;
+            } else {
+                introductions(self.stack, gid, self.is_shallow, &mut self.objects);
+            }
+        }
+        if let Some(rules) = self.filter {
+            let stack = self.stack;
+            let dropped: Vec<Gid> = self
+                .objects
+                .iter()
+                .filter(|&gid| !rules.keeps(stack.kind(gid), || stack.size(gid)))
+                .collect();
+            dropped.into_iter().for_each(|gid| self.objects.remove(gid));
+        }
+        Ok(())
+    }
+
+    /// Filters by path walk the tree of every sent commit.
+    ///
+    /// Where the client has history, trees that no sent commit introduced are the client's and are
+    /// not entered. Boundaries have no such list, so trees of the haves are compared instead.
+    fn by_path(&mut self, want_cut: &Gids) -> Result<(), TreeError> {
+        let cut = self.boundary.missing().iter().any(|commit| want_cut.contains(commit));
+        let within = (!self.had.is_empty() && !cut).then(|| {
+            let mut within = GidSet::new(self.stack.len());
+            for &gid in self.boundary.missing() {
+                introductions(self.stack, gid, true, &mut within);
+            }
+            within
+        });
+        for &gid in self.boundary.missing() {
+            if self.filter.is_none_or(|rules| rules.keeps(Kind::Commit, || 0)) {
+                self.objects.insert(gid);
+            }
+            self.whole_tree(gid, within.as_ref())?;
+        }
+        Ok(())
+    }
+
+    fn sent(&self) -> GidSet {
+        let mut sent = GidSet::new(if self.is_shallow { self.stack.len() } else { 0 });
+        self.boundary.missing().iter().for_each(|&gid| _ = sent.insert(gid));
+        sent
+    }
+
+    fn parents_are_there(&self, commit: Gid, sent: &GidSet) -> bool {
+        let mut all = true;
+        self.stack.each_parent(commit, |parent| all &= sent.contains(parent) || self.boundary.is_had(parent));
+        all
+    }
+
+    fn whole_tree(&mut self, commit: Gid, within: Option<&GidSet>) -> Result<(), TreeError> {
+        let Some(row) = self.stack.commit(commit) else { return Ok(()) };
+        let bases = if within.is_some() { Vec::new() } else { self.bases(commit, row.generation()) };
+        self.walk.root(row.tree(), &bases, within, &mut self.objects)
+    }
+
+    /// Trees that the client has and that are likely close to that of `commit`.
+    fn bases(&self, commit: Gid, generation: u32) -> Vec<Gid> {
+        let mut close: Vec<Gid> = Vec::new();
+        self.stack.each_parent(commit, |parent| {
+            if self.boundary.is_had(parent) {
+                close.push(parent);
+            }
+        });
+        let mut haves: Vec<(u32, Gid)> =
+            self.had.iter().map(|&have| (self.stack.generation(have).abs_diff(generation), have)).collect();
+        haves.sort_unstable();
+        close.extend(haves.into_iter().map(|(_, have)| have));
+        let mut trees: Vec<Gid> =
+            close.iter().filter_map(|&have| Some(self.stack.commit(have)?.tree())).collect();
+        let mut seen = Gids::default();
+        trees.retain(|&tree| seen.insert(tree));
+        trees.truncate(BASES);
+        trees
+    }
+}
+
+/// Adds what a commit introduced: with `again`, all that its parents' trees lack.
+fn introductions(stack: &Stack, gid: Gid, again: bool, objects: &mut GidSet) {
+    let Some(commit) = stack.commit(gid) else { return };
+    commit.first().for_each(|gid| _ = objects.insert(gid));
+    if again {
+        commit.again().for_each(|gid| _ = objects.insert(gid));
+    }
+}

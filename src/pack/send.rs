@@ -1,0 +1,241 @@
+//! The sender: turns a plan into the bytes of its pack, one step at a time, without doing any I/O.
+//!
+//! The loop around it, blocking (`write`) or async (`serve`), asks for a [`Step`], does what it says,
+//! feeds the result back and asks again. The sender cuts copies into pieces, keeps the running hash
+//! of the pack, and ends with its trailer.
+//!
+//! Elsewhere: how plans are made (`plan`), packing objects anew (`encode`).
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use gix_hash::ObjectId;
+
+use super::Gid;
+use super::plan::{Plan, Segment};
+
+/// What the loop around a sender has to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Send these bytes.
+    Bytes(Bytes),
+    /// Read these bytes of the pack of a layer (as many of them as are at hand, at least one) and feed them.
+    NeedRange {
+        /// Index of the layer in the stack.
+        layer: u32,
+        /// Bytes of its pack.
+        range: Range<u64>,
+    },
+    /// Decode this object, pack it with [`super::encode::whole`] and feed the entry.
+    NeedWhole(Gid),
+    /// All is sent.
+    Done(Written),
+}
+
+/// What was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// The hash at the end of the pack.
+    pub trailer: ObjectId,
+    /// Bytes of the pack, trailer included.
+    pub bytes: u64,
+}
+
+/// The sender was not fed what it asked for, or its hash failed; the pack cannot be finished.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// No bytes, or more than asked for.
+    #[error("a pack was fed {got} bytes where 1 to {asked} were asked for")]
+    Fed {
+        /// Bytes fed.
+        got: usize,
+        /// Bytes asked for.
+        asked: u64,
+    },
+    /// Bytes were fed that nobody asked for.
+    #[error("a pack was fed without asking")]
+    Unasked,
+    /// The hash function found an attack in the bytes.
+    #[error("the pack hashes to a collision")]
+    Collision,
+}
+
+/// A plan on its way out.
+#[derive(Clone)]
+pub struct Sender {
+    plan: Arc<Plan>,
+    /// The segment in work.
+    at: usize,
+    /// Bytes of it that are done.
+    within: u64,
+    /// The longest range asked for at once.
+    chunk: u64,
+    hasher: Option<gix_hash::Hasher>,
+    sent: u64,
+    ready: Option<Bytes>,
+    trailer: Option<ObjectId>,
+}
+
+impl Sender {
+    /// Starts at the beginning; asks for at most `chunk` bytes at a time.
+    pub fn new(plan: Arc<Plan>, chunk: u64) -> Self {
+        let hasher = Some(gix_hash::hasher(plan.hash));
+        Self { plan, at: 0, within: 0, chunk: chunk.max(1), hasher, sent: 0, ready: None, trailer: None }
+    }
+
+    /// The plan being sent.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Bytes given out so far.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Says what to do next.
+    pub fn step(&mut self) -> Result<Step, SendError> {
+        if let Some(bytes) = self.ready.take() {
+            return Ok(self.give(bytes));
+        }
+        match self.plan.segments.get(self.at) {
+            Some(&Segment::Copy { layer, start, len }) => {
+                let from = start + self.within;
+                Ok(Step::NeedRange { layer, range: from..from + (len - self.within).min(self.chunk) })
+            }
+            Some(&Segment::Literal { start, len }) => {
+                let literal = self.plan.literals.get(start as usize..start as usize + len as usize);
+                let bytes = Bytes::copy_from_slice(literal.unwrap_or_default());
+                self.at += 1;
+                Ok(self.give(bytes))
+            }
+            Some(&Segment::Whole(gid)) => Ok(Step::NeedWhole(gid)),
+            None => self.finish(),
+        }
+    }
+
+    /// Takes what the last step asked for. An entry packed anew must come in one piece.
+    pub fn feed(&mut self, bytes: Bytes) -> Result<(), SendError> {
+        if self.ready.is_some() {
+            return Err(SendError::Unasked);
+        }
+        let asked = match self.plan.segments.get(self.at) {
+            Some(&Segment::Copy { len, .. }) => (len - self.within).min(self.chunk),
+            Some(Segment::Whole(_)) => u64::MAX,
+            Some(Segment::Literal { .. }) | None => return Err(SendError::Unasked),
+        };
+        let got = bytes.len() as u64;
+        if got == 0 || got > asked {
+            return Err(SendError::Fed { got: bytes.len(), asked });
+        }
+        self.within += got;
+        let done = match self.plan.segments.get(self.at) {
+            Some(&Segment::Copy { len, .. }) => self.within == len,
+            _ => true,
+        };
+        if done {
+            self.at += 1;
+            self.within = 0;
+        }
+        self.ready = Some(bytes);
+        Ok(())
+    }
+
+    /// What will be copied next, for reading ahead: ranges of packs, up to about `bytes` in total.
+    pub fn upcoming(&self, bytes: u64) -> impl Iterator<Item = (u32, Range<u64>)> + '_ {
+        let mut left = bytes;
+        let rest = self.plan.segments.get(self.at..).unwrap_or_default().iter().enumerate();
+        rest.filter_map(move |(index, segment)| match *segment {
+            Segment::Copy { layer, start, len } => {
+                let done = if index == 0 { self.within } else { 0 };
+                Some((layer, start + done, len - done))
+            }
+            _ => None,
+        })
+        .map_while(move |(layer, start, len)| {
+            let take = len.min(left);
+            left -= take;
+            (take > 0).then_some((layer, start..start + take))
+        })
+    }
+
+    fn give(&mut self, bytes: Bytes) -> Step {
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&bytes);
+        }
+        self.sent += bytes.len() as u64;
+        Step::Bytes(bytes)
+    }
+
+    fn finish(&mut self) -> Result<Step, SendError> {
+        if let Some(hasher) = self.hasher.take() {
+            let trailer = hasher.try_finalize().map_err(|_| SendError::Collision)?;
+            self.trailer = Some(trailer);
+            self.sent += trailer.as_slice().len() as u64;
+            return Ok(Step::Bytes(Bytes::copy_from_slice(trailer.as_slice())));
+        }
+        let trailer = self.trailer.ok_or(SendError::Collision)?;
+        Ok(Step::Done(Written { trailer, bytes: self.sent }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use gix_hash::Kind as HashKind;
+
+    fn plan() -> Arc<Plan> {
+        let segments = vec![
+            Segment::Literal { start: 0, len: 4 },
+            Segment::Whole(7),
+            Segment::Copy { layer: 0, start: 100, len: 10 },
+            Segment::Literal { start: 4, len: 2 },
+            Segment::Copy { layer: 1, start: 5, len: 3 },
+        ];
+        let literals = b"PACKab".to_vec();
+        Arc::new(Plan { segments, literals, objects: 3, wholes: 1, hash: HashKind::Sha1, known_len: 39 })
+    }
+
+    #[test]
+    fn walks_through_a_plan() {
+        let mut sender = Sender::new(plan(), 8);
+        assert_eq!(sender.upcoming(12).collect::<Vec<_>>(), [(0, 100..110), (1, 5..7)]);
+        let mut out = Vec::new();
+        let written = loop {
+            match sender.step().unwrap() {
+                Step::Bytes(bytes) => out.extend_from_slice(&bytes),
+                Step::NeedWhole(gid) => {
+                    assert_eq!(gid, 7);
+                    sender.feed(Bytes::from_static(b"whole")).unwrap();
+                }
+                Step::NeedRange { layer, range } => {
+                    assert!(range.end - range.start <= 8);
+                    // Fewer bytes than asked for are fine.
+                    let len = (range.end - range.start).min(5) as usize;
+                    sender.feed(vec![b'0' + layer as u8; len].into()).unwrap();
+                }
+                Step::Done(written) => break written,
+            }
+        };
+        let body: &[u8] = b"PACKwhole0000000000ab111";
+        assert_eq!(&out[..body.len()], body);
+        let mut hasher = gix_hash::hasher(HashKind::Sha1);
+        hasher.update(body);
+        assert_eq!(written, Written { trailer: hasher.try_finalize().unwrap(), bytes: out.len() as u64 });
+        assert_eq!(&out[body.len()..], written.trailer.as_slice());
+        assert!(matches!(sender.step(), Ok(Step::Done(again)) if again == written));
+    }
+
+    #[test]
+    fn takes_only_what_it_asked_for() {
+        let mut sender = Sender::new(plan(), 8);
+        assert_eq!(sender.feed(Bytes::from_static(b"x")), Err(SendError::Unasked));
+        assert!(matches!(sender.step(), Ok(Step::Bytes(_))));
+        assert_eq!(sender.step(), Ok(Step::NeedWhole(7)));
+        assert!(sender.feed(Bytes::new()).is_err());
+        sender.feed(Bytes::from_static(b"w")).unwrap();
+        assert_eq!(sender.feed(Bytes::from_static(b"w")), Err(SendError::Unasked));
+        assert!(matches!(sender.step(), Ok(Step::Bytes(_))));
+        assert_eq!(sender.feed(vec![0; 9].into()), Err(SendError::Fed { got: 9, asked: 8 }));
+    }
+}

@@ -1,0 +1,328 @@
+//! A stack: the layers of one repository, its objects numbered through.
+//!
+//! A layer's first gid is the sum of the objects in the layers below it. An object that several
+//! layers hold (a base that completed a thin pack) is known by its lowest gid, the canonical one:
+//! that is what every method here returns and expects.
+//!
+//! Relies on: each layer complete with the layers below it (proven when it was built).
+//! Elsewhere: bytes of objects (`decode`), walks and selections (`walk`, `select`).
+use std::sync::Arc;
+
+use gix_hash::{Kind as HashKind, ObjectId, oid};
+use gix_object::Kind;
+
+use super::entry::RawKind;
+use super::graph::view::U32Iter;
+use super::graph::{Damaged, NONE};
+use super::{Gid, Layer};
+
+/// The layers of one repository, lowest first.
+pub struct Stack {
+    hash: HashKind,
+    rows: Vec<Row>,
+    layers: Vec<Arc<Layer>>,
+    len: u32,
+}
+
+/// What the stack knows about one layer beside the layer itself.
+struct Row {
+    first: Gid,
+    /// Gid of each external of the graph.
+    externals: Vec<Gid>,
+    /// Canonical gid of each dup of the graph.
+    dups: Vec<Gid>,
+}
+
+/// Where an object lies, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// The layer whose pack holds it.
+    pub layer: usize,
+    /// Its position in that pack.
+    pub position: u32,
+    /// First byte of the entry header in that pack.
+    pub offset: u64,
+    /// First byte after the entry.
+    pub end: u64,
+    /// Bytes of the entry header; zlib data follows.
+    pub header_len: u8,
+    /// Whole or what kind of delta.
+    pub raw: RawKind,
+    /// The canonical gid of the delta base.
+    pub base: Option<Gid>,
+    /// The position of the delta base in the same pack.
+    pub base_local: Option<u32>,
+    /// Inflated size of the entry's data: the object's, or the delta's.
+    pub entry_size: u64,
+}
+
+impl Stack {
+    /// Puts `layers`, lowest first, on top of each other. An empty stack has no objects.
+    pub fn open(layers: Vec<Arc<Layer>>) -> Result<Self, Damaged> {
+        let hash = layers.first().map_or(HashKind::Sha1, |layer| layer.graph.hash());
+        let mut stack = Self { hash, rows: Vec::new(), layers: Vec::new(), len: 0 };
+        for layer in layers {
+            stack.push(layer)?;
+        }
+        Ok(stack)
+    }
+
+    fn push(&mut self, layer: Arc<Layer>) -> Result<(), Damaged> {
+        if layer.graph.hash() != self.hash {
+            return Err(Damaged::Mismatch("object hash of two layers"));
+        }
+        let below = |oid: &oid| self.lookup(oid).ok_or_else(|| Damaged::NotBelow(oid.to_owned()));
+        let externals = layer.graph.externals().map(below).collect::<Result<_, _>>()?;
+        let dups = layer
+            .graph
+            .dups()
+            .iter()
+            .map(|position| below(&layer.oid(position).ok_or(Damaged::Bytes("a rank is out of bounds"))?))
+            .collect::<Result<_, _>>()?;
+        let first = self.len;
+        self.len = first.checked_add(layer.graph.len()).filter(|&len| len < NONE).ok_or(Damaged::TooMany)?;
+        self.rows.push(Row { first, externals, dups });
+        self.layers.push(layer);
+        Ok(())
+    }
+
+    /// The layers, lowest first.
+    pub fn layers(&self) -> &[Arc<Layer>] {
+        &self.layers
+    }
+
+    /// The object hash of the repository.
+    pub fn hash(&self) -> HashKind {
+        self.hash
+    }
+
+    /// The number of gids: entries of all layers, dups included.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Says whether there are no objects.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Finds an object by its id, in the lowest layer that holds it.
+    pub fn lookup(&self, oid: &oid) -> Option<Gid> {
+        let mut layers = self.rows.iter().zip(&self.layers);
+        layers.find_map(|(row, layer)| layer.lookup(oid).map(|position| row.first + position))
+    }
+
+    /// The layer of a gid and its position there; for a gid beyond [`Self::len`], a position beyond the layer's end.
+    #[inline]
+    pub fn layer_of(&self, gid: Gid) -> (usize, u32) {
+        let layer = self.rows.partition_point(|row| row.first <= gid).saturating_sub(1);
+        (layer, gid - self.rows.get(layer).map_or(0, |row| row.first))
+    }
+
+    /// The first gid of `layer`.
+    pub fn first_gid(&self, layer: usize) -> Gid {
+        self.rows.get(layer).map_or(self.len, |row| row.first)
+    }
+
+    /// The canonical gid of what lies at `position` of `layer`.
+    #[inline]
+    pub fn canonical(&self, layer: usize, position: u32) -> Gid {
+        let Some((row, held)) = self.rows.get(layer).zip(self.layers.get(layer)) else { return NONE };
+        if !row.dups.is_empty()
+            && let Some(&below) =
+                held.graph.dups().binary_search(position).and_then(|index| row.dups.get(index as usize))
+        {
+            return below;
+        }
+        row.first + position
+    }
+
+    /// The id of an object; the null id for a gid this stack does not have.
+    pub fn oid(&self, gid: Gid) -> ObjectId {
+        let (layer, position) = self.layer_of(gid);
+        let oid = self.layers.get(layer).and_then(|layer| layer.oid(position));
+        oid.unwrap_or_else(|| ObjectId::null(self.hash))
+    }
+
+    /// The type of an object; blob for a gid this stack does not have.
+    #[inline]
+    pub fn kind(&self, gid: Gid) -> Kind {
+        let (layer, position) = self.layer_of(gid);
+        self.layers.get(layer).and_then(|layer| layer.graph.kind(position)).unwrap_or(Kind::Blob)
+    }
+
+    /// The size of an object, inflated and resolved; 0 for a gid this stack does not have.
+    #[inline]
+    pub fn size(&self, gid: Gid) -> u64 {
+        let (layer, position) = self.layer_of(gid);
+        self.layers.get(layer).and_then(|layer| layer.graph.size(position)).unwrap_or(0)
+    }
+
+    /// Where an object lies, and how; all zero for a gid this stack does not have.
+    pub fn entry(&self, gid: Gid) -> Entry {
+        let (layer, position) = self.layer_of(gid);
+        match self.layers.get(layer).and_then(|held| held.graph.entry(position)) {
+            Some(entry) => Entry {
+                layer,
+                position,
+                offset: entry.offset,
+                end: entry.end,
+                header_len: entry.header_len,
+                raw: entry.raw,
+                base: entry.base.map(|base| self.canonical(layer, base)),
+                base_local: entry.base,
+                entry_size: entry.entry_size,
+            },
+            None => Entry {
+                layer,
+                position,
+                offset: 0,
+                end: 0,
+                header_len: 0,
+                raw: RawKind::Whole,
+                base: None,
+                base_local: None,
+                entry_size: 0,
+            },
+        }
+    }
+
+    /// What the graph knows about a commit; `None` if the object is none.
+    #[inline]
+    pub fn commit(&self, gid: Gid) -> Option<Commit<'_>> {
+        let (layer, position) = self.layer_of(gid);
+        let held = self.layers.get(layer)?;
+        match held.graph.commit_row(position) {
+            Some(row) => Some(Commit { stack: self, layer, row }),
+            None => self.commit(self.below(gid)?),
+        }
+    }
+
+    /// The canonical gid of a gid that is not.
+    fn below(&self, gid: Gid) -> Option<Gid> {
+        let (layer, position) = self.layer_of(gid);
+        Some(self.canonical(layer, position)).filter(|&canonical| canonical < gid)
+    }
+
+    /// What a tag names directly; `None` if the object is no tag.
+    pub fn tag_target(&self, gid: Gid) -> Option<Gid> {
+        let (layer, position) = self.layer_of(gid);
+        let graph = &self.layers.get(layer)?.graph;
+        match graph.tag_row(position) {
+            Some(row) => graph.target(row).map(|target| self.resolve(layer, target)),
+            None => self.tag_target(self.below(gid)?),
+        }
+    }
+
+    /// What an object is after following tags; itself if it is none.
+    pub fn peel(&self, gid: Gid) -> Gid {
+        // Tags name what existed before them, so this ends; the bound is for damaged graphs.
+        let mut peeled = gid;
+        for _ in 0..self.len {
+            match self.tag_target(peeled) {
+                Some(target) => peeled = target,
+                None => break,
+            }
+        }
+        peeled
+    }
+
+    /// The commit that first introduced a tree or blob into history; `None` if it is neither, or
+    /// only a tag or ref leads to it.
+    pub fn introducer(&self, gid: Gid) -> Option<Gid> {
+        let (layer, position) = self.layer_of(gid);
+        match self.layers.get(layer)?.graph.introducer(position) {
+            Some(commit) => Some(self.first_gid(layer) + commit),
+            None => self.introducer(self.below(gid)?),
+        }
+    }
+
+    /// Turns a ref of `layer` into a gid.
+    #[inline]
+    fn resolve(&self, layer: usize, stored: u32) -> Gid {
+        let Some((row, held)) = self.rows.get(layer).zip(self.layers.get(layer)) else { return NONE };
+        match stored.checked_sub(held.graph.len()) {
+            None => row.first + stored,
+            Some(external) => row.externals.get(external as usize).copied().unwrap_or(NONE),
+        }
+    }
+}
+
+/// A commit of a stack.
+#[derive(Clone, Copy)]
+pub struct Commit<'a> {
+    stack: &'a Stack,
+    layer: usize,
+    row: u32,
+}
+
+impl<'a> Commit<'a> {
+    fn layer(&self) -> Option<&'a Layer> {
+        self.stack.layers.get(self.layer).map(Arc::as_ref)
+    }
+
+    /// 1 + the highest generation of the parents; 1 for a root.
+    #[inline]
+    pub fn generation(&self) -> u32 {
+        self.layer().and_then(|layer| layer.graph.generation(self.row)).unwrap_or(0)
+    }
+
+    /// Committer time in seconds as git parses it.
+    #[inline]
+    pub fn date(&self) -> u64 {
+        self.layer().and_then(|layer| layer.graph.date(self.row)).unwrap_or(0)
+    }
+
+    /// The root tree.
+    pub fn tree(&self) -> Gid {
+        let tree = self.layer().and_then(|layer| layer.graph.tree(self.row));
+        tree.map_or(NONE, |tree| self.stack.resolve(self.layer, tree))
+    }
+
+    /// The parents in their order.
+    #[inline]
+    pub fn parents(&self) -> Gids<'a> {
+        self.gids(|layer, row| layer.graph.parents(row))
+    }
+
+    /// What this commit introduced and no ancestor is known to have introduced before.
+    #[inline]
+    pub fn first(&self) -> Gids<'a> {
+        self.gids(|layer, row| layer.graph.first(row))
+    }
+
+    /// What this commit introduced although an ancestor had introduced it before: its parents'
+    /// trees do not have it, but whoever has the whole history below this commit does.
+    #[inline]
+    pub fn again(&self) -> Gids<'a> {
+        self.gids(|layer, row| layer.graph.again(row))
+    }
+
+    fn gids(&self, column: impl FnOnce(&'a Layer, u32) -> U32Iter<'a>) -> Gids<'a> {
+        Gids { stack: self.stack, layer: self.layer, refs: self.layer().map(|layer| column(layer, self.row)) }
+    }
+}
+
+/// Gids of one of a commit's lists.
+#[derive(Clone)]
+pub struct Gids<'a> {
+    stack: &'a Stack,
+    layer: usize,
+    refs: Option<U32Iter<'a>>,
+}
+
+impl Iterator for Gids<'_> {
+    type Item = Gid;
+
+    #[inline]
+    fn next(&mut self) -> Option<Gid> {
+        let stored = self.refs.as_mut()?.next()?;
+        Some(self.stack.resolve(self.layer, stored))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.refs.as_ref().map_or((0, Some(0)), Iterator::size_hint)
+    }
+}
+
+impl ExactSizeIterator for Gids<'_> {}

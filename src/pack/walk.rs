@@ -1,0 +1,283 @@
+//! Walks over commits: what the wants reach and the haves do not.
+//!
+//! Relies on generation numbers (a commit's is greater than each of its parents'), so clock skew
+//! cannot lead a walk astray, and a commit taken from the queue has its final colour: all of its
+//! descendants came before it. Both stay true when edges are cut by shallow boundaries.
+//!
+//! Elsewhere: what each commit brings along (`select`), where boundaries come from (`shallow`).
+use std::collections::BinaryHeap;
+
+use super::set::{GidMap, Gids};
+use super::{Gid, Stack};
+
+/// What a walk needs to know of commits; gids that are no commits have no parents.
+pub trait History {
+    /// The topological level: greater than that of every parent.
+    fn generation(&self, commit: Gid) -> u32;
+    /// Committer time in seconds.
+    fn date(&self, commit: Gid) -> u64;
+    /// Calls `each` with the parents, in their order.
+    fn each_parent(&self, commit: Gid, each: impl FnMut(Gid));
+    /// The commit that `gid` is or, through tags, leads to.
+    fn to_commit(&self, gid: Gid) -> Option<Gid>;
+}
+
+impl History for Stack {
+    fn generation(&self, commit: Gid) -> u32 {
+        self.commit(commit).map_or(0, |commit| commit.generation())
+    }
+    fn date(&self, commit: Gid) -> u64 {
+        self.commit(commit).map_or(0, |commit| commit.date())
+    }
+    fn each_parent(&self, commit: Gid, each: impl FnMut(Gid)) {
+        if let Some(commit) = self.commit(commit) {
+            commit.parents().for_each(each);
+        }
+    }
+    fn to_commit(&self, gid: Gid) -> Option<Gid> {
+        let target = self.peel(gid);
+        self.commit(target).map(|_| target)
+    }
+}
+
+const WANT: u8 = 1;
+const HAVE: u8 = 2;
+
+/// The line between what the client wants and what it has, found by painting both downwards.
+///
+/// The first phase stops as soon as nothing but haves is left to look at; [`Boundary::client_has`]
+/// takes the have side further down when somebody asks.
+#[derive(Debug)]
+pub struct Boundary<'h, H> {
+    history: &'h H,
+    /// Commits whose parents the wants do not pass on to.
+    want_cut: Gids,
+    /// Commits whose parents the client does not have.
+    have_cut: Gids,
+    colours: GidMap<u8>,
+    queue: BinaryHeap<(u32, Gid)>,
+    /// How many commits in the queue are wanted and not had.
+    undecided: usize,
+    missing: Vec<Gid>,
+    /// How many more commits questions may visit.
+    steps: u32,
+}
+
+impl<'h, H: History> Boundary<'h, H> {
+    /// Paints until the commits that only the wants reach are known.
+    ///
+    /// `wants` and `haves` are commits. `want_cut` and `have_cut` are taken as having no parents on
+    /// the respective side. `steps` bounds the commits visited for later questions.
+    pub fn paint(
+        history: &'h H,
+        wants: &[Gid],
+        haves: &[Gid],
+        want_cut: Gids,
+        have_cut: Gids,
+        steps: u32,
+    ) -> Self {
+        let mut boundary = Self {
+            history,
+            want_cut,
+            have_cut,
+            colours: GidMap::default(),
+            queue: BinaryHeap::new(),
+            undecided: 0,
+            missing: Vec::new(),
+            steps,
+        };
+        haves.iter().for_each(|&commit| boundary.mark(commit, HAVE));
+        wants.iter().for_each(|&commit| boundary.mark(commit, WANT));
+        while boundary.undecided > 0 && boundary.step() {}
+        boundary
+    }
+
+    /// The commits to send: reached from the wants, not from the haves; descendants first.
+    pub fn missing(&self) -> &[Gid] {
+        &self.missing
+    }
+
+    /// Says whether `commit` is known to be the client's, without looking any further.
+    pub fn is_had(&self, commit: Gid) -> bool {
+        self.colours.get(&commit).is_some_and(|colour| colour & HAVE != 0)
+    }
+
+    /// Says whether the client surely has `commit`, looking further down within the steps left.
+    pub fn client_has(&mut self, commit: Gid) -> bool {
+        let generation = self.history.generation(commit);
+        loop {
+            if let Some(colour) = self.colours.get(&commit) {
+                // A colour may still change while the commit waits in the queue.
+                if colour & HAVE != 0 {
+                    return true;
+                }
+            }
+            match self.queue.peek() {
+                Some(&(top, _)) if top > generation && self.steps > 0 => {
+                    self.steps -= 1;
+                    self.step();
+                }
+                _ => return false,
+            }
+        }
+    }
+
+    /// Takes one commit from the queue and passes its colour on; false when the queue is empty.
+    fn step(&mut self) -> bool {
+        let Some((_, commit)) = self.queue.pop() else { return false };
+        let colour = self.colours.get(&commit).copied().unwrap_or_default();
+        let cut = if colour & HAVE != 0 {
+            &self.have_cut
+        } else {
+            self.undecided = self.undecided.saturating_sub(1);
+            self.missing.push(commit);
+            &self.want_cut
+        };
+        if !cut.contains(&commit) {
+            let pass_on = if colour & HAVE != 0 { HAVE } else { WANT };
+            let history = self.history;
+            history.each_parent(commit, |parent| self.mark(parent, pass_on));
+        }
+        true
+    }
+
+    fn mark(&mut self, commit: Gid, colour: u8) {
+        let known = self.colours.entry(commit).or_default();
+        if *known == 0 {
+            self.queue.push((self.history.generation(commit), commit));
+            self.undecided += usize::from(colour == WANT);
+        } else if colour & HAVE != 0 && *known == WANT {
+            // Still in the queue: a commit leaves it only after all its descendants.
+            self.undecided = self.undecided.saturating_sub(1);
+        }
+        *known |= colour;
+    }
+}
+
+/// A history in memory, for tests of walks.
+#[cfg(test)]
+pub(crate) mod toy {
+    use super::*;
+
+    /// Commit `n` has the parents `parents[n]` (smaller numbers) and the date `dates[n]`.
+    #[derive(Debug, Clone, Default)]
+    pub(crate) struct Toy {
+        pub parents: Vec<Vec<Gid>>,
+        pub dates: Vec<u64>,
+        generations: Vec<u32>,
+    }
+
+    impl Toy {
+        pub fn new(parents: &[&[Gid]]) -> Self {
+            let mut toy = Self::default();
+            for (n, list) in parents.iter().enumerate() {
+                toy.add(list.to_vec(), n as u64 * 10);
+            }
+            toy
+        }
+
+        pub fn add(&mut self, parents: Vec<Gid>, date: u64) {
+            let above = parents.iter().map(|&parent| self.generations[parent as usize]).max();
+            self.generations.push(1 + above.unwrap_or(0));
+            self.parents.push(parents);
+            self.dates.push(date);
+        }
+
+        /// All commits reached from `tips`, not passing below `cut`.
+        pub fn reach(&self, tips: &[Gid], cut: &[Gid]) -> std::collections::BTreeSet<Gid> {
+            let (mut seen, mut todo) = (std::collections::BTreeSet::new(), tips.to_vec());
+            while let Some(commit) = todo.pop() {
+                if seen.insert(commit) && !cut.contains(&commit) {
+                    todo.extend(&self.parents[commit as usize]);
+                }
+            }
+            seen
+        }
+    }
+
+    impl History for Toy {
+        fn generation(&self, commit: Gid) -> u32 {
+            self.generations[commit as usize]
+        }
+        fn date(&self, commit: Gid) -> u64 {
+            self.dates[commit as usize]
+        }
+        fn each_parent(&self, commit: Gid, each: impl FnMut(Gid)) {
+            self.parents[commit as usize].iter().copied().for_each(each);
+        }
+        fn to_commit(&self, gid: Gid) -> Option<Gid> {
+            ((gid as usize) < self.parents.len()).then_some(gid)
+        }
+    }
+
+    /// Random histories of up to `max` commits.
+    pub(crate) fn histories(max: usize) -> impl proptest::strategy::Strategy<Value = Toy> {
+        use proptest::prelude::*;
+        prop::collection::vec((prop::collection::vec(any::<prop::sample::Index>(), 0..3), 0u64..100), 1..max)
+            .prop_map(|list| {
+                let mut toy = Toy::default();
+                for (n, (picks, date)) in list.into_iter().enumerate() {
+                    // Mostly recent parents, so that depth grows.
+                    let mut parents: Vec<Gid> = Vec::new();
+                    for pick in picks {
+                        let parent = if n == 0 { continue } else { (n - 1 - pick.index(n.min(6))) as Gid };
+                        if !parents.contains(&parent) {
+                            parents.push(parent);
+                        }
+                    }
+                    toy.add(parents, date);
+                }
+                toy
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::toy::{Toy, histories};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn gids(list: &[Gid]) -> Gids {
+        list.iter().copied().collect()
+    }
+
+    fn picks(max: usize) -> impl Strategy<Value = Vec<prop::sample::Index>> {
+        prop::collection::vec(any::<prop::sample::Index>(), 0..max)
+    }
+
+    proptest! {
+        #[test]
+        fn finds_exactly_what_is_missing(
+            toy in histories(24), wants in picks(4), haves in picks(4), want_cut in picks(4), have_cut in picks(4),
+        ) {
+            let pick = |list: &[prop::sample::Index]| -> Vec<Gid> {
+                list.iter().map(|index| index.index(toy.parents.len()) as Gid).collect()
+            };
+            let (wants, haves, want_cut, have_cut) = (pick(&wants), pick(&haves), pick(&want_cut), pick(&have_cut));
+            let had = toy.reach(&haves, &have_cut);
+            // Wants stop at cuts and at what the client has.
+            let stops: Vec<Gid> = want_cut.iter().copied().chain(had.iter().copied()).collect();
+            let expected: Vec<Gid> = toy.reach(&wants, &stops).difference(&had).copied().collect();
+            let mut boundary = Boundary::paint(&toy, &wants, &haves, gids(&want_cut), gids(&have_cut), 1000);
+            let mut missing = boundary.missing().to_vec();
+            missing.sort_unstable();
+            prop_assert_eq!(missing, expected);
+            for commit in 0..toy.parents.len() as Gid {
+                prop_assert_eq!(boundary.client_has(commit), had.contains(&commit), "commit {}", commit);
+            }
+        }
+    }
+
+    #[test]
+    fn stops_when_only_haves_are_left() {
+        // A long line of commits; the client has all but the last.
+        let mut toy = Toy::default();
+        (0..200).for_each(|n: Gid| toy.add(n.checked_sub(1).into_iter().collect(), 0));
+        let mut boundary = Boundary::paint(&toy, &[199], &[198], Gids::default(), Gids::default(), 10);
+        assert_eq!(boundary.missing(), [199]);
+        assert!(boundary.colours.len() <= 3, "looked at {} commits", boundary.colours.len());
+        assert!(boundary.client_has(190));
+        assert!(!boundary.client_has(10), "the steps are used up, so nothing is sure");
+    }
+}

@@ -1,0 +1,56 @@
+//! Writing a pack: the blocking loop around a [`Sender`].
+//!
+//! For files, and as the reference for the async loop of the server.
+//! Elsewhere: what the pack holds (`plan`), its bytes step by step (`send`).
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::plan::Plan;
+use super::send::{SendError, Sender, Step, Written};
+use super::{DecodeError, Scratch, Source, Stack, decode, encode};
+
+/// How much of a pack is read at once.
+const CHUNK: u64 = 1 << 20;
+
+/// A pack could not be written; what was written so far is no pack.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// A stored pack could not be read; may work later, as the source says.
+    #[error("cannot read a stored pack")]
+    Read(#[source] io::Error),
+    /// An object could not be decoded.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The receiver is gone or full.
+    #[error("cannot write the pack")]
+    Write(#[source] io::Error),
+    /// A stored pack gave other bytes than it should.
+    #[error(transparent)]
+    Send(#[from] SendError),
+}
+
+/// Writes the pack that `plan` describes to `out`.
+pub fn write(
+    plan: &Arc<Plan>,
+    stack: &Stack,
+    source: &dyn Source,
+    scratch: &mut Scratch,
+    out: &mut dyn io::Write,
+) -> Result<Written, WriteError> {
+    let mut sender = Sender::new(plan.clone(), CHUNK);
+    loop {
+        match sender.step()? {
+            Step::Bytes(bytes) => out.write_all(&bytes).map_err(WriteError::Write)?,
+            Step::NeedRange { layer, range } => {
+                sender.feed(source.read(layer as usize, range).map_err(WriteError::Read)?)?;
+            }
+            Step::NeedWhole(gid) => {
+                let (kind, object) = decode::object(stack, source, gid, scratch)?;
+                sender.feed(Bytes::from(encode::whole(kind, &object)))?;
+            }
+            Step::Done(written) => return Ok(written),
+        }
+    }
+}

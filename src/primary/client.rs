@@ -1,0 +1,272 @@
+//! Our own protocol v2 client: the refs of a repository, and the pack of what we lack.
+//!
+//! Written here rather than taken from gix-protocol; docs/decisions/0002-own-upstream-client.md says why.
+//! Each call is one conversation with one repository and sends nothing twice: repeating is the caller's, who has
+//! a policy. Relies on: `git` for packets and their meaning. Elsewhere: what to want (`mirror`), the bytes of
+//! the pack (`pack_stream`), statuses (`answer`).
+
+use async_compression::Level;
+use async_compression::tokio::bufread::GzipEncoder;
+use bytes::Bytes;
+use gix_hash::{Kind as HashKind, ObjectId};
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT,
+};
+use http::{HeaderName, Method};
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
+
+use crate::git::caps::V2Caps;
+use crate::git::line;
+use crate::git::ls_refs::{LsRefs, RefLine, to_refs};
+use crate::git::path::{Endpoint, RepoPath, Service};
+use crate::git::pkt::OwnedPacket;
+use crate::git::refs::Refs;
+use crate::git::reply::BadReply;
+use crate::git::request::{Command, CommandRequest, FetchRequest};
+
+use super::answer::{self, ADVERTISEMENT, REQUEST, RESULT};
+use super::body::collect;
+use super::pack_stream::Packets;
+use super::{Body, ClientHeaders, Outgoing, Pack, Primary, PrimaryError, Progress};
+
+/// How we name ourselves. Some hosts let only agents through that begin with `git/`.
+pub(super) const USER_AGENT_VALUE: &str = concat!("git/packmirror-", env!("CARGO_PKG_VERSION"));
+/// The `agent` capability.
+const AGENT: &str = concat!("packmirror/", env!("CARGO_PKG_VERSION"));
+/// The most bytes of a capability advertisement; a v0 answer, which lists all refs, may be longer.
+const MOST_CAPABILITIES: usize = 64 * 1024;
+/// The most bytes of a list of refs: some five million refs.
+const MOST_REFS: usize = 512 << 20;
+/// Bodies above this many bytes are compressed, as git does (remote-curl.c).
+const COMPRESSED_ABOVE: usize = 1024;
+
+/// As whom we ask.
+#[derive(Clone, Copy, Debug)]
+pub enum Auth<'a> {
+    /// With the service credential, if there is one. Never for a client's request.
+    Service,
+    /// As this client, with nothing of ours.
+    Client(&'a ClientHeaders),
+}
+
+/// What [`Primary::fetch`] asks for.
+#[derive(Clone, Debug)]
+pub struct FetchSpec {
+    /// The objects whose whole history is wanted; at least one.
+    pub wants: Vec<ObjectId>,
+    /// Objects that we have with their whole history. All are sent at once, so a caller with very many
+    /// (each is 50 to 74 bytes before compression) picks the best.
+    pub haves: Vec<ObjectId>,
+    /// The repository's hash, as [`Primary::refs`] found it.
+    pub hash: HashKind,
+}
+
+/// What the primary shows of a repository.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// All refs, from one answer.
+    pub refs: Refs,
+    /// What it can do.
+    pub capabilities: V2Caps,
+}
+
+impl Primary {
+    /// Asks for all refs the primary shows: one coherent answer to one `ls-refs`, with peeled tags, symbolic
+    /// refs and an unborn HEAD.
+    pub async fn look(&self, repo: &RepoPath, auth: Auth<'_>) -> Result<Seen, PrimaryError> {
+        let headers = self.headers(auth).await?;
+        let caps = self.capabilities(repo, &headers).await?;
+        if !caps.has("ls-refs") {
+            return Err(PrimaryError::NoV2);
+        }
+        let hash = caps.object_format().ok_or_else(|| {
+            PrimaryError::Protocol("the repository has an object format that packmirror does not know".into())
+        })?;
+        let request = LsRefs {
+            peel: true,
+            symrefs: true,
+            unborn: caps.has_feature("ls-refs", "unborn"),
+            prefixes: vec![],
+        };
+        let body = CommandRequest {
+            agent: caps.has("agent").then(|| AGENT.into()),
+            object_format: caps.has("object-format").then_some(hash),
+            ..plainly(Command::LsRefs(request), hash)
+        };
+        let body = body.encode();
+
+        let mut packets = self.upload_pack(repo, headers, body).await?;
+        let mut lines = Vec::new();
+        let mut size = 0;
+        loop {
+            match packets.expect().await? {
+                OwnedPacket::Data(payload) => {
+                    size += payload.len();
+                    if size > MOST_REFS {
+                        return Err(PrimaryError::Protocol(
+                            "it shows more refs than packmirror can hold".into(),
+                        ));
+                    }
+                    lines.push(RefLine::parse(line::text(&payload), hash).map_err(nonsense)?);
+                }
+                OwnedPacket::Flush => break,
+                OwnedPacket::Delim | OwnedPacket::ResponseEnd => {
+                    return Err(PrimaryError::Protocol("a section begins inside the list of refs".into()));
+                }
+            }
+        }
+        packets.drain().await;
+        Ok(Seen { refs: to_refs(lines, hash).map_err(nonsense)?, capabilities: caps })
+    }
+
+    /// The refs alone, see [`Primary::look`].
+    pub async fn refs(&self, repo: &RepoPath, auth: Auth<'_>) -> Result<Refs, PrimaryError> {
+        Ok(self.look(repo, auth).await?.refs)
+    }
+
+    /// Fetches everything the wants reach and the haves do not, with the service credential: one request, no
+    /// negotiation (the haves are what we published last, so there is nothing to find out). The pack may be
+    /// thin: its deltas lean on what the haves reach. `progress` gets the primary's messages.
+    pub async fn fetch(
+        &self,
+        repo: &RepoPath,
+        spec: &FetchSpec,
+        progress: Option<Progress>,
+    ) -> Result<Pack, PrimaryError> {
+        if spec.wants.is_empty() {
+            return Err(PrimaryError::Protocol("a fetch that wants nothing has no answer".into()));
+        }
+        let headers = self.headers(Auth::Service).await?;
+        let body = fetch_request(spec, progress.is_some());
+        let mut packets = self.upload_pack(repo, headers, body).await?;
+        loop {
+            let OwnedPacket::Data(section) = packets.expect().await? else {
+                return Err(PrimaryError::Protocol("it sent no pack".into()));
+            };
+            match line::text(&section) {
+                b"packfile" => break,
+                b"shallow-info" => {
+                    return Err(PrimaryError::Protocol(
+                        "its repository is shallow: only repositories with their whole history can be mirrored".into(),
+                    ));
+                }
+                _ => while !matches!(packets.expect().await?, OwnedPacket::Delim | OwnedPacket::Flush) {},
+            }
+        }
+        Ok(Pack::new(packets, progress, self.settings().timeouts.slow))
+    }
+
+    /// Asks what the server can do (`info/refs`, gitprotocol-v2).
+    async fn capabilities(&self, repo: &RepoPath, headers: &HeaderMap) -> Result<V2Caps, PrimaryError> {
+        let limit = self.settings().timeouts.question;
+        let asked = timeout(limit, async {
+            let response = self
+                .ask(Outgoing {
+                    method: Method::GET,
+                    repo: repo.clone(),
+                    endpoint: Endpoint::InfoRefs(Some(Service::UploadPack)),
+                    query: None,
+                    headers: headers.clone(),
+                    body: Body::Empty,
+                })
+                .await?;
+            let response = answer::accept(response, ADVERTISEMENT)?;
+            collect(response.body, MOST_CAPABILITIES).await
+        });
+        let body = asked.await.map_err(|_| too_late(limit))??.ok_or(PrimaryError::NoV2)?;
+        V2Caps::parse(&body).map_err(nonsense)
+    }
+
+    /// Posts a command and gives the packets of the answer.
+    async fn upload_pack(
+        &self,
+        repo: &RepoPath,
+        mut headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<Packets, PrimaryError> {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(REQUEST));
+        headers.insert(ACCEPT, HeaderValue::from_static(RESULT));
+        let body = if body.len() > COMPRESSED_ABOVE {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            gzip(&body).await?
+        } else {
+            body.into()
+        };
+        let response = self
+            .ask(Outgoing {
+                method: Method::POST,
+                repo: repo.clone(),
+                endpoint: Endpoint::UploadPack,
+                query: None,
+                headers,
+                body: Body::Whole(body),
+            })
+            .await?;
+        Ok(Packets::over(answer::accept(response, RESULT)?.body))
+    }
+
+    /// The headers of a request of our own.
+    async fn headers(&self, auth: Auth<'_>) -> Result<HeaderMap, PrimaryError> {
+        let mut headers = match auth {
+            Auth::Client(client) => client.identity(),
+            Auth::Service => HeaderMap::new(),
+        };
+        if let (Auth::Service, Some(credential)) = (auth, &self.settings().credential) {
+            let value = credential.authorization().await;
+            headers.insert(AUTHORIZATION, value.map_err(|bad| PrimaryError::Settings(bad.to_string()))?);
+        }
+        common_headers(&mut headers);
+        Ok(headers)
+    }
+}
+
+/// What every request of our own says.
+pub(super) fn common_headers(headers: &mut HeaderMap) {
+    headers.insert(HeaderName::from_static("git-protocol"), HeaderValue::from_static("version=2"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
+}
+
+/// A request that names nothing the server might not know: `object-format` only where it is not the default.
+pub(super) fn plainly(command: Command, hash: HashKind) -> CommandRequest {
+    CommandRequest {
+        command,
+        agent: None,
+        session_id: None,
+        object_format: (hash != HashKind::Sha1).then_some(hash),
+        server_options: Vec::new(),
+        unknown: Vec::new(),
+    }
+}
+
+fn fetch_request(spec: &FetchSpec, progress: bool) -> Vec<u8> {
+    let request = FetchRequest {
+        wants: spec.wants.clone(),
+        haves: spec.haves.clone(),
+        done: true,
+        thin_pack: true,
+        ofs_delta: true,
+        no_progress: !progress,
+        ..FetchRequest::default()
+    };
+    plainly(Command::Fetch(Box::new(request)), spec.hash).encode()
+}
+
+async fn gzip(body: &[u8]) -> Result<Bytes, PrimaryError> {
+    let mut packed = Vec::with_capacity(body.len() / 2);
+    let mut encoder = GzipEncoder::with_quality(body, Level::Fastest);
+    let done = encoder.read_to_end(&mut packed).await;
+    done.map_err(|error| PrimaryError::Protocol(format!("the request could not be compressed: {error}")))?;
+    Ok(packed.into())
+}
+
+pub(super) fn too_late(limit: std::time::Duration) -> PrimaryError {
+    PrimaryError::Timeout(format!("no answer in {} s", limit.as_secs_f32()))
+}
+
+fn nonsense(bad: BadReply) -> PrimaryError {
+    match bad {
+        BadReply::NotV2 => PrimaryError::NoV2,
+        other => PrimaryError::Protocol(other.to_string()),
+    }
+}

@@ -1,0 +1,178 @@
+//! A primary over HTTP(S): one origin, no redirects, nothing added to a request but what the connection needs.
+//!
+//! Relies on: reqwest without its decompression, cookie and redirect features, so that bodies and headers pass
+//! as they are. Elsewhere: which headers travel (`pass`), silence (`idle`).
+
+use std::error::Error;
+use std::path::Path;
+use std::time::Duration;
+
+use futures::StreamExt;
+use http::header::{CONTENT_LENGTH, HeaderValue};
+use reqwest::{Certificate, Client, Url, redirect, retry};
+
+use super::error::with_causes;
+use super::settings::Timeouts;
+use super::{Body, Location, Outgoing, PrimaryError, Response};
+
+/// Unused connections are closed after this, before most load balancers close them under a request.
+const POOLED: Duration = Duration::from_secs(30);
+/// Finds peers that vanished without a word.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Connections to the primary.
+#[derive(Debug)]
+pub(super) struct Http {
+    base: Url,
+    client: Client,
+}
+
+/// Reads the file of further certificate authorities, if one is configured.
+pub(super) async fn read_ca(file: Option<&Path>) -> Result<Vec<Certificate>, PrimaryError> {
+    let Some(file) = file else { return Ok(Vec::new()) };
+    let pem = tokio::fs::read(file).await.map_err(|error| {
+        PrimaryError::Settings(format!("cannot read the certificate file {}: {error}", file.display()))
+    })?;
+    match Certificate::from_pem_bundle(&pem) {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(PrimaryError::Settings(format!("{} holds no PEM certificate", file.display()))),
+    }
+}
+
+impl Http {
+    /// Prepares a pool of connections to `base`; sends nothing.
+    pub(super) fn new(base: Url, ca: &[Certificate], timeouts: &Timeouts) -> Result<Self, PrimaryError> {
+        let mut builder = Client::builder()
+            .redirect(redirect::Policy::none())
+            // A request is repeated by who knows what it does, never underneath.
+            .retry(retry::never())
+            .referer(false)
+            .connect_timeout(timeouts.connect)
+            .pool_idle_timeout(POOLED)
+            .tcp_keepalive(KEEPALIVE)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .http2_adaptive_window(true)
+            .tls_certs_merge(ca.iter().cloned());
+        if base.scheme() == "https" {
+            builder = builder.https_only(true);
+        }
+        if Location::Http(base.clone()).is_loopback() {
+            builder = builder.no_proxy();
+        }
+        let client = builder
+            .build()
+            .map_err(|error| PrimaryError::Settings(format!("cannot set up TLS: {}", with_causes(&error))))?;
+        Ok(Self { base, client })
+    }
+
+    /// The address of a request, always below the base.
+    fn url(&self, outgoing: &Outgoing) -> Result<Url, PrimaryError> {
+        let mut url = self.base.clone();
+        let below = self.base.path().trim_end_matches('/');
+        let path = format!("{below}/{}/{}", outgoing.repo.to_url(), outgoing.endpoint.to_url());
+        url.set_path(&path);
+        if url.path() != path {
+            return Err(PrimaryError::Settings("the path has no single spelling in a URL".into()));
+        }
+        url.set_query(outgoing.query().as_deref());
+        Ok(url)
+    }
+
+    /// Sends one request and gives the head of its answer; both bodies stream.
+    pub(super) async fn send(&self, outgoing: Outgoing) -> Result<Response, PrimaryError> {
+        let mut request = reqwest::Request::new(outgoing.method.clone(), self.url(&outgoing)?);
+        *request.headers_mut() = outgoing.headers;
+        let length = outgoing.body.len();
+        *request.body_mut() = match outgoing.body {
+            Body::Empty => None,
+            Body::Whole(bytes) => Some(bytes.into()),
+            body @ Body::Stream { .. } => {
+                if let Some(length) = length {
+                    request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+                }
+                Some(reqwest::Body::wrap_stream(body.into_pieces()))
+            }
+        };
+        let answer = self.client.execute(request).await.map_err(sort)?;
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let body = answer.bytes_stream().map(|piece| piece.map_err(sort));
+        Ok(Response { status, headers, body: Box::pin(body), asked: None })
+    }
+}
+
+/// Sorts what reqwest reports; the only place that looks at its errors.
+fn sort(error: reqwest::Error) -> PrimaryError {
+    let error = error.without_url();
+    if error.is_timeout() {
+        return PrimaryError::Timeout("no connection".into());
+    }
+    if error.is_builder() {
+        return PrimaryError::Settings(with_causes(&error));
+    }
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if inner.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+            return PrimaryError::Protocol(format!("it is not HTTP ({inner})"));
+        }
+        cause = inner.source();
+    }
+    PrimaryError::Unreachable(with_causes(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::path::{Endpoint, RepoPath, Service};
+    use http::{HeaderMap, Method};
+
+    fn url(base: &str, repo: &str, endpoint: Endpoint, query: Option<&str>) -> String {
+        let Location::Http(base) = Location::parse(base, false).unwrap() else { panic!() };
+        let http = Http::new(base, &[], &Timeouts::default()).unwrap();
+        let outgoing = Outgoing {
+            method: Method::GET,
+            repo: RepoPath::parse(repo).unwrap(),
+            endpoint,
+            query: query.map(str::to_owned),
+            headers: HeaderMap::new(),
+            body: Body::Empty,
+        };
+        http.url(&outgoing).unwrap().to_string()
+    }
+
+    #[test]
+    fn requests_stay_below_the_base() {
+        let info = || Endpoint::InfoRefs(Some(Service::UploadPack));
+        let host = "https://git.example.com";
+        let cases = [
+            (host, "team/app.git", "https://git.example.com/team/app.git/info/refs?service=git-upload-pack"),
+            (
+                "https://git.example.com/scm/",
+                "a/b",
+                "https://git.example.com/scm/a/b/info/refs?service=git-upload-pack",
+            ),
+            (
+                host,
+                "@evil.example",
+                "https://git.example.com/@evil.example/info/refs?service=git-upload-pack",
+            ),
+            (
+                host,
+                "https:/evil.example",
+                "https://git.example.com/https:/evil.example/info/refs?service=git-upload-pack",
+            ),
+            (host, "a b/ü", "https://git.example.com/a%20b/%C3%BC/info/refs?service=git-upload-pack"),
+            (host, "a?b#c", "https://git.example.com/a%3Fb%23c/info/refs?service=git-upload-pack"),
+        ];
+        for (base, repo, expected) in cases {
+            assert_eq!(url(base, repo, info(), Some("service=git-receive-pack")), expected);
+        }
+        assert_eq!(
+            url(host, "r", Endpoint::UploadPack, Some("x=1")),
+            "https://git.example.com/r/git-upload-pack"
+        );
+        assert_eq!(
+            url(host, "r", Endpoint::Plain("info/lfs/locks".into()), Some("path=a%20b")),
+            "https://git.example.com/r/info/lfs/locks?path=a%20b"
+        );
+    }
+}

@@ -1,0 +1,371 @@
+//! A pack on its way from the primary: side bands sorted out, slowness and breaks noticed.
+//!
+//! Relies on: pieces that end with an error when the connection breaks. A pack has ended well only after the flush
+//! packet behind it. Elsewhere: what the pack holds is checked by whoever indexes it (`mirror`).
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use futures::StreamExt;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::Instant;
+
+use crate::git::pkt::{self, OwnedPacket};
+
+use super::body::drain;
+use super::error::plain;
+use super::{Pieces, PrimaryError};
+
+/// Below this many bytes a second over [`super::Timeouts::slow`] a pack is given up.
+const LEAST_BYTES_PER_SECOND: u64 = 1000;
+/// The longest progress line that is shown.
+const LONGEST_LINE: usize = 500;
+
+/// Takes the primary's progress, line by line, without control characters.
+pub type Progress = Box<dyn FnMut(&str) + Send>;
+
+/// Packets of an answer as they arrive.
+pub(super) struct Packets {
+    pieces: Pieces,
+    reader: pkt::Reader,
+    ended: bool,
+}
+
+impl Packets {
+    /// Reads an answer's body.
+    pub(super) fn over(pieces: Pieces) -> Self {
+        Self { pieces, reader: pkt::Reader::new(), ended: false }
+    }
+
+    /// The next packet; `None` at an end between packets.
+    fn poll_packet(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<OwnedPacket>, PrimaryError>> {
+        loop {
+            match self.reader.packet() {
+                Ok(Some(packet)) => return Poll::Ready(Ok(Some(packet))),
+                Ok(None) => {}
+                Err(bad) => return Poll::Ready(Err(PrimaryError::Protocol(bad.to_string()))),
+            }
+            if self.ended {
+                let end = self.reader.finish().map(|()| None);
+                return Poll::Ready(end.map_err(|_| broke_off()));
+            }
+            match ready!(self.pieces.poll_next_unpin(cx)) {
+                Some(Ok(piece)) => self.reader.feed(&piece),
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => self.ended = true,
+            }
+        }
+    }
+
+    /// Reads what is left behind the last packet of interest.
+    pub(super) async fn drain(mut self) {
+        drain(&mut self.pieces).await;
+    }
+
+    /// The next packet of an answer that has not ended, outside of side bands; the primary's `ERR` is an error.
+    pub(super) async fn expect(&mut self) -> Result<OwnedPacket, PrimaryError> {
+        let packet = std::future::poll_fn(|cx| self.poll_packet(cx)).await?.ok_or_else(broke_off)?;
+        match &packet {
+            OwnedPacket::Data(payload) => match pkt::remote_error(payload) {
+                Some(text) => Err(PrimaryError::Remote(plain(text, LONGEST_LINE))),
+                None => Ok(packet),
+            },
+            _ => Ok(packet),
+        }
+    }
+}
+
+/// The connection ended as usual, but the answer did not: the process behind it died.
+fn broke_off() -> PrimaryError {
+    PrimaryError::Unreachable("its answer broke off".into())
+}
+
+/// The bytes of a pack, side bands removed; ends only if the primary said that it was all.
+///
+/// An error of reading holds a [`PrimaryError`], see [`Pack::error`]. Dropping it aborts the fetch.
+pub struct Pack {
+    packets: Packets,
+    current: Bytes,
+    progress: Option<Progress>,
+    line: Vec<u8>,
+    pace: Pace,
+    state: State,
+}
+
+enum State {
+    Bands,
+    Flushed,
+    Ended,
+}
+
+impl std::fmt::Debug for Pack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pack").finish_non_exhaustive()
+    }
+}
+
+impl Pack {
+    /// Reads on behind the `packfile` line. `slow` as in [`super::Timeouts::slow`].
+    pub(super) fn new(packets: Packets, progress: Option<Progress>, slow: Duration) -> Self {
+        let pace = Pace { limit: slow, waiting: None, waited: Duration::ZERO, bytes: None };
+        Self { packets, current: Bytes::new(), progress, line: Vec::new(), pace, state: State::Bands }
+    }
+
+    /// The primary's error inside an error of reading from a pack.
+    pub fn error(error: &io::Error) -> Option<&PrimaryError> {
+        error.get_ref()?.downcast_ref()
+    }
+
+    /// Fills `current`; leaves it empty at the end.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PrimaryError>> {
+        while self.current.is_empty() {
+            let packet = match (&self.state, self.packets.poll_packet(cx)) {
+                (State::Ended, _) => return Poll::Ready(Ok(())),
+                (_, Poll::Pending) => {
+                    self.pace.pending();
+                    return Poll::Pending;
+                }
+                (State::Bands, Poll::Ready(packet)) => packet?.ok_or_else(broke_off)?,
+                // The pack is whole; a connection that breaks only now has broken nothing.
+                (State::Flushed, Poll::Ready(Ok(None))) => {
+                    self.state = State::Ended;
+                    continue;
+                }
+                (State::Flushed, Poll::Ready(Err(error))) if error.is_transient() => {
+                    self.state = State::Ended;
+                    continue;
+                }
+                (State::Flushed, Poll::Ready(_)) => {
+                    return Poll::Ready(Err(PrimaryError::Protocol("something follows the pack".into())));
+                }
+            };
+            self.pace.ready()?;
+            match packet {
+                OwnedPacket::Data(payload) => self.take(payload)?,
+                OwnedPacket::Flush => {
+                    self.end_line();
+                    self.state = State::Flushed;
+                }
+                OwnedPacket::Delim | OwnedPacket::ResponseEnd => {
+                    return Poll::Ready(Err(PrimaryError::Protocol(
+                        "a section begins inside the pack".into(),
+                    )));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn take(&mut self, mut payload: Bytes) -> Result<(), PrimaryError> {
+        let band = if payload.is_empty() { 0 } else { payload.get_u8() };
+        match band {
+            1 => {
+                self.pace.bytes(payload.len());
+                self.current = payload;
+            }
+            2 => self.say(&payload),
+            3 => return Err(PrimaryError::Remote(plain(&payload, LONGEST_LINE))),
+            _ => return Err(PrimaryError::Protocol(format!("the pack comes on side band {band}"))),
+        }
+        Ok(())
+    }
+
+    /// Collects progress into lines: they end with CR or LF and come in any pieces.
+    fn say(&mut self, text: &[u8]) {
+        for byte in text {
+            match byte {
+                b'\r' | b'\n' => self.end_line(),
+                _ if self.line.len() < LONGEST_LINE => self.line.push(*byte),
+                _ => {}
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        let line = plain(&std::mem::take(&mut self.line), LONGEST_LINE);
+        if let (false, Some(progress)) = (line.is_empty(), &mut self.progress) {
+            progress(&line);
+        }
+    }
+}
+
+impl AsyncRead for Pack {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.poll_more(cx)).map_err(io::Error::other)?;
+        let n = self.current.len().min(buf.remaining());
+        buf.put_slice(&self.current.split_to(n));
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Measures how fast a pack comes, from its first byte on, counting only time in which we waited for it.
+struct Pace {
+    limit: Duration,
+    waiting: Option<Instant>,
+    waited: Duration,
+    /// Since the last look; `None` before the first byte.
+    bytes: Option<u64>,
+}
+
+impl Pace {
+    fn pending(&mut self) {
+        self.waiting.get_or_insert_with(Instant::now);
+    }
+
+    fn bytes(&mut self, n: usize) {
+        *self.bytes.get_or_insert(0) += n as u64;
+    }
+
+    fn ready(&mut self) -> Result<(), PrimaryError> {
+        let (Some(since), Some(bytes)) = (self.waiting.take(), self.bytes) else { return Ok(()) };
+        self.waited += since.elapsed();
+        if self.waited < self.limit {
+            return Ok(());
+        }
+        if bytes < LEAST_BYTES_PER_SECOND.saturating_mul(self.waited.as_secs()) {
+            return Err(PrimaryError::Timeout(format!(
+                "{bytes} bytes of a pack in {} s",
+                self.waited.as_secs()
+            )));
+        }
+        (self.waited, self.bytes) = (Duration::ZERO, Some(0));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::stream;
+    use std::sync::{Arc, Mutex};
+    use tokio::io::AsyncReadExt;
+
+    const SLOW: Duration = Duration::from_secs(60);
+
+    fn pieces(body: Vec<u8>, size: usize) -> Pieces {
+        let pieces: Vec<_> = body.chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+        Box::pin(stream::iter(pieces))
+    }
+
+    async fn read(pieces: Pieces) -> (Vec<u8>, Result<(), PrimaryError>, Vec<String>) {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let seen = lines.clone();
+        let progress: Progress = Box::new(move |line| seen.lock().unwrap().push(line.to_owned()));
+        let mut pack = Pack::new(Packets::over(pieces), Some(progress), SLOW);
+        let mut bytes = Vec::new();
+        let result = pack.read_to_end(&mut bytes).await;
+        let result = result.map(drop).map_err(|error| Pack::error(&error).unwrap().clone());
+        let lines = lines.lock().unwrap().clone();
+        (bytes, result, lines)
+    }
+
+    fn whole() -> Vec<u8> {
+        let mut body = Vec::new();
+        pkt::band(&mut body, 2, b"Counting: 1\rCount", pkt::MAX_BAND);
+        pkt::band(&mut body, 1, b"PACK", pkt::MAX_BAND);
+        pkt::band(&mut body, 1, b"", pkt::MAX_BAND);
+        body.extend_from_slice(b"0005\x01");
+        pkt::band(&mut body, 2, b"ing: 2\ndone\x1b[1m", pkt::MAX_BAND);
+        pkt::band(&mut body, 1, &[7; 3000], 995);
+        body.extend_from_slice(pkt::FLUSH);
+        body
+    }
+
+    #[tokio::test]
+    async fn bands_are_sorted_however_they_are_cut() {
+        let expected = [&b"PACK"[..], &[7; 3000]].concat();
+        for size in [1, 2, 3, 7, 100, 100_000] {
+            let (bytes, result, lines) = read(pieces(whole(), size)).await;
+            assert_eq!(result, Ok(()));
+            assert_eq!(bytes, expected);
+            assert_eq!(lines, ["Counting: 1", "Counting: 2", "done [1m"]);
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_flush_is_an_end() {
+        let body = whole();
+        for cut in 0..body.len() {
+            let (_, result, _) = read(pieces(body[..cut].to_vec(), 1000)).await;
+            assert!(matches!(result, Err(PrimaryError::Unreachable(_))), "cut at {cut}: {result:?}");
+        }
+        let lost = || Err(PrimaryError::Unreachable("reset".into()));
+        let (bytes, result, _) = read(Box::pin(stream::iter([Ok(Bytes::from(body.clone())), lost()]))).await;
+        assert!(result.is_ok() && bytes.len() == 3004, "a break behind the end breaks nothing");
+        let (_, result, _) =
+            read(Box::pin(stream::iter([Ok(Bytes::from_static(b"0005\x01")), lost()]))).await;
+        assert_eq!(result, Err(PrimaryError::Unreachable("reset".into())));
+        let (_, result, _) = read(pieces([&body[..], b"0005x"].concat(), 10)).await;
+        assert!(matches!(result, Err(PrimaryError::Protocol(_))));
+    }
+
+    #[tokio::test]
+    async fn the_primarys_words_and_nonsense_are_errors() {
+        let mut dying = Vec::new();
+        pkt::band(&mut dying, 1, b"PACK", pkt::MAX_BAND);
+        pkt::band(&mut dying, 3, b"aborting due to possible repository corruption\n", pkt::MAX_BAND);
+        let (bytes, result, _) = read(pieces(dying, 10)).await;
+        assert_eq!(bytes, b"PACK");
+        assert_eq!(
+            result,
+            Err(PrimaryError::Remote("aborting due to possible repository corruption".into()))
+        );
+        for nonsense in ["0005\x04", "0004", "zzzz", "0001", "0002", "<html>"] {
+            let (_, result, _) = read(pieces(nonsense.into(), 10)).await;
+            assert!(matches!(result, Err(PrimaryError::Protocol(_))), "{nonsense}: {result:?}");
+        }
+    }
+
+    /// One band packet of `size` bytes each `pause`, `count` of them.
+    fn paced(size: usize, pause: Duration, count: usize) -> Pieces {
+        let mut packet = Vec::new();
+        pkt::band(&mut packet, 1, &vec![1; size], pkt::MAX_BAND);
+        let packets = (0..count).map(move |_| Ok(Bytes::from(packet.clone())));
+        let end = stream::iter([Ok(Bytes::from_static(pkt::FLUSH))]);
+        let paced = stream::iter(packets).then(move |packet| async move {
+            tokio::time::sleep(pause).await;
+            packet
+        });
+        Box::pin(paced.chain(end))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pack_that_trickles_is_given_up() {
+        let second = Duration::from_secs(1);
+        let (bytes, result, _) = read(paced(100, second, 1000)).await;
+        assert!(matches!(result, Err(PrimaryError::Timeout(_))));
+        assert!((5_000..7_000).contains(&bytes.len()), "after a minute, not before: {}", bytes.len());
+        let (_, result, _) = read(paced(1100, second, 1000)).await;
+        assert_eq!(result, Ok(()));
+
+        // Thinking time before the pack, with keep-alive packets on the progress band, is not slowness.
+        let thinking = stream::iter(0..1000).then(|_| async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            Ok(Bytes::from_static(b"0005\x02"))
+        });
+        let (_, result, _) = read(Box::pin(thinking.chain(paced(2000, second, 100)))).await;
+        assert_eq!(result, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_reader_is_not_the_primarys_fault() {
+        let mut pack = Pack::new(Packets::over(paced(100, Duration::from_millis(10), 500)), None, SLOW);
+        let mut buf = [0; 100];
+        let mut all = 0;
+        loop {
+            match pack.read(&mut buf).await.unwrap() {
+                0 => break,
+                n => all += n,
+            }
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+        assert_eq!(all, 50_000);
+    }
+}

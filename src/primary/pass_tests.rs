@@ -1,0 +1,301 @@
+//! Passing through: real git clients with the mirror's `Primary` between them and the host.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ::http::Method;
+use axum::body::Body as AxumBody;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+
+use super::answer::RESULT;
+use super::testing::*;
+use super::*;
+use crate::git::path::Service;
+
+const ALICE: &str = "Basic YWxpY2U6Y2FuYXJ5"; // alice:canary
+
+fn info_refs() -> Endpoint {
+    Endpoint::InfoRefs(Some(Service::UploadPack))
+}
+
+/// Clones, fetches and pushes with git through `url` and compares with the repository in `root`.
+async fn a_days_work(world: &World, url: &str, repo: &RepoPath, config: &[&str]) {
+    let origin = world.root().join(repo.as_str());
+    for version in ["2", "1", "0"] {
+        let copy = world.path(&format!("copy-{version}-{}", repo.as_str().replace('/', "-")));
+        let protocol = format!("protocol.version={version}");
+        let with = |args: &[&str]| -> Vec<String> {
+            let all = [&["-c", &protocol][..], config, args].concat();
+            all.into_iter().map(str::to_owned).collect()
+        };
+        let run = async |cwd: &std::path::Path, args: &[&str]| {
+            let args = with(args);
+            git(cwd, &args.iter().map(String::as_str).collect::<Vec<_>>()).await
+        };
+        run(&world.root(), &["clone", "-q", &format!("{url}/{repo}"), text(&copy)]).await;
+        git(&copy, &["fsck", "--strict"]).await;
+        // Bigger than http.postBuffer (1 MiB), so that git probes with `0000` and then sends chunks.
+        let mut big = vec![0; 3 << 20];
+        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut big).unwrap();
+        std::fs::write(copy.join(format!("big-{version}")), big).unwrap();
+        world.commit(&copy, "small", version).await;
+        run(&copy, &["push", "-q", "origin", "HEAD:refs/heads/main", "HEAD:refs/heads/new"]).await;
+        assert_eq!(git(&origin, &["rev-parse", "main"]).await, git(&copy, &["rev-parse", "HEAD"]).await);
+        git(&origin, &["fsck", "--strict"]).await;
+        git(&origin, &["update-ref", "refs/heads/other", "topic"]).await;
+        run(&copy, &["fetch", "-q", "--prune", "origin"]).await;
+        run(&copy, &["push", "-q", "origin", ":refs/heads/new", ":refs/heads/other"]).await;
+        run(
+            &world.root(),
+            &["clone", "-q", "--depth=1", &format!("{url}/{repo}"), &format!("{}-shallow", text(&copy))],
+        )
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn git_works_through_it_with_an_http_primary() {
+    let world = World::new();
+    let repo = world.repo("team/app.git", "sha1").await;
+    let root = world.root();
+    let host = Server::start(move |request| guarded(root.clone(), vec![ALICE], request)).await;
+    // The service credential is there, and must never help a client.
+    let primary = host.primary_with(|settings| settings.credential = credential("alice:canary")).await;
+    let mirror = Server::start(move |request| pass(primary.clone(), request)).await;
+
+    let header = format!("http.extraHeader=Authorization: {ALICE}");
+    a_days_work(&world, &mirror.url, &repo, &["-c", &header]).await;
+
+    let (ok, _, said) = try_git(&world.root(), &["ls-remote", &format!("{}/{repo}", mirror.url)]).await;
+    assert!(!ok && said.contains("could not read Username"), "{said}");
+    let seen = host.seen();
+    assert!(seen.iter().all(|seen| seen.header("authorization").is_none_or(|value| value == ALICE)));
+    assert!(seen.iter().any(|seen| seen.header("authorization").is_none()), "no header in, no header out");
+    assert!(seen.iter().all(|seen| !seen.header("host").unwrap().contains(&mirror.url["http://".len()..])));
+}
+
+#[tokio::test]
+async fn git_works_through_it_with_a_directory() {
+    let world = World::new();
+    let primary = Primary::open(PrimarySettings::new(Location::Directory(world.root()))).await.unwrap();
+    let mirror = Server::start(move |request| pass(primary.clone(), request)).await;
+    for format in ["sha1", "sha256"] {
+        let repo = world.repo(&format!("{format}.git"), format).await;
+        a_days_work(&world, &mirror.url, &repo, &[]).await;
+    }
+}
+
+#[tokio::test]
+async fn challenges_come_back_unchanged() {
+    let host = Server::start(|_| async { challenge() }).await;
+    let primary = host.primary().await;
+    let repo = RepoPath::parse("r").unwrap();
+    let response =
+        primary.send(request(Method::GET, &repo, info_refs(), ClientHeaders::none())).await.unwrap();
+    assert_eq!(response.status, 401);
+    let challenges: Vec<_> = response.headers.get_all("www-authenticate").iter().cloned().collect();
+    assert_eq!(challenges, ["Basic realm=\"the host\"", "Bearer"]);
+    assert_eq!(collected(response).await.unwrap(), "who are you?");
+}
+
+#[tokio::test]
+async fn every_status_is_the_clients_and_redirects_are_not_followed() {
+    let elsewhere = Server::start(|_| async { answer(200, &[], "") }).await;
+    let repo = RepoPath::parse("r").unwrap();
+    for status in [200, 206, 301, 302, 307, 308, 304, 400, 403, 404, 418, 429, 500, 503] {
+        let to = format!("{}/r", elsewhere.url);
+        let host = Server::start(move |_| {
+            let to = to.clone();
+            async move { answer(status, &[("Location", &to), ("Retry-After", "3")], "") }
+        })
+        .await;
+        let sent = request(Method::GET, &repo, info_refs(), client(&[("Authorization", ALICE)]));
+        let response = host.primary().await.send(sent).await.unwrap();
+        assert_eq!(response.status, status);
+        assert_eq!(response.headers["retry-after"], "3");
+        assert_eq!(response.headers["location"], format!("{}/r", elsewhere.url));
+        assert_eq!(host.seen().len(), 1, "asked once");
+    }
+    assert!(elsewhere.seen().is_empty());
+}
+
+#[tokio::test]
+async fn bodies_and_encodings_are_not_touched() {
+    let host = Server::start(|request: axum::extract::Request| async {
+        let body = axum::body::to_bytes(request.into_body(), usize::MAX).await.unwrap();
+        answer(200, &[("Content-Encoding", "gzip"), ("X-Length", &body.len().to_string())], body)
+    })
+    .await;
+    let primary = host.primary().await;
+    let repo = RepoPath::parse("r").unwrap();
+    let bytes = Bytes::from_static(b"\x1f\x8b not really gzip");
+    let cases = [
+        (Body::Whole(bytes.clone()), true),
+        (Body::Stream { pieces: Box::pin(stream::iter([Ok(bytes.clone())])), length: None }, false),
+        (Body::Stream { pieces: Box::pin(stream::iter([Ok(bytes.clone())])), length: Some(18) }, true),
+    ];
+    for (body, length) in cases {
+        let headers = client(&[("Accept-Encoding", "gzip, br"), ("Content-Encoding", "gzip")]);
+        let sent = Request { body, ..request(Method::POST, &repo, Endpoint::ReceivePack, headers) };
+        let response = primary.send(sent).await.unwrap();
+        assert_eq!(response.headers["content-encoding"], "gzip");
+        assert_eq!(collected(response).await.unwrap(), bytes);
+        let seen = host.seen().pop().unwrap();
+        assert_eq!(seen.header("accept-encoding"), Some("gzip, br"));
+        let found = (seen.header("content-length"), seen.header("transfer-encoding"));
+        assert_eq!(found, if length { (Some("18"), None) } else { (None, Some("chunked")) });
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_off_never_looks_whole() {
+    let world = World::new();
+    let repo = world.repo("r.git", "sha1").await;
+    let whole = Arc::new(AtomicBool::new(false));
+    let flag = whole.clone();
+    let host = Server::start(move |request: axum::extract::Request| {
+        let flag = flag.clone();
+        async move {
+            let body = axum::body::to_bytes(request.into_body(), usize::MAX).await;
+            flag.store(body.is_ok(), Ordering::SeqCst);
+            answer(200, &[], "")
+        }
+    })
+    .await;
+    let http = host.primary().await;
+    let directory = Primary::open(PrimarySettings::new(Location::Directory(world.root()))).await.unwrap();
+    for primary in [http, directory] {
+        for length in [None, Some(1000)] {
+            let broken = || std::io::Error::other("the client went away");
+            let pieces = Box::pin(stream::iter([Ok(Bytes::from_static(b"0000")), Err(broken())]));
+            let headers = client(&[("Content-Type", "application/x-git-receive-pack-request")]);
+            let sent = Request {
+                body: Body::Stream { pieces, length },
+                ..request(Method::POST, &repo, Endpoint::ReceivePack, headers)
+            };
+            // An answer may begin before the break, but it cannot end well.
+            let outcome = match primary.send(sent).await {
+                Ok(response) => collected(response).await.map(drop),
+                Err(error) => Err(error),
+            };
+            assert!(outcome.is_err(), "length {length:?}");
+            assert!(!whole.load(Ordering::SeqCst));
+        }
+    }
+}
+
+/// Tells when it is dropped.
+struct Dropped(Arc<tokio::sync::Notify>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+#[tokio::test]
+async fn dropping_the_answer_aborts_the_request() {
+    let gone = Arc::new(tokio::sync::Notify::new());
+    let guard = gone.clone();
+    let host = Server::start(move |request: axum::extract::Request| {
+        let guard = Dropped(guard.clone());
+        async move {
+            let hangs = request.uri().path().starts_with("/hangs");
+            let endless = stream::repeat_with(move || {
+                let _ = &guard;
+                Ok::<_, std::io::Error>(Bytes::from_static(&[0; 4096]))
+            });
+            if hangs {
+                let _keep = endless;
+                std::future::pending::<()>().await;
+                unreachable!()
+            }
+            answer(200, &[("Content-Type", RESULT)], AxumBody::from_stream(endless))
+        }
+    })
+    .await;
+    let primary = host.primary().await;
+    let asks = |repo: &str| {
+        request(Method::GET, &RepoPath::parse(repo).unwrap(), info_refs(), ClientHeaders::none())
+    };
+    let mut response = primary.send(asks("r")).await.unwrap();
+    response.body.next().await.unwrap().unwrap();
+    drop(response);
+    gone.notified().await;
+
+    let waiting = tokio::spawn({
+        let (primary, asks) = (primary.clone(), asks("hangs"));
+        async move { primary.send(asks).await.map(drop) }
+    });
+    while host.seen().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    waiting.abort();
+    gone.notified().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_falls_silent_ends_with_an_error() {
+    let host = Server::start(|_| async {
+        let first = stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"first"))]);
+        answer(200, &[], AxumBody::from_stream(first.chain(stream::pending())))
+    })
+    .await;
+    let primary = host.primary_with(|settings| settings.timeouts.idle = Duration::from_millis(200)).await;
+    let repo = RepoPath::parse("r").unwrap();
+    let mut response =
+        primary.send(request(Method::GET, &repo, info_refs(), ClientHeaders::none())).await.unwrap();
+    assert_eq!(response.body.next().await.unwrap().unwrap(), "first");
+    assert!(matches!(response.body.next().await.unwrap(), Err(PrimaryError::Timeout(_))));
+    assert!(response.body.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_directory_answers_as_a_host_would() {
+    let world = World::new();
+    let repo = world.repo("team/app.git", "sha1").await;
+    std::os::unix::fs::symlink(world.path("work-team-app.git"), world.root().join("leak")).unwrap();
+    let primary = Primary::open(PrimarySettings::new(Location::Directory(world.root()))).await.unwrap();
+    let get = async |method: Method, repo: &str, endpoint: Endpoint| {
+        let repo = RepoPath::parse(repo).unwrap();
+        let response = primary.send(request(method, &repo, endpoint, ClientHeaders::none())).await.unwrap();
+        (response.status.as_u16(), collected(response).await.unwrap())
+    };
+    let plain = |text: &str| Endpoint::Plain(text.into());
+    assert_eq!(get(Method::GET, "team/app", plain("HEAD")).await, (200, "ref: refs/heads/main\n".into()));
+    assert_eq!(get(Method::HEAD, "team/app", plain("HEAD")).await, (200, "".into()));
+    let (status, refs) = get(Method::GET, "team/app.git", Endpoint::InfoRefs(None)).await;
+    assert!(status == 200 && refs.ends_with(b"refs/tags/light\n"), "the dumb protocol");
+    for (repo, endpoint) in [("leak", info_refs()), ("missing", info_refs()), ("team", info_refs())] {
+        assert_eq!(get(Method::GET, repo, endpoint).await.0, 404, "{repo}");
+    }
+    assert_eq!(get(Method::GET, "team/app", plain("config")).await.0, 404);
+    assert_eq!(get(Method::GET, "team/app", Endpoint::UploadPack).await.0, 405);
+    assert_eq!(get(Method::POST, "team/app", Endpoint::UploadPack).await.0, 415);
+
+    // A repository that takes no pushes keeps taking none.
+    let receive = || Endpoint::InfoRefs(Some(Service::ReceivePack));
+    assert_eq!(get(Method::GET, "team/app", receive()).await.0, 200);
+    git(&world.root().join(repo.as_str()), &["config", "http.receivepack", "false"]).await;
+    assert_eq!(get(Method::GET, "team/app", receive()).await.0, 403);
+}
+
+#[tokio::test]
+async fn settings_that_cannot_work_are_explained() {
+    let open = async |location: Location, ca_file: Option<std::path::PathBuf>| {
+        let settings = PrimarySettings { ca_file, ..PrimarySettings::new(location) };
+        Primary::open(settings).await.unwrap_err().to_string()
+    };
+    let world = World::new();
+    let missing = world.path("missing");
+    assert!(open(Location::Directory(missing.clone()), None).await.contains("missing"));
+    let file = world.path("file");
+    std::fs::write(&file, "no certificate").unwrap();
+    assert!(open(Location::Directory(file.clone()), None).await.contains("not a directory"));
+    let host = Location::parse("https://git.example.com", false).unwrap();
+    assert!(open(host.clone(), Some(missing)).await.contains("certificate file"));
+    assert!(open(host, Some(file)).await.contains("holds no PEM certificate"));
+}

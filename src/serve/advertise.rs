@@ -1,0 +1,161 @@
+//! Refs and capabilities from what is published: bounded freshness, and a primary that is down.
+//!
+//! Whoever gets such an answer holds a grant, and the answer says how old it is (`packmirror-age`, seconds since the
+//! comparison that found the primary equal began). Capabilities are the primary's own, as it gave them at that comparison,
+//! less what this mirror leaves to the primary.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+
+use crate::config::{Freshness, OnPrimaryDown};
+use crate::git::advert::{V0Offer, write_service_line, write_v0};
+use crate::git::caps::V2Caps;
+use crate::git::ls_refs::{LsRefs, answer};
+use crate::git::path::{RepoPath, Service};
+use crate::mirror::snapshot::Granted;
+use crate::primary::ClientHeaders;
+use crate::serve::app::App;
+use crate::serve::git::{Asked, Version, uncached, upload_pack_result};
+use crate::telemetry::metrics as names;
+
+/// Which occasion an answer from what is published is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Instead of asking the primary, if the settings allow it and what is published is fresh.
+    Fresh,
+    /// Because the primary did not answer, if the settings allow it.
+    PrimaryDown,
+}
+
+/// What is published, with its age and what the primary can do.
+struct Known {
+    granted: Granted,
+    age: Duration,
+    capabilities: V2Caps,
+}
+
+/// The published state, if `when` allows to show it to this client. Anything in doubt is for the primary.
+async fn known(app: &App, path: &RepoPath, client: &ClientHeaders, when: When) -> Option<Known> {
+    let settings = &app.mirror.settings;
+    let allowed = match when {
+        When::Fresh => settings.freshness == Freshness::Bounded,
+        When::PrimaryDown => settings.on_primary_down == OnPrimaryDown::ServeVerified,
+    };
+    if !allowed {
+        return None;
+    }
+    let repo = app.mirror.find(path).await.ok()??;
+    let snapshot = repo.snapshot()?;
+    let (age, capabilities) = {
+        let health = repo.health();
+        let (at, _) = health.compared?;
+        (at.elapsed() + health.took, health.capabilities.clone()?)
+    };
+    if when == When::Fresh && age > settings.max_age {
+        // Whoever comes next finds it fresh again.
+        repo.ask();
+        return None;
+    }
+    let grant = match when {
+        When::Fresh => app.grants.check(path, client, snapshot.refs.hash).await.ok()?,
+        When::PrimaryDown => app.grants.live(path, client)?,
+    };
+    if when == When::PrimaryDown {
+        tracing::warn!(repo = %path, age_seconds = age.as_secs(), "the primary is down; serving what was verified last");
+    }
+    Some(Known { granted: snapshot.open_packs(&grant)?, age, capabilities: V2Caps::clone(&capabilities) })
+}
+
+/// `info/refs` from what is published.
+pub async fn info_refs(
+    app: &App,
+    path: &RepoPath,
+    client: &ClientHeaders,
+    version: Version,
+    when: When,
+) -> Option<Response> {
+    let known = known(app, path, client, when).await?;
+    let mut body = Vec::new();
+    if version == Version::V2 {
+        let mut capabilities = known.capabilities;
+        ours(&mut capabilities);
+        body.extend_from_slice(&capabilities.encode());
+    } else {
+        write_service_line(Service::UploadPack, &mut body);
+        let offer = V0Offer {
+            version1: version == Version::V1,
+            filter: capabilities_filter(&known.capabilities),
+            agent: agent().into(),
+            ..V0Offer::default()
+        };
+        write_v0(&known.granted.refs, &offer, &mut body);
+    }
+    counted();
+    Some(aged(uncached(Body::from(body), "application/x-git-upload-pack-advertisement"), known.age))
+}
+
+/// `ls-refs` from what is published.
+pub async fn ls_refs(app: &App, asked: &Asked, request: &LsRefs, when: When) -> Option<Response> {
+    let known = known(app, &asked.path, &asked.client, when).await?;
+    let mut body = Vec::new();
+    answer(request, &known.granted.refs, &mut body);
+    counted();
+    Some(aged(upload_pack_result(Body::from(body)), known.age))
+}
+
+fn counted() {
+    metrics::counter!(names::ANSWERS, "source" => "bucket", "reason" => "refs").increment(1);
+}
+
+fn capabilities_filter(capabilities: &V2Caps) -> bool {
+    capabilities.has_feature("fetch", "filter")
+}
+
+/// What we say of ourselves where git says `git/2.47.3`.
+fn agent() -> &'static str {
+    concat!("packmirror/", env!("CARGO_PKG_VERSION"))
+}
+
+/// Leaves out what is answered by the primary only: in these modes the client is not to depend on it.
+fn ours(capabilities: &mut V2Caps) {
+    let features: Vec<String> = capabilities
+        .fetch_features()
+        .filter(|feature| *feature != b"packfile-uris")
+        .map(|feature| String::from_utf8_lossy(feature).into_owned())
+        .collect();
+    if capabilities.has("fetch") {
+        capabilities.set("fetch", (!features.is_empty()).then(|| features.join(" ")).as_deref());
+    }
+    capabilities.0.retain(|(key, _)| key != "bundle-uri");
+    capabilities.set("agent", Some(agent()));
+}
+
+fn aged(mut response: Response, age: Duration) -> Response {
+    response.headers_mut().insert("packmirror-age", age.as_secs().into());
+    response
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::pkt;
+
+    #[test]
+    fn what_only_the_primary_answers_is_not_offered() {
+        let mut body = Vec::new();
+        pkt::text(&mut body, "version 2");
+        for line in ["agent=git/2.47.3", "ls-refs=unborn", "fetch=shallow packfile-uris filter", "bundle-uri"] {
+            pkt::text(&mut body, line);
+        }
+        body.extend_from_slice(pkt::FLUSH);
+        let mut capabilities = V2Caps::parse(&body).unwrap();
+        ours(&mut capabilities);
+        let text = String::from_utf8(capabilities.encode()).unwrap();
+        assert!(text.contains("fetch=shallow filter\n"), "{text}");
+        assert!(!text.contains("bundle-uri") && !text.contains("packfile-uris"), "{text}");
+        assert!(text.contains(&format!("agent={}", agent())), "{text}");
+    }
+}

@@ -1,0 +1,96 @@
+//! The body of an upload-pack request: read whole within limits, and kept as sent so that it can be passed on unchanged.
+//!
+//! Clients compress bodies over 1 KiB, so gzip is a must; a small compressed body must not become a large plain one.
+
+use std::io::Cursor;
+
+use async_compression::tokio::bufread::GzipDecoder;
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use tokio::io::AsyncReadExt;
+
+use crate::serve::error::Failure;
+
+/// As sent, at most: git's own http-backend takes the same (`GIT_HTTP_MAX_REQUEST_BUFFER`).
+const MAX_SENT: usize = 10 << 20;
+/// Inflated, at most.
+const MAX_PLAIN: u64 = 32 << 20;
+
+/// A request body in both forms.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// The bytes as they came, for the primary.
+    pub raw: Bytes,
+    /// The request.
+    pub plain: Bytes,
+}
+
+/// Reads the body and inflates it where `headers` say so.
+pub async fn read(headers: &HeaderMap, body: Body) -> Result<Sent, Failure> {
+    let raw = axum::body::to_bytes(body, MAX_SENT).await.map_err(|e| {
+        let too_large = std::error::Error::source(&e).is_some_and(|s| s.is::<http_body_util::LengthLimitError>());
+        if too_large { Failure::TooLarge("more than 10 MiB") } else { Failure::Malformed("the body ended early".into()) }
+    })?;
+    let encoding = headers.get(header::CONTENT_ENCODING).map(|v| v.as_bytes());
+    let plain = match encoding {
+        None | Some(b"identity") => raw.clone(),
+        Some(b"gzip" | b"x-gzip") => inflate(&raw).await?,
+        Some(_) => return Err(Failure::Malformed("this Content-Encoding is not known; send gzip or none".into())),
+    };
+    Ok(Sent { raw, plain })
+}
+
+async fn inflate(raw: &Bytes) -> Result<Bytes, Failure> {
+    let mut plain = Vec::new();
+    let mut decoder = GzipDecoder::new(Cursor::new(raw)).take(MAX_PLAIN + 1);
+    decoder
+        .read_to_end(&mut plain)
+        .await
+        .map_err(|_| Failure::Malformed("the body is not the gzip that its header says".into()))?;
+    if plain.len() as u64 > MAX_PLAIN {
+        return Err(Failure::TooLarge("more than 32 MiB when inflated"));
+    }
+    Ok(plain.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_compression::tokio::bufread::GzipEncoder;
+
+    async fn gzip(plain: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        GzipEncoder::new(Cursor::new(plain)).read_to_end(&mut out).await.unwrap();
+        out
+    }
+
+    fn headers(encoding: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(header::CONTENT_ENCODING, http::HeaderValue::from_static(encoding))])
+    }
+
+    #[tokio::test]
+    async fn both_forms_are_kept() {
+        let sent = gzip(b"0000").await;
+        let body = read(&headers("gzip"), Body::from(sent.clone())).await.unwrap();
+        assert_eq!((&body.raw[..], &body.plain[..]), (&sent[..], &b"0000"[..]));
+    }
+
+    #[tokio::test]
+    async fn a_bomb_is_refused() {
+        let sent = gzip(&vec![0; (MAX_PLAIN + 1) as usize]).await;
+        assert!(sent.len() < 100_000);
+        let error = read(&headers("gzip"), Body::from(sent)).await.unwrap_err();
+        assert!(matches!(error, Failure::TooLarge(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn oversized_and_broken_bodies_are_told_apart() {
+        let error = read(&HeaderMap::new(), Body::from(vec![0; MAX_SENT + 1])).await.unwrap_err();
+        assert!(matches!(error, Failure::TooLarge(_)), "{error}");
+        let error = read(&headers("gzip"), Body::from("plain")).await.unwrap_err();
+        assert!(matches!(error, Failure::Malformed(_)), "{error}");
+        let error = read(&headers("br"), Body::from("plain")).await.unwrap_err();
+        assert!(matches!(error, Failure::Malformed(_)), "{error}");
+    }
+}

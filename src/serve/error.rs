@@ -1,0 +1,77 @@
+//! What a client is told when it does not get what it asked for: a status and a sentence that says what to do next.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+
+use crate::git::path::BadPath;
+use crate::primary::{BadHeaders, PrimaryError};
+
+/// A request that ends without Git's own answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The path is not one that any client of ours should send.
+    #[error("this is not the path of a repository: {0}")]
+    Path(#[from] BadPath),
+    /// The request is malformed.
+    #[error("{0}")]
+    Malformed(String),
+    /// The request is larger than the limits.
+    #[error("the request is too large: {0}")]
+    TooLarge(&'static str),
+    /// Not a Git endpoint.
+    #[error("there is nothing here; clone http(s)://THIS-HOST/PATH-OF-THE-REPOSITORY")]
+    NotFound,
+    /// The settings exclude the repository.
+    #[error("this mirror does not serve this repository; use the primary")]
+    NotSelected,
+    /// The primary could not be asked, so nobody may read.
+    #[error("the primary cannot be asked whether you may read this; try again later")]
+    PrimaryDown(Option<Duration>),
+    /// More work is under way than this node takes on.
+    #[error("this node is busy; try again")]
+    Busy,
+    /// The client's headers contradict each other or are too many.
+    #[error("{0}")]
+    Headers(#[from] BadHeaders),
+    /// A fault of ours, logged with its cause.
+    #[error("the mirror failed; try again, or use the primary")]
+    Internal,
+}
+
+impl From<PrimaryError> for Failure {
+    fn from(e: PrimaryError) -> Self {
+        tracing::warn!(error = %e, "the primary could not be asked");
+        Self::PrimaryDown(e.retry_after())
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::Path(_) | Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::NotFound | Self::NotSelected => StatusCode::NOT_FOUND,
+            Self::Headers(BadHeaders::TooLarge) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Headers(_) => StatusCode::BAD_REQUEST,
+            Self::PrimaryDown(_) | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let wait = match &self {
+            Self::PrimaryDown(wait) => Some(wait.unwrap_or(Duration::from_secs(5))),
+            Self::Busy => Some(Duration::from_secs(2)),
+            _ => None,
+        };
+        let mut response = Response::new(Body::from(format!("packmirror: {self}\n")));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        if let Some(wait) = wait {
+            headers.insert(header::RETRY_AFTER, wait.as_secs().max(1).into());
+        }
+        response
+    }
+}

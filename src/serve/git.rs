@@ -1,0 +1,287 @@
+//! Where a Git request goes: which repository, which endpoint, answered from the bucket or passed on.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use http::{HeaderMap, Method, StatusCode};
+
+use crate::config::Unselected;
+use crate::git::ls_refs::LsRefs;
+use crate::git::path::{Endpoint, RepoPath, Service, split};
+use crate::git::request::{Command, Limits, parse_v2};
+use crate::git::response::put_error;
+use crate::mirror::repo::Repo;
+use crate::primary::{self, ClientHeaders};
+use crate::serve::advertise::{self, When};
+use crate::serve::app::App;
+use crate::serve::body::{self, Sent};
+use crate::serve::error::Failure;
+use crate::serve::fetch;
+use crate::serve::pass::{Reason, ask, client_response, outbound, pass};
+use crate::serve::watch::{Form, watch};
+
+/// Answers any request under a repository's path.
+pub async fn handle(State(app): State<App>, request: Request) -> Response {
+    answer(&app, request).await.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// The protocol version a client asks for, by its `Git-Protocol` header (gitprotocol-http(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// The original protocol.
+    V0,
+    /// The same with a version line.
+    V1,
+    /// Commands.
+    V2,
+}
+
+impl Version {
+    /// The highest version that the header names, as `determine_protocol_version_server` has it.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let keys = headers.get_all("git-protocol").iter().flat_map(|v| v.as_bytes().split(|b| *b == b':'));
+        keys.filter_map(|key| match key {
+            b"version=2" => Some(Self::V2),
+            b"version=1" => Some(Self::V1),
+            _ => None,
+        })
+        .max()
+        .unwrap_or(Self::V0)
+    }
+}
+
+/// An upload-pack request, its body read.
+pub struct Asked {
+    /// The repository, canonical.
+    pub path: RepoPath,
+    /// The client's headers as they may go to the primary.
+    pub client: ClientHeaders,
+    /// The protocol version.
+    pub version: Version,
+    /// The body in both forms.
+    pub sent: Sent,
+}
+
+async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
+    let (parts, body) = request.into_parts();
+    // In HTTP/2 the authority belongs to every request; in HTTP/1 it makes an absolute-form one, which is for proxies.
+    if parts.version < http::Version::HTTP_2 && parts.uri.authority().is_some() {
+        return Err(Failure::Malformed("the request names another host; this is no forward proxy".into()));
+    }
+    let query = parts.uri.query();
+    let (path, endpoint) = split(parts.uri.path(), query)?;
+    let client = ClientHeaders::of(&parts.headers)?;
+    let version = Version::of(&parts.headers);
+    let selected = app.mirror.selects(&path);
+    if !selected && app.mirror.settings.unselected == Unselected::Refuse {
+        return Err(Failure::NotSelected);
+    }
+    if selected && parts.method == Method::POST && endpoint == Endpoint::UploadPack {
+        let sent = body::read(&parts.headers, body).await?;
+        return upload_pack(app, Asked { path, client, version, sent }).await;
+    }
+    let method = parts.method.clone();
+    let request = outbound(method, &path, &endpoint, query, &parts.headers, client.clone(), body);
+    if !selected {
+        return pass(app, request, Reason::NotSelected).await;
+    }
+    match (&parts.method, &endpoint) {
+        (&Method::GET, Endpoint::InfoRefs(Some(Service::UploadPack))) => {
+            info_refs(app, &path, &client, version, request).await
+        }
+        (_, Endpoint::InfoRefs(Some(Service::ReceivePack))) => pass(app, request, Reason::Push).await,
+        (&Method::POST, Endpoint::ReceivePack) => push(app, &path, request).await,
+        (&Method::GET | &Method::HEAD | &Method::POST | &Method::PUT | &Method::DELETE, _) => {
+            pass(app, request, Reason::OtherEndpoint).await
+        }
+        _ => Err(Failure::Malformed("this method is not for Git".into())),
+    }
+}
+
+/// `GET info/refs?service=git-upload-pack`: capabilities in v2, the refs themselves in v0 and v1.
+async fn info_refs(
+    app: &App,
+    path: &RepoPath,
+    client: &ClientHeaders,
+    version: Version,
+    request: primary::Request,
+) -> Result<Response, Failure> {
+    if let Some(known) = advertise::info_refs(app, path, client, version, When::Fresh).await {
+        return Ok(known);
+    }
+    let response = match pass(app, request, Reason::Live).await {
+        Err(down @ Failure::PrimaryDown(_)) => {
+            return advertise::info_refs(app, path, client, version, When::PrimaryDown).await.ok_or(down);
+        }
+        live => live?,
+    };
+    if !is_yes(&response, "application/x-git-upload-pack-advertisement") {
+        return Ok(response);
+    }
+    match (taken_up(app, path).await, version) {
+        (Some(repo), Version::V0 | Version::V1) => Ok(response.map(|body| watch(body, repo, Form::V0))),
+        _ => Ok(response),
+    }
+}
+
+/// The repository, now that the primary has shown it: taken up if it is new. A bucket in trouble delays nobody.
+async fn taken_up(app: &App, path: &RepoPath) -> Option<Arc<Repo>> {
+    match app.mirror.find(path).await {
+        Ok(Some(repo)) if repo.snapshot().is_some() => Some(repo),
+        Ok(_) => Some(app.mirror.adopt(path)),
+        Err(e) => {
+            tracing::warn!(repo = %path, error = %e, "the bucket could not be read");
+            None
+        }
+    }
+}
+
+fn is_yes(response: &Response, content_type: &str) -> bool {
+    let sent = response.headers().get(http::header::CONTENT_TYPE).map(|v| v.as_bytes());
+    response.status() == StatusCode::OK && sent == Some(content_type.as_bytes())
+}
+
+/// `POST git-upload-pack`: a command in v2, a fetch in v0 and v1.
+async fn upload_pack(app: &App, asked: Asked) -> Result<Response, Failure> {
+    let repo = match app.mirror.find(&asked.path).await {
+        Ok(repo) => repo,
+        Err(e) => {
+            tracing::warn!(repo = %asked.path, error = %e, "the bucket could not be read");
+            return pass_on(app, &asked, Reason::BucketDown).await;
+        }
+    };
+    let snapshot = repo.as_ref().and_then(|repo| repo.snapshot());
+    let hash = snapshot.as_ref().map_or(gix_hash::Kind::Sha1, |s| s.refs.hash);
+    let limits = Limits::for_refs(snapshot.as_ref().map_or(usize::MAX, |s| s.refs.refs.len()));
+    if asked.version == Version::V2 {
+        let command = match parse_v2(&asked.sent.plain, &limits, hash) {
+            Ok(Some(command)) => command,
+            // The probe of a client that is about to send a large body.
+            Ok(None) => return pass_on(app, &asked, Reason::NotOurs).await,
+            Err(_) if snapshot.is_none() => return pass_on(app, &asked, Reason::NotYetMirrored).await,
+            Err(bad) => return Ok(git_error(&bad.to_string())),
+        };
+        if let Command::LsRefs(request) = &command.command {
+            return ls_refs(app, &asked, request).await;
+        }
+        let (Some(repo), Some(_)) = (repo, snapshot) else {
+            return pass_on(app, &asked, Reason::NotYetMirrored).await;
+        };
+        return fetch::command(app, repo, &asked, command).await;
+    }
+    let (Some(repo), Some(_)) = (repo, snapshot) else {
+        return pass_on(app, &asked, Reason::NotYetMirrored).await;
+    };
+    fetch::v0(app, repo, &asked, &limits, hash).await
+}
+
+/// `ls-refs`: the primary's live answer, or in bounded mode what is published.
+async fn ls_refs(app: &App, asked: &Asked, request: &LsRefs) -> Result<Response, Failure> {
+    if let Some(known) = advertise::ls_refs(app, asked, request, When::Fresh).await {
+        return Ok(known);
+    }
+    let answer = match ask(app, asked.request(), Reason::Live).await {
+        Err(down @ Failure::PrimaryDown(_)) => {
+            return advertise::ls_refs(app, asked, request, When::PrimaryDown).await.ok_or(down);
+        }
+        answered => answered?,
+    };
+    // The primary may have just let this credential use git-upload-pack here: that is the yes a fetch needs.
+    let response = client_response(app.grants.observe(answer));
+    if !is_yes(&response, "application/x-git-upload-pack-result") {
+        return Ok(response);
+    }
+    match taken_up(app, &asked.path).await {
+        Some(repo) => Ok(response.map(|body| watch(body, repo, Form::LsRefs))),
+        None => Ok(response),
+    }
+}
+
+impl Asked {
+    /// The request for the primary, its body as it was sent.
+    fn request(&self) -> primary::Request {
+        primary::Request {
+            method: Method::POST,
+            repo: self.path.clone(),
+            endpoint: Endpoint::UploadPack,
+            query: None,
+            client: self.client.clone(),
+            body: primary::Body::Whole(self.sent.raw.clone()),
+        }
+    }
+}
+
+/// Passes an upload-pack request on with the body as it was sent.
+pub async fn pass_on(app: &App, asked: &Asked, reason: Reason) -> Result<Response, Failure> {
+    let answer = ask(app, asked.request(), reason).await?;
+    Ok(client_response(app.grants.observe(answer)))
+}
+
+/// `POST git-receive-pack`: to the primary byte for byte, never tried again; then the mirror catches up.
+async fn push(app: &App, path: &RepoPath, request: primary::Request) -> Result<Response, Failure> {
+    let response = pass(app, request, Reason::Push).await?;
+    if response.status() != StatusCode::OK {
+        return Ok(response);
+    }
+    let known = app.mirror.find(path).await.ok().flatten();
+    let Some(repo) = known else { return Ok(response) };
+    // Asked once the answer has ended: only then are the primary's refs what the client was told.
+    Ok(response.map(|body| {
+        let end = futures::stream::once(async move {
+            repo.ask();
+            Ok(bytes::Bytes::new())
+        });
+        Body::from_stream(body.into_data_stream().chain(end))
+    }))
+}
+
+/// Tells the client in Git's own form: an `ERR` packet, which it prints as `remote error: …`.
+pub fn git_error(words: &str) -> Response {
+    let mut body = Vec::new();
+    put_error(&mut body, words);
+    upload_pack_result(Body::from(body))
+}
+
+/// A `git-upload-pack` answer with the headers that `git http-backend` gives it.
+pub fn upload_pack_result(body: Body) -> Response {
+    uncached(body, "application/x-git-upload-pack-result")
+}
+
+/// An answer that nobody may keep (`hdr_nocache` of http-backend.c).
+pub fn uncached(body: Body, content_type: &'static str) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert("expires", http::HeaderValue::from_static("Fri, 01 Jan 1980 00:00:00 GMT"));
+    headers.insert("pragma", http::HeaderValue::from_static("no-cache"));
+    headers.insert("cache-control", http::HeaderValue::from_static("no-cache, max-age=0, must-revalidate"));
+    headers.insert("content-type", http::HeaderValue::from_static(content_type));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn the_highest_version_counts() {
+        let cases: [(&[&'static str], Version); 6] = [
+            (&[], Version::V0),
+            (&["version=1"], Version::V1),
+            (&["version=2"], Version::V2),
+            (&["version=1:version=2"], Version::V2),
+            (&["foo=bar:version=1"], Version::V1),
+            (&["version=3"], Version::V0),
+        ];
+        for (values, want) in cases {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append("git-protocol", HeaderValue::from_static(value));
+            }
+            assert_eq!(Version::of(&headers), want, "{values:?}");
+        }
+    }
+}

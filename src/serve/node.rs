@@ -1,0 +1,148 @@
+//! One node from start to end: opens bucket, cache and primary, listens, keeps repositories true, drains.
+//!
+//! The store is probed before anything is believed of it. While it cannot be reached the node is not ready and passes
+//! requests on; a store that fails the probe (it ignores create-if-absent, say) ends the node with an explanation.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Settings;
+use crate::local::{Local, LocalOptions};
+use crate::mirror::Mirror;
+use crate::primary::{Credential, Grants, Location, Primary, PrimarySettings};
+use crate::serve::app::App;
+use crate::serve::listen;
+use crate::store::{Bucket, StoreOptions};
+use crate::telemetry::metrics::Recorder;
+
+/// How long workers get to reach a safe point after the last request.
+const LAST_WORK: Duration = Duration::from_secs(5);
+/// How often a store that does not answer is tried again at start.
+const STORE_PAUSE: Duration = Duration::from_secs(5);
+
+/// Opens the bucket that the settings name.
+pub async fn bucket(settings: &Settings) -> anyhow::Result<Bucket> {
+    let options = StoreOptions {
+        endpoint: settings.s3.endpoint.clone(),
+        region: settings.s3.region.clone(),
+        path_style: settings.s3.path_style.then_some(true),
+        allow_http: settings.s3.allow_http,
+        ..StoreOptions::default()
+    };
+    Bucket::open(&settings.store, &options).await.with_context(|| format!("opening the store {}", settings.store))
+}
+
+/// Opens the primary that the settings name, with the service credential.
+pub async fn primary(settings: &Settings) -> anyhow::Result<Primary> {
+    let location = Location::parse(settings.primary()?, settings.insecure_primary)?;
+    let credential = match &settings.credential_file {
+        Some(path) if !settings.has_credential() => Some(Credential::file(path).await?),
+        _ => settings.credential()?.map(Credential::fixed).transpose()?,
+    };
+    let mut to = PrimarySettings::new(location);
+    to.credential = credential;
+    to.ca_file = settings.primary_ca_file.clone();
+    to.timeouts.connect = settings.primary_connect_timeout;
+    to.timeouts.idle = settings.primary_read_timeout;
+    Ok(Primary::open(to).await?)
+}
+
+/// Opens this node's cache in `dir`.
+pub async fn local(settings: &Settings, dir: &Path, bucket: &Bucket) -> anyhow::Result<Local> {
+    let options = LocalOptions { max_bytes: settings.cache_max, ..LocalOptions::default() };
+    let (dir, bucket) = (dir.to_owned(), bucket.clone());
+    // It lists the directory and may replay an index.
+    Ok(tokio::task::spawn_blocking(move || Local::open(&dir, &options, bucket)).await??)
+}
+
+/// Runs a node until `stop`; `bound` is told the address once it listens.
+pub async fn run(
+    settings: Settings,
+    recorder: Recorder,
+    stop: CancellationToken,
+    bound: impl FnOnce(SocketAddr) -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    let bucket = bucket(&settings).await?;
+    let primary = primary(&settings).await?;
+    let local = local(&settings, &settings.cache_dir, &bucket).await?;
+    let grants = Grants::new(primary.clone(), settings.grant_ttl);
+    let (listen, drain) = (settings.listen, settings.drain_timeout);
+    // Workers outlive the last request: a push that was just answered is still to be synced.
+    let work = CancellationToken::new();
+    let mirror = Mirror::new(settings, bucket, local, primary, work.clone())?;
+    let recorder = Arc::new(recorder);
+    let app = App::new(Arc::clone(&mirror), grants, Arc::clone(&recorder));
+
+    let listener = TcpListener::bind(listen).await.with_context(|| {
+        format!("listening on {listen}; choose another address with --listen ADDR:PORT")
+    })?;
+    let address = listener.local_addr()?;
+    let sound = probe(&app).await?;
+    let upkeep = tokio::spawn(async move { recorder.upkeep().await });
+    let keeping = tokio::spawn(keep(app.clone(), sound, stop.clone()));
+    bound(address).context("telling the port")?;
+    tracing::info!(primary = mirror.primary.name(), store = mirror.bucket.name(), "listening on http://{address}");
+    listen::serve(listener, app, stop.clone(), drain).await?;
+
+    work.cancel();
+    if tokio::time::timeout(LAST_WORK, mirror.ended()).await.is_err() {
+        tracing::warn!("a sync did not reach a safe point in time; what it left is garbage that harms nobody");
+    }
+    upkeep.abort();
+    keeping.await?
+}
+
+/// Tries the store's promises once. False: it does not answer. An error: it answers wrong and must not be used.
+async fn probe(app: &App) -> anyhow::Result<bool> {
+    let bucket = &app.mirror.bucket;
+    match bucket.probe().await {
+        Ok(_) => {}
+        Err(failed) if failed.is_transient() => {
+            tracing::warn!(error = %failed, "the store does not answer; requests are passed on to the primary");
+            return Ok(false);
+        }
+        Err(failed) => return Err(failed).context("the store cannot be used"),
+    }
+    bucket.ensure_format().await?;
+    app.mirror.store_is_sound();
+    app.ready.store(true, Ordering::SeqCst);
+    tracing::info!("ready");
+    Ok(true)
+}
+
+/// Probes the store until it answers, then takes up what the bucket holds, now and at every interval.
+///
+/// A store that answers wrong stops the node.
+async fn keep(app: App, mut sound: bool, stop: CancellationToken) -> anyhow::Result<()> {
+    let mirror = &app.mirror;
+    while !sound {
+        if stop.run_until_cancelled(tokio::time::sleep(STORE_PAUSE)).await.is_none() {
+            return Ok(());
+        }
+        sound = probe(&app).await.inspect_err(|_| stop.cancel())?;
+    }
+    loop {
+        match mirror.take_up_all().await {
+            Ok(0) => {}
+            Ok(n) => tracing::info!(repositories = n, "took up what the bucket holds"),
+            Err(e) => tracing::warn!(error = %e, "the bucket could not be listed"),
+        }
+        if let Err(e) = mirror.tell_health().await {
+            tracing::debug!(error = %e, "this node's health could not be written");
+        }
+        let pause = tokio::time::sleep(mirror.settings.compare_every.min(HEARTBEAT));
+        if stop.run_until_cancelled(pause).await.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// How often a node writes its health into the bucket, for `packmirror status`.
+const HEARTBEAT: Duration = Duration::from_secs(30);

@@ -1,0 +1,217 @@
+//! From a fetch request to the bytes before the pack and the plan of the pack. Pure computation over mapped data, apart
+//! from tree walks; runs on a blocking thread.
+//!
+//! Follows the order of git's `upload-pack.c`: negotiation, shallow boundary, then what to send.
+//! Relies on: wants that were found reachable already. Elsewhere: grants, waiting and passing on (`fetch`), sending
+//! (`send`).
+
+use bstr::{BStr, BString};
+use gix_hash::{ObjectId, oid};
+use gix_object::Kind;
+
+use crate::git::negotiate::{Common, Have, Next, answer_v0, answer_v2};
+use crate::git::request::FetchRequest;
+use crate::git::response::{Sections, ambiguous_deepen_not, put_v0_shallow, unknown_ref};
+use crate::mirror::snapshot::Granted;
+use crate::pack::decode::{self, Scratch};
+use crate::pack::negotiate::Negotiation;
+use crate::pack::plan::{Plan, PlanOptions, plan};
+use crate::pack::rules::Rules;
+use crate::pack::select::{Limits, Query, select};
+use crate::pack::shallow::{Deepen, Shallow, deepen};
+use crate::pack::sparse::{self, Patterns};
+use crate::pack::stack::Stack;
+use crate::pack::trees::TreeError;
+use crate::pack::Gid;
+
+/// What is sent.
+pub struct Prepared {
+    /// Everything before the pack.
+    pub head: Vec<u8>,
+    /// The pack; none where the negotiation goes on.
+    pub plan: Option<Plan>,
+}
+
+/// Why nothing was prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// The client is told in git's own words.
+    #[error("{0}")]
+    Refuse(String),
+    /// The primary answers instead: pack bytes could not be read, or the walk is larger than the limits.
+    #[error("a tree could not be walked")]
+    Trees(#[from] TreeError),
+}
+
+/// Prepares the answer to `request`, whose wants (by name and by id) are `wants`.
+pub fn prepare(granted: &Granted, request: &FetchRequest, wants: &[ObjectId]) -> Result<Prepared, Trouble> {
+    let stack = &*granted.stack;
+    let gids = |oids: &[ObjectId]| -> Vec<Gid> { oids.iter().filter_map(|oid| stack.lookup(oid)).collect() };
+    let wants = gids(wants);
+    let client_shallow: Vec<Gid> =
+        gids(&request.shallow).into_iter().filter(|gid| stack.kind(*gid) == Kind::Commit).collect();
+    let mut head = Vec::new();
+    let mut talk = Talk { stack, wants: &wants, negotiation: Negotiation::new(stack) };
+
+    // v0 states the boundary before the negotiation, v2 after it.
+    let (shallow, next) = match &request.v0 {
+        Some(v0) => {
+            let shallow = boundary(granted, request, &wants, &client_shallow)?;
+            if let Some(shallow) = &shallow {
+                put_v0_shallow(&mut head, &oids(stack, &shallow.shallow), &oids(stack, &shallow.unshallow));
+            }
+            (shallow, answer_v0(request, v0, &mut talk, &mut head))
+        }
+        None => {
+            let next = answer_v2(request, &mut talk, &mut head);
+            let goes_on = next == Next::Pack;
+            (if goes_on { boundary(granted, request, &wants, &client_shallow)? } else { None }, next)
+        }
+    };
+    if next == Next::Stop {
+        return Ok(Prepared { head, plan: None });
+    }
+    if request.v0.is_none() {
+        let mut sections = Sections::new(&mut head, request.sideband_all);
+        sections.wanted_refs(wanted_refs(granted, &request.want_refs)?);
+        if shallow.is_some() || !request.shallow.is_empty() {
+            let change = shallow.clone().unwrap_or_default();
+            sections.shallow_info(&oids(stack, &change.shallow), &oids(stack, &change.unshallow));
+        }
+        sections.packfile();
+    }
+    let rules = compile(granted, request)?;
+    let tags = if request.include_tag { tags_of(granted) } else { Vec::new() };
+    let query = Query {
+        wants: &wants,
+        haves: talk.negotiation.common(),
+        client_shallow: &client_shallow,
+        shallow: shallow.as_ref(),
+        filter: rules.as_ref(),
+        tags: &tags,
+    };
+    let mut selection = select(stack, granted.source(), &query, &Limits::default())?;
+    let options = PlanOptions { ofs_delta: request.ofs_delta, thin: request.thin_pack };
+    Ok(Prepared { head, plan: Some(plan(stack, &mut selection, options)) })
+}
+
+/// The negotiation's questions, answered by the commit graph.
+struct Talk<'a> {
+    stack: &'a Stack,
+    wants: &'a [Gid],
+    negotiation: Negotiation<'a, Stack>,
+}
+
+impl Common for Talk<'_> {
+    fn have(&mut self, oid: &ObjectId) -> Have {
+        match self.stack.lookup(oid) {
+            None => Have::Unknown,
+            Some(gid) if self.negotiation.got(gid) => Have::New,
+            Some(_) => Have::Implied,
+        }
+    }
+
+    fn ready(&mut self) -> bool {
+        self.negotiation.ready(self.wants)
+    }
+}
+
+fn oids(stack: &Stack, gids: &[Gid]) -> Vec<ObjectId> {
+    gids.iter().map(|gid| stack.oid(*gid)).collect()
+}
+
+/// How the client's boundary changes; `None` if it did not ask for a change.
+fn boundary(
+    granted: &Granted,
+    request: &FetchRequest,
+    wants: &[Gid],
+    client: &[Gid],
+) -> Result<Option<Shallow>, Trouble> {
+    let mut not = Vec::new();
+    for name in &request.deepen_not {
+        let oid = by_short_name(granted, name.as_ref()).ok_or_else(|| Trouble::Refuse(ambiguous_deepen_not(name.as_ref())))?;
+        not.extend(granted.stack.lookup(&oid));
+    }
+    let how = match request.deepen {
+        Some(depth) if request.deepen_relative => Deepen::Relative(depth),
+        Some(depth) => Deepen::Depth(depth),
+        None if request.deepens_by_list() => Deepen::RevList { since: request.deepen_since, not: &not },
+        None => return Ok(None),
+    };
+    let reach = granted.reach()?;
+    let change = deepen(&*granted.stack, wants, client, how, |gid| reach.contains(gid));
+    change.map(Some).map_err(|nothing| Trouble::Refuse(nothing.to_string()))
+}
+
+/// The one ref that a short name means (`expand_ref` of git's refs.c); none if it means none or several.
+fn by_short_name(granted: &Granted, name: &BStr) -> Option<ObjectId> {
+    const RULES: [(&str, &str); 6] = [
+        ("", ""),
+        ("refs/", ""),
+        ("refs/tags/", ""),
+        ("refs/heads/", ""),
+        ("refs/remotes/", ""),
+        ("refs/remotes/", "/HEAD"),
+    ];
+    if name == "HEAD" {
+        return granted.refs.head_oid();
+    }
+    let full = RULES.iter().map(|(before, after)| [before.as_bytes(), name, after.as_bytes()].concat());
+    let mut found = full.filter_map(|full| granted.refs.find(&full));
+    let first = found.next()?;
+    found.next().is_none().then_some(first.oid)
+}
+
+fn wanted_refs<'r>(granted: &Granted, names: &'r [BString]) -> Result<Vec<(&'r BStr, ObjectId)>, Trouble> {
+    let found = |name: &'r BString| {
+        let oid = named(granted, name.as_ref());
+        oid.map(|oid| (name.as_ref(), oid)).ok_or_else(|| Trouble::Refuse(unknown_ref(name.as_ref())))
+    };
+    names.iter().map(found).collect()
+}
+
+/// What a full ref name, or HEAD, points to.
+pub fn named(granted: &Granted, name: &BStr) -> Option<ObjectId> {
+    if name == "HEAD" { granted.refs.head_oid() } else { granted.refs.find(name).map(|r| r.oid) }
+}
+
+/// Annotated tags, which `include-tag` sends along with what they lead to.
+fn tags_of(granted: &Granted) -> Vec<(Gid, Gid)> {
+    let stack = &granted.stack;
+    let lookup = |oid: &oid| stack.lookup(oid);
+    let tags = granted.refs.with_prefix(b"refs/tags/").iter();
+    tags.filter_map(|r| Some((lookup(&r.oid)?, lookup(r.peeled.as_ref()?)?))).collect()
+}
+
+fn compile(granted: &Granted, request: &FetchRequest) -> Result<Option<Rules>, Trouble> {
+    let Some(filter) = &request.filter else { return Ok(None) };
+    let rules = Rules::compile(filter, &mut |name| patterns(granted, name));
+    rules.map(Some).map_err(|e| Trouble::Refuse(e.to_string()))
+}
+
+/// Reads the blob that a `sparse:oid` filter names: an object id, or `<ref>:<path>` as git resolves it.
+fn patterns(granted: &Granted, name: &BStr) -> Option<Patterns> {
+    let gid = blob_named(granted, name)?;
+    let mut scratch = Scratch::new(1 << 20, sparse::MAX_FILE as u64);
+    let (kind, bytes) = decode::object(&granted.stack, granted.source(), gid, &mut scratch).ok()?;
+    (kind == Kind::Blob).then(|| Patterns::parse(&bytes))
+}
+
+fn blob_named(granted: &Granted, name: &BStr) -> Option<Gid> {
+    if let Ok(oid) = ObjectId::from_hex(name) {
+        return granted.published(&oid).ok()?;
+    }
+    let colon = name.iter().position(|b| *b == b':')?;
+    let (rev, path) = (&name[..colon], &name[colon + 1..]);
+    let oid = by_short_name(granted, rev.into()).or_else(|| ObjectId::from_hex(rev).ok())?;
+    let commit = granted.stack.peel(granted.published(&oid).ok()??);
+    let mut at = granted.stack.commit(commit)?.tree();
+    let mut scratch = Scratch::new(1 << 20, 64 << 20);
+    for part in path.split(|b| *b == b'/') {
+        let (_, tree) = decode::object(&granted.stack, granted.source(), at, &mut scratch).ok()?;
+        let entries = gix_object::TreeRefIter::from_bytes(&tree, granted.stack.hash());
+        let entry = entries.filter_map(Result::ok).find(|entry| entry.filename == part)?;
+        at = granted.stack.lookup(entry.oid)?;
+    }
+    Some(at)
+}

@@ -1,0 +1,86 @@
+//! Reading along while the primary's ref advertisement streams to a client.
+//!
+//! A line that the published generation does not have is the earliest sign of a push: the sync starts then, long before
+//! the client comes back with its `want`. Nothing is held back and nothing is changed.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use futures::StreamExt;
+use gix_hash::ObjectId;
+
+use crate::git::ls_refs::RefLine;
+use crate::git::line::text;
+use crate::git::pkt::{OwnedPacket, Reader};
+use crate::mirror::repo::Repo;
+use crate::mirror::snapshot::Snapshot;
+
+/// Which form the advertisement has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `ls-refs` of protocol v2.
+    LsRefs,
+    /// `info/refs` of protocol v0 or v1.
+    V0,
+}
+
+/// Lets `body` through unchanged; asks for a sync of `repo` at the first ref that is news to it.
+pub fn watch(body: Body, repo: Arc<Repo>, form: Form) -> Body {
+    let Some(known) = repo.snapshot() else { return body };
+    let mut reader = Some(Reader::new());
+    Body::from_stream(body.into_data_stream().inspect(move |piece| {
+        let (Some(packets), Ok(piece)) = (&mut reader, piece) else { return };
+        packets.feed(piece);
+        match has_news(packets, &known, form) {
+            Some(false) => return,
+            Some(true) => {
+                repo.ask();
+            },
+            None => {}
+        }
+        // A sync is on its way, or this is no advertisement: no need to read on.
+        reader = None;
+    }))
+}
+
+/// `Some(true)`: a line differs from what is published. `None`: unreadable, which is for the client to judge.
+fn has_news(packets: &mut Reader, known: &Snapshot, form: Form) -> Option<bool> {
+    loop {
+        match packets.packet() {
+            Ok(Some(OwnedPacket::Data(line))) => {
+                if let Some(seen) = ref_of(&line, known, form)
+                    && is_news(&seen, known)
+                {
+                    return Some(true);
+                }
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => return Some(false),
+            Err(_) => return None,
+        }
+    }
+}
+
+fn ref_of(line: &[u8], known: &Snapshot, form: Form) -> Option<(Vec<u8>, ObjectId)> {
+    match form {
+        Form::LsRefs => match RefLine::parse(text(line), known.refs.hash).ok()? {
+            RefLine { oid: Some(oid), name, .. } => Some((name.into(), oid)),
+            _ => None,
+        },
+        Form::V0 => {
+            let line = line.split(|b| *b == 0).next()?;
+            let line = text(line);
+            let at = line.iter().position(|b| *b == b' ')?;
+            let oid = ObjectId::from_hex(&line[..at]).ok()?;
+            let name = &line[at + 1..];
+            (!name.ends_with(b"^{}")).then(|| (name.to_vec(), oid))
+        }
+    }
+}
+
+fn is_news((name, oid): &(Vec<u8>, ObjectId), known: &Snapshot) -> bool {
+    if name == b"HEAD" {
+        return known.refs.head_oid().as_ref() != Some(oid);
+    }
+    known.refs.find(name).is_none_or(|r| r.oid != *oid)
+}

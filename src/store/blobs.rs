@@ -1,0 +1,210 @@
+//! Blobs: writing them once, reading them with proof.
+//!
+//! Nothing leaves this module unproven except [`Bucket::get_range`], whose caller knows the hash of the block it asked
+//! for. A body that is short or wrong is fetched once more before the blob is called damaged, since the way may have
+//! spoilt it. Relies on: keys named by content, so that any writer's bytes are as good as ours. Elsewhere: uploads of
+//! files and in parts ([`super::upload`]).
+
+use std::ops::Range;
+use std::path::Path as FilePath;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use sha2::{Digest, Sha256};
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt;
+
+use super::{BlobId, BlobKind, BlobRef, Bucket, StoreError};
+
+/// Blobs up to this size are fetched with one request; longer ones in windows of it.
+const WINDOW: u64 = 8 << 20;
+
+/// Windows in flight for one download: bounds its memory to 32 MiB.
+const WINDOWS_IN_FLIGHT: usize = 4;
+
+impl Bucket {
+    /// Stores `bytes` under their name: one request if nobody stored them before.
+    pub async fn put_blob(&self, kind: BlobKind, bytes: Bytes) -> Result<BlobRef, StoreError> {
+        let hashed = bytes.clone();
+        let blob = blocking(move || BlobRef::of(kind, &hashed)).await?;
+        self.put_named(&blob, bytes).await?;
+        Ok(blob)
+    }
+
+    /// Writes the blob over whatever lies under its name. For repair: [`Bucket::put_blob`] believes a stored blob of the
+    /// right length, this does not.
+    pub async fn restore_blob(&self, kind: BlobKind, bytes: Bytes) -> Result<BlobRef, StoreError> {
+        let hashed = bytes.clone();
+        let blob = blocking(move || BlobRef::of(kind, &hashed)).await?;
+        self.overwrite(&blob.key(), bytes).await?;
+        Ok(blob)
+    }
+
+    /// Fetches a whole blob into memory and proves it. For small ones: see [`Bucket::download`].
+    pub async fn get_blob(&self, blob: &BlobRef) -> Result<Bytes, StoreError> {
+        let key = blob.key();
+        let mut what = String::new();
+        for _ in 0..2 {
+            let bytes = match self.read_checked(blob).await {
+                Ok(bytes) => bytes,
+                Err(StoreError::Damaged { what: reason, .. }) => {
+                    what = reason;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let hashed = bytes.clone();
+            let found = blocking(move || BlobId::of(&hashed)).await?;
+            if found == blob.id {
+                return Ok(bytes);
+            }
+            what = format!("its bytes hash to {found}");
+        }
+        Err(StoreError::damaged(key, what))
+    }
+
+    /// Fetches a blob into the file `to`, proving it on the way; memory is bounded whatever the length. On any error
+    /// the file's content is worthless.
+    pub async fn download(&self, blob: &BlobRef, to: &FilePath) -> Result<(), StoreError> {
+        let local = |error| StoreError::local(to, error);
+        for _ in 0..2 {
+            let mut file = File::create(to).await.map_err(local)?;
+            let found =
+                self.stream(blob, Some((&mut file, to))).await?;
+            file.flush().await.map_err(local)?;
+            if found == blob.id {
+                return Ok(());
+            }
+        }
+        Err(StoreError::damaged(blob.key(), "its bytes hash to another name"))
+    }
+
+    /// Reads a blob completely and proves it, keeping nothing.
+    pub async fn verify(&self, blob: &BlobRef) -> Result<(), StoreError> {
+        for _ in 0..2 {
+            if self.stream(blob, None).await? == blob.id {
+                return Ok(());
+            }
+        }
+        Err(StoreError::damaged(blob.key(), "its bytes hash to another name"))
+    }
+
+    /// Fetches `range` of a blob, in full length but unproven: the caller checks it against the layer's block hashes.
+    pub async fn get_range(&self, blob: &BlobRef, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let key = blob.key();
+        if range.start > range.end || range.end > blob.len {
+            return Err(StoreError::damaged(key, format!("{range:?} was asked of {} bytes", blob.len)));
+        }
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let wanted = range.end - range.start;
+        let mut found = 0;
+        for _ in 0..2 {
+            let bytes = self.read_range(&key, range.clone()).await?;
+            found = bytes.len() as u64;
+            if found == wanted {
+                return Ok(bytes);
+            }
+        }
+        Err(StoreError::damaged(key, format!("{range:?} gave {found} bytes")))
+    }
+
+    /// Checks with one small request that a blob is there with its recorded length.
+    pub async fn head(&self, blob: &BlobRef) -> Result<(), StoreError> {
+        let key = blob.key();
+        let found = self.length(&key).await?;
+        if found != blob.len {
+            return Err(StoreError::damaged(key, format!("{found} bytes instead of {}", blob.len)));
+        }
+        Ok(())
+    }
+
+    /// Removes a blob. Only for bytes that are proven bad or that no retained generation names.
+    pub async fn remove_blob(&self, blob: &BlobRef) -> Result<(), StoreError> {
+        self.remove(&blob.key()).await
+    }
+
+    /// Stores `bytes`, whose name is `blob`, if they are not there. An unknown outcome is settled by looking.
+    pub(super) async fn put_named(&self, blob: &BlobRef, bytes: Bytes) -> Result<(), StoreError> {
+        let key = blob.key();
+        let mut patience = self.patience();
+        loop {
+            let mut error = match self.try_create(&key, bytes.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(error) => self.sort("create", &key, error),
+            };
+            if matches!(error, StoreError::Refused { .. }) {
+                return Err(error);
+            }
+            match self.head(blob).await {
+                Ok(()) => return Ok(()),
+                // Half a blob under its name: leftovers of a store that does not write atomically.
+                Err(StoreError::Damaged { .. }) => return self.overwrite(&key, bytes).await,
+                Err(StoreError::NotFound { .. }) => {}
+                Err(unseen) if unseen.is_transient() => error = unseen,
+                Err(unseen) => return Err(unseen),
+            }
+            if !patience.wait().await {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Reads a blob in one request, but never more than its recorded length.
+    async fn read_checked(&self, blob: &BlobRef) -> Result<Bytes, StoreError> {
+        let key = blob.key();
+        let sort = |error| self.sort("get", &key, error);
+        use object_store::ObjectStoreExt;
+        let answer = self.inner.store.get(&self.at(&key)).await.map_err(sort)?;
+        if answer.meta.size != blob.len {
+            let what = format!("{} bytes instead of {}", answer.meta.size, blob.len);
+            return Err(StoreError::damaged(&key, what));
+        }
+        let bytes = answer.bytes().await.map_err(sort)?;
+        if bytes.len() as u64 != blob.len {
+            return Err(StoreError::damaged(&key, format!("the body ended after {} bytes", bytes.len())));
+        }
+        Ok(bytes)
+    }
+
+    /// Reads a blob in order, into a file if one is given, and returns the hash of what was read.
+    async fn stream(&self, blob: &BlobRef, mut to: Option<(&mut File, &FilePath)>) -> Result<BlobId, StoreError> {
+        let windows = if blob.len <= WINDOW {
+            let whole = async {
+                match self.read_checked(blob).await {
+                    // Once more, for a body that was cut on the way; the hash decides about the rest.
+                    Err(StoreError::Damaged { .. }) => self.read_checked(blob).await,
+                    other => other,
+                }
+            };
+            futures::stream::once(whole).left_stream()
+        } else {
+            let starts = (0..blob.len).step_by(WINDOW as usize);
+            let window = |start| self.get_range(blob, start..(start + WINDOW).min(blob.len));
+            futures::stream::iter(starts).map(window).buffered(WINDOWS_IN_FLIGHT).right_stream()
+        };
+        let mut windows = std::pin::pin!(windows);
+        let mut hasher = Sha256::new();
+        while let Some(window) = windows.try_next().await? {
+            if let Some((file, path)) = &mut to {
+                file.write_all(&window).await.map_err(|error| StoreError::local(path, error))?;
+            }
+            hasher = blocking(move || {
+                hasher.update(&window);
+                hasher
+            })
+            .await?;
+        }
+        Ok(BlobId::from_hasher(hasher))
+    }
+}
+
+/// Runs work that burns CPU off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| StoreError::unavailable("work on a blob", error.to_string()))
+}

@@ -1,0 +1,262 @@
+//! The generation record: one published state of one repository.
+//!
+//! Written once, never changed, as two lines of JSON: the record, then the SHA-256 of the first line (with its line feed)
+//! as a string. `head -n 1 | sha256sum` checks it, `jq` reads it. Its bytes name its parent's bytes, so the generations
+//! of a repository form one chain; its `writer` tells an own record from another's when a reply was lost. Elsewhere: how
+//! records are created and found ([`super::generations`]), what is inside the blobs.
+
+use bstr::{BString, ByteSlice};
+use object_store::path::Path;
+use serde::{Deserialize, Serialize};
+
+use super::{BlobId, BlobRef, StoreError};
+use crate::git::path::RepoPath;
+use crate::git::refname;
+use crate::git::refs::Head;
+
+/// The version written into new records. A reader refuses a higher one; within a version, fields are only added.
+pub const VERSION: u32 = 1;
+
+/// One published state of one repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    /// [`VERSION`] of the record's form.
+    pub version: u32,
+    /// The repository, by its path as clients ask for it.
+    pub repo: RepoPath,
+    /// 1 for the first generation of a repository, then one more each time.
+    pub number: u64,
+    /// SHA-256 of the parent record's bytes ([`Generation::id`]); none in generation 1.
+    pub parent: Option<BlobId>,
+    /// A nonce of the writing attempt ([`nonce`]): equal bytes mean the same attempt.
+    pub writer: String,
+    /// The primary that the state was taken from, without credentials.
+    pub primary: String,
+    /// `sha1` or `sha256`, as in Git's `object-format`.
+    pub object_format: String,
+    /// What HEAD was.
+    pub head: Head,
+    /// Other symbolic refs, name and target.
+    #[serde(default, with = "names")]
+    pub symrefs: Vec<(BString, BString)>,
+    /// SHA-256 of the manifest (`<oid> SP <refname> LF` lines), in hex.
+    pub manifest_digest: String,
+    /// The refs as Git's `packed-refs` text in a zstd frame.
+    pub refs: BlobRef,
+    /// How many refs there are.
+    pub ref_count: u64,
+    /// The packs, lowest first. A pack may lean only on layers below it for what its refs reach, never for its deltas.
+    pub layers: Vec<LayerRef>,
+    /// When this record was made, Unix seconds, by the writer's clock. For people; nothing depends on it.
+    pub created_at: u64,
+    /// When the refs were read from the primary, Unix seconds, by the writer's clock. For people.
+    pub verified_at: u64,
+    /// SHA-256 of the bytes as read from the bucket; none in a record that was not read.
+    #[serde(skip)]
+    pub stored: Option<BlobId>,
+}
+
+/// One layer of a repository: a pack, its index and its graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRef {
+    /// The pack.
+    pub pack: BlobRef,
+    /// Its `.idx`.
+    pub idx: BlobRef,
+    /// Its graph, in a zstd frame.
+    pub graph: BlobRef,
+    /// Number of objects in the pack.
+    pub objects: u32,
+}
+
+impl Generation {
+    /// Every blob that this record names.
+    pub fn blobs(&self) -> impl Iterator<Item = BlobRef> + '_ {
+        let layers = self.layers.iter().flat_map(|layer| [layer.pack, layer.idx, layer.graph]);
+        std::iter::once(self.refs).chain(layers)
+    }
+
+    /// The SHA-256 of the record's bytes: what a child gives as its `parent`.
+    pub fn id(&self) -> BlobId {
+        self.stored.unwrap_or_else(|| BlobId::of(&self.encode()))
+    }
+
+    /// The record's bytes: two lines, as the module says.
+    pub fn encode(&self) -> Vec<u8> {
+        // A struct of strings, numbers and lists without maps: serialising it to memory cannot fail.
+        let mut bytes = serde_json::to_vec(self).unwrap_or_default();
+        bytes.push(b'\n');
+        let sum = BlobId::of(&bytes);
+        bytes.extend_from_slice(format!("\"{sum}\"\n").as_bytes());
+        bytes
+    }
+
+    /// Reads the record found at `key`, which must be this repository's with this number.
+    pub(crate) fn decode(key: &Path, bytes: &[u8], repo_key: &str, number: u64) -> Result<Self, StoreError> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let bad = |what: String| StoreError::damaged(key, what);
+        let end = bytes.iter().position(|&b| b == b'\n').ok_or_else(|| bad("record is cut short".into()))?;
+        let (line, sum) = bytes.split_at(end + 1);
+        // The version alone first: a newer record need not have today's fields.
+        let Version { version } =
+            serde_json::from_slice(line).map_err(|e| bad(format!("not a record: {e}")))?;
+        if version > VERSION {
+            return Err(StoreError::Newer { key: key.to_string(), found: version, known: VERSION });
+        }
+        let sum: BlobId = serde_json::from_slice(sum).map_err(|e| bad(format!("no checksum: {e}")))?;
+        if sum != BlobId::of(line) {
+            return Err(bad("checksum differs".into()));
+        }
+        let mut record: Self = serde_json::from_slice(line).map_err(|e| bad(format!("not a record: {e}")))?;
+        if record.number != number || record.repo.key() != repo_key {
+            return Err(bad(format!("holds generation {} of {}", record.number, record.repo)));
+        }
+        if (record.number == 1) != record.parent.is_none() || record.number == 0 {
+            return Err(bad("its parent does not fit its number".into()));
+        }
+        record.stored = Some(BlobId::of(bytes));
+        Ok(record)
+    }
+}
+
+/// Pairs of ref names in JSON, as [`refname::to_text`] writes them.
+mod names {
+    use super::*;
+    use serde::de::Error;
+    use serde::{Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(pairs: &[(BString, BString)], serializer: S) -> Result<S::Ok, S::Error> {
+        let text = |name: &BString| refname::to_text(name.as_bstr());
+        serializer.collect_seq(pairs.iter().map(|(name, target)| (text(name), text(target))))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<(BString, BString)>, D::Error> {
+        let name = |text: String| refname::from_text(&text).ok_or_else(|| D::Error::custom("not a ref name"));
+        let pairs = Vec::<(String, String)>::deserialize(deserializer)?;
+        pairs.into_iter().map(|(from, to)| Ok((name(from)?, name(to)?))).collect()
+    }
+}
+
+/// A fresh value for [`Generation::writer`]: 128 random bits in hex.
+pub fn nonce() -> String {
+    hex::encode(rand::random::<[u8; 16]>())
+}
+
+/// Where the generations of a repository lie: `repos/<repo>/gen`.
+pub(crate) fn folder(repo_key: &str) -> Path {
+    Path::from_iter(["repos", repo_key, "gen"])
+}
+
+/// The key of one generation. The number is written as `u64::MAX - number` in 20 digits, so that a listing, which
+/// is in order of keys, shows the newest first.
+pub(crate) fn key(repo_key: &str, number: u64) -> Path {
+    folder(repo_key).join(format!("{:020}", u64::MAX - number))
+}
+
+/// The number in the last part of a key, if it is one.
+pub(crate) fn number_of(key: &Path) -> Option<u64> {
+    let digits = key.filename()?;
+    if digits.len() != 20 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    Some(u64::MAX - digits.parse::<u64>().ok()?)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::store::BlobKind;
+
+    /// A record with every field filled.
+    pub(crate) fn sample() -> Generation {
+        let blob = |kind, text: &str| BlobRef::of(kind, text.as_bytes());
+        Generation {
+            version: VERSION,
+            repo: RepoPath::parse("team/app.git").unwrap(),
+            number: 1,
+            parent: None,
+            writer: nonce(),
+            primary: "https://git.example.com".into(),
+            object_format: "sha1".into(),
+            head: Head::Symbolic { target: "refs/heads/main".into() },
+            symrefs: vec![("refs/remotes/o/HEAD".into(), b"refs/heads/\xff".as_slice().into())],
+            manifest_digest: "00".repeat(32),
+            refs: blob(BlobKind::Refs, "refs"),
+            ref_count: 1,
+            layers: vec![LayerRef {
+                pack: blob(BlobKind::Pack, "pack"),
+                idx: blob(BlobKind::Idx, "idx"),
+                graph: blob(BlobKind::Graph, "graph"),
+                objects: 3,
+            }],
+            created_at: 1,
+            verified_at: 2,
+            stored: None,
+        }
+    }
+
+    fn read(bytes: &[u8], record: &Generation) -> Result<Generation, StoreError> {
+        Generation::decode(&"k".into(), bytes, &record.repo.key(), record.number)
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was_written() {
+        let record = sample();
+        let bytes = record.encode();
+        let back = read(&bytes, &record).unwrap();
+        assert_eq!(back.stored, Some(BlobId::of(&bytes)));
+        assert_eq!(back.id(), record.id());
+        assert_eq!(Generation { stored: None, ..back }, record);
+        assert_eq!(record.blobs().count(), 4);
+        assert_eq!(bytes.iter().filter(|&&b| b == b'\n').count(), 2);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_noticed() {
+        let record = sample();
+        let bytes = record.encode();
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut bad = bytes.clone();
+                bad[at] ^= 1 << bit;
+                // White space around the checksum is all that may change unnoticed: it says nothing.
+                if let Ok(back) = read(&bad, &record) {
+                    assert_eq!(Generation { stored: None, ..back }, record, "byte {at} bit {bit}");
+                }
+            }
+            if at + 1 < bytes.len() {
+                assert!(read(&bytes[..at], &record).is_err(), "cut at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_place_or_a_newer_version_is_refused() {
+        let record = sample();
+        let bytes = record.encode();
+        let moved = Generation::decode(&"k".into(), &bytes, &record.repo.key(), 2);
+        assert!(matches!(moved, Err(StoreError::Damaged { .. })));
+        let other = RepoPath::parse("team/other.git").unwrap();
+        assert!(Generation::decode(&"k".into(), &bytes, &other.key(), 1).is_err());
+        let newer = b"{\"version\": 2, \"nothing\": \"known\"}\n";
+        assert!(matches!(read(newer, &record), Err(StoreError::Newer { found: 2, .. })));
+        let orphan = Generation { number: 2, ..record.clone() };
+        assert!(read(&orphan.encode(), &orphan).is_err(), "generation 2 needs a parent");
+    }
+
+    #[test]
+    fn keys_list_the_newest_first() {
+        let mut keys: Vec<_> = [1, 2, 10, 999, u64::MAX].map(|n| (key("r", n).to_string(), n)).into();
+        keys.sort();
+        assert_eq!(keys.iter().map(|(_, n)| *n).collect::<Vec<_>>(), [u64::MAX, 999, 10, 2, 1]);
+        for (text, n) in keys {
+            assert_eq!(number_of(&text.as_str().into()), Some(n));
+        }
+        assert_eq!(number_of(&"repos/r/gen/123".into()), None);
+    }
+}

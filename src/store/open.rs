@@ -1,0 +1,295 @@
+//! Opening a bucket by its URL.
+//!
+//! `s3://bucket/prefix` for S3 and everything that speaks it, a directory (a path or `file:///…`) as the embedded
+//! default, `memory:///` for tests. Static `AWS_*` keys come first, then the whole AWS chain ([`super::credentials`]).
+
+use std::net::IpAddr;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_config::BehaviorVersion;
+use object_store::ClientOptions;
+use object_store::aws::{AmazonS3Builder, Checksum, S3ConditionalPut};
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{BackoffConfig, RetryConfig};
+use url::Url;
+
+use super::bucket::{Bucket, Retry};
+use super::credentials::Chain;
+use super::error::StoreError;
+
+/// Longest time for one request with its body: a part of 16 MiB at 140 kB/s.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Longest time without a byte.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Longest time for a connection to come up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How to reach a store, beside its URL. Everything has a default; environment variables that AWS tools know fill what
+/// is not set here.
+#[derive(Debug, Clone, Default)]
+pub struct StoreOptions {
+    /// Address of the S3 server if it is not Amazon's (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_ENDPOINT`).
+    pub endpoint: Option<String>,
+    /// Region of the bucket (`AWS_REGION`, `AWS_DEFAULT_REGION`, the profile's, the instance's).
+    pub region: Option<String>,
+    /// Write the bucket into the path instead of the host name. Unset: yes with an own endpoint, no at Amazon.
+    pub path_style: Option<bool>,
+    /// Allow plain HTTP to a host that is not this one.
+    pub allow_http: bool,
+    /// How patiently requests are repeated.
+    pub retry: Retry,
+}
+
+impl Bucket {
+    /// Opens the store at `url`, a URL or the path of a directory. Reads the environment; asks nothing of the store yet.
+    pub async fn open(url: &str, options: &StoreOptions) -> Result<Self, StoreError> {
+        open(url, options, &|name| std::env::var(name).ok().filter(|value| !value.is_empty())).await
+    }
+}
+
+type Env<'a> = &'a (dyn Fn(&str) -> Option<String> + Sync);
+
+async fn open(text: &str, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, StoreError> {
+    let bad = |why: &str| StoreError::refused(format!("open {text}"), why);
+    if !text.contains("://") {
+        return directory(FilePath::new(text), options);
+    }
+    let url = Url::parse(text).map_err(|error| bad(&error.to_string()))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        // Without repeating it: it may hold a secret.
+        return Err(StoreError::refused("open the store", "its URL must not hold credentials"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("a store's URL has no query and no fragment"));
+    }
+    match url.scheme() {
+        "file" => {
+            directory(&url.to_file_path().map_err(|()| bad("not the URL of a directory here"))?, options)
+        }
+        "memory" => {
+            let prefix = prefix(&url).map_err(|error| bad(&error))?;
+            let store = Arc::new(InMemory::new());
+            Ok(Bucket::build(store, prefix, "memory".into(), options.retry, true, None))
+        }
+        "s3" => s3(&url, options, env).await,
+        other => Err(bad(&format!("unknown scheme {other}: use s3://bucket/prefix or a directory"))),
+    }
+}
+
+/// The path of a URL as a key prefix.
+fn prefix(url: &Url) -> Result<Path, String> {
+    Path::from_url_path(url.path()).map_err(|error| error.to_string())
+}
+
+/// A directory. Writes are flushed to the disk before they count, since the order "data, then its name" must survive a
+/// power cut.
+fn directory(path: &FilePath, options: &StoreOptions) -> Result<Bucket, StoreError> {
+    let local = |error| StoreError::local(path, error);
+    if path.as_os_str().is_empty() {
+        return Err(StoreError::refused("open the store", "no directory given"));
+    }
+    make_private(path).map_err(local)?;
+    let path: PathBuf = std::fs::canonicalize(path).map_err(local)?;
+    let store = LocalFileSystem::new_with_prefix(&path)
+        .map_err(|error| StoreError::from_store("open", &Path::default(), error))?
+        .with_fsync(true);
+    let name = path.display().to_string();
+    Ok(Bucket::build(Arc::new(store), Path::default(), name, options.retry, false, None))
+}
+
+/// Makes a directory that only this user can read: it holds other people's repositories.
+fn make_private(path: &FilePath) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, StoreError> {
+    let bad = |why: String| StoreError::refused(format!("open {url}"), why);
+    let bucket =
+        url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| bad("no bucket in the URL".into()))?;
+    let prefix = prefix(url).map_err(bad)?;
+
+    let first = |names: &[&str]| names.iter().find_map(|name| env(name));
+    let endpoint = options
+        .endpoint
+        .clone()
+        .or_else(|| first(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]));
+    let allow_http = options.allow_http || env("AWS_ALLOW_HTTP").is_some_and(|value| value == "true");
+    if let Some(endpoint) = &endpoint {
+        check_endpoint(endpoint, allow_http).map_err(bad)?;
+    }
+    let mut region = options.region.clone().or_else(|| first(&["AWS_REGION", "AWS_DEFAULT_REGION"]));
+
+    let client = ClientOptions::new()
+        .with_allow_http(endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://")))
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_read_timeout(READ_TIMEOUT)
+        .with_timeout(REQUEST_TIMEOUT);
+    let mut builder = AmazonS3Builder::new()
+        .with_bucket_name(bucket)
+        .with_client_options(client)
+        .with_retry(retry(options.retry))
+        .with_conditional_put(S3ConditionalPut::ETagMatch)
+        .with_checksum_algorithm(Checksum::SHA256)
+        .with_virtual_hosted_style_request(!options.path_style.unwrap_or(endpoint.is_some()));
+    let mut renew: Option<Arc<dyn Fn() + Send + Sync>> = None;
+    match (env("AWS_ACCESS_KEY_ID"), env("AWS_SECRET_ACCESS_KEY")) {
+        (Some(id), Some(secret)) => {
+            builder = builder.with_access_key_id(id).with_secret_access_key(secret);
+            if let Some(token) = env("AWS_SESSION_TOKEN") {
+                builder = builder.with_token(token);
+            }
+        }
+        _ => {
+            let config = aws_config::defaults(BehaviorVersion::latest()).load().await;
+            region = region.or_else(|| config.region().map(|region| region.to_string()));
+            let provider = config.credentials_provider().ok_or_else(|| {
+                bad("no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".into())
+            })?;
+            let chain = Arc::new(Chain::new(provider));
+            builder = builder.with_credentials(chain.clone());
+            renew = Some(Arc::new(move || chain.forget()));
+        }
+    }
+    let name = match &endpoint {
+        Some(endpoint) => format!("{url} at {endpoint}"),
+        None => url.to_string(),
+    };
+    if let Some(endpoint) = endpoint {
+        builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
+    }
+    builder = builder.with_region(region.unwrap_or_else(|| "us-east-1".into()));
+    let store = builder.build().map_err(|error| bad(error.to_string()))?;
+    Ok(Bucket::build(Arc::new(store), prefix, name, options.retry, true, renew))
+}
+
+/// Plain HTTP shows repositories and lets anybody on the way change them: only to this machine, or when told so.
+fn check_endpoint(endpoint: &str, allow_http: bool) -> Result<(), String> {
+    let url = Url::parse(endpoint).map_err(|error| format!("endpoint {endpoint}: {error}"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("the endpoint must not hold credentials".into());
+    }
+    match url.scheme() {
+        "https" => Ok(()),
+        "http" if allow_http || is_loopback(&url) => Ok(()),
+        "http" => Err(format!(
+            "endpoint {endpoint} is plain HTTP: use https, or allow it with the setting s3.allow_http if the network \
+             between is yours"
+        )),
+        other => Err(format!("endpoint {endpoint}: {other} is not http or https")),
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let Some(host) = url.host_str() else { return false };
+    host == "localhost"
+        || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn retry(retry: Retry) -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig { init_backoff: retry.base, max_backoff: retry.cap, base: 2.0 },
+        max_retries: retry.attempts as usize,
+        retry_timeout: retry.budget,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(name: &str) -> Option<String> {
+        ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].contains(&name).then(|| "x".to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_directory_is_made_and_belongs_to_its_user() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a/b");
+        let bucket = Bucket::open(path.to_str().unwrap(), &StoreOptions::default()).await.unwrap();
+        bucket.probe().await.unwrap();
+        bucket.ensure_format().await.unwrap();
+        assert!(path.join("format").exists());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+        }
+        let url = Url::from_file_path(&path).unwrap();
+        let again = Bucket::open(url.as_str(), &StoreOptions::default()).await.unwrap();
+        again.ensure_format().await.unwrap();
+        assert_eq!(again.name(), bucket.name());
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_cannot_be_made_says_so() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().join("sub");
+        let error = Bucket::open(path.to_str().unwrap(), &StoreOptions::default()).await.unwrap_err();
+        assert!(matches!(error, StoreError::Local { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn urls_that_are_wrong_or_dangerous_are_refused() {
+        for (url, word) in [
+            ("ftp://x/y", "scheme"),
+            ("s3://", ""),
+            ("s3://user:secret@bucket/x", "credentials"),
+            ("s3://bucket/x?y=z", "query"),
+            ("", "directory"),
+        ] {
+            let error = open(url, &StoreOptions::default(), &keys).await.unwrap_err().chain();
+            assert!(error.contains(word), "{url}: {error}");
+            assert!(!error.contains("secret@"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn plain_http_needs_loopback_or_leave() {
+        for (endpoint, allow, fine) in [
+            ("https://minio.example.com", false, true),
+            ("http://minio.example.com", false, false),
+            ("http://minio.example.com", true, true),
+            ("http://localhost:9000", false, true),
+            ("http://127.0.0.2:9000/", false, true),
+            ("http://[::1]:9000", false, true),
+            ("http://127.0.0.1.example.com", false, false),
+            ("minio.example.com:9000", false, false),
+            ("https://key:secret@minio.example.com", false, false),
+        ] {
+            let endpoint = Some(endpoint.to_owned());
+            let options =
+                StoreOptions { endpoint: endpoint.clone(), allow_http: allow, ..Default::default() };
+            let opened = open("s3://bucket/prefix", &options, &keys).await;
+            assert_eq!(opened.is_ok(), fine, "{endpoint:?} {allow}: {opened:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_environment_fills_what_is_not_set() {
+        let env = |name: &str| match name {
+            "AWS_ENDPOINT_URL" => Some("http://minio.example.com".to_owned()),
+            name => keys(name),
+        };
+        assert!(
+            open("s3://bucket", &StoreOptions::default(), &env).await.is_err(),
+            "plain HTTP from the environment"
+        );
+        let env = |name: &str| match name {
+            "AWS_ALLOW_HTTP" => Some("true".to_owned()),
+            name => env(name),
+        };
+        let bucket = open("s3://bucket/a%20b/c", &StoreOptions::default(), &env).await.unwrap();
+        assert_eq!(bucket.name(), "s3://bucket/a%20b/c at http://minio.example.com");
+        assert_eq!(bucket.at(&"format".into()).to_string(), "a b/c/format");
+    }
+}

@@ -1,0 +1,57 @@
+//! The log: text for people, JSON for machines, always on stderr.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// A level that is neither a level nor a filter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is neither a log level nor a filter")]
+pub struct BadLevel(String);
+
+/// Reads a level (`info`) or a filter (`packmirror=debug,warn`).
+///
+/// A single word that is no level would be a filter for a module of that name, which silences everything; that
+/// is surely a slip and is refused.
+pub fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
+    let bad = || BadLevel(level.to_owned());
+    let word = level.trim();
+    let known = ["off", "error", "warn", "info", "debug", "trace"];
+    if !word.contains(['=', ',', '[']) && !known.iter().any(|name| name.eq_ignore_ascii_case(word)) {
+        return Err(bad());
+    }
+    EnvFilter::builder().parse(word).map_err(|_| bad())
+}
+
+/// Starts the log of this process. `json` chooses the form: `None` is text on a terminal and JSON otherwise.
+/// A second call changes nothing.
+pub fn start(level: &str, json: Option<bool>) -> Result<(), BadLevel> {
+    let filter = filter(level)?;
+    let terminal = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Only the first start in a process can succeed; tests may come here more than once.
+    let _ = if json.unwrap_or(!terminal) {
+        log.json().flatten_event(true).with_current_span(true).with_span_list(false).finish().try_init()
+    } else {
+        log.with_ansi(terminal && std::env::var_os("NO_COLOR").is_none()).finish().try_init()
+    };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_is_no_filter() {
+        for good in
+            ["info", "WARN", "off", "packmirror=debug,warn", "hyper=off", "info,packmirror::serve=trace"]
+        {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["inof", "", "5x", "packmirror=loud", "packmirror"] {
+            assert!(filter(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Metrics: every name, its kind, its labels and its meaning, and the recorder that renders them.
+//!
+//! Rules: one prefix, base units, `_total` for counters; no label ever holds a repository, a ref, a client or
+//! anything else without a small fixed set of values. Rooms record with the facade's macros and these names:
+//! `counter!(metrics::ANSWERS, "source" => label::BUCKET, "reason" => label::MIRRORED).increment(1)`.
+//! Relies on: `metrics-exporter-prometheus` without its listener. Elsewhere: `/metrics` itself (`serve`).
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Answers to fetches, by where their bytes came from: `source` is [`label::BUCKET`] or [`label::PRIMARY`],
+/// `reason` says why.
+pub const ANSWERS: &str = "packmirror_answers_total";
+/// Labels: `version`. Always 1.
+pub const BUILD_INFO: &str = "packmirror_build_info";
+/// Labels: `service` (refs, fetch, push, plain, health), `code`.
+pub const HTTP_REQUESTS: &str = "packmirror_http_requests_total";
+/// Labels: `service`. Requests that are being answered.
+pub const INFLIGHT: &str = "packmirror_inflight";
+/// Labels: `reason`. Requests turned away because of a limit.
+pub const SHED: &str = "packmirror_shed_total";
+/// Labels: `phase` (auth, wait, plan, first_byte, total).
+pub const FETCH_SECONDS: &str = "packmirror_fetch_duration_seconds";
+/// Labels: `source` (cache, store, primary).
+pub const FETCH_BYTES: &str = "packmirror_fetch_bytes_total";
+/// Labels: `result` (hit, miss, joined, damaged). Lookups of blocks.
+pub const CACHE_REQUESTS: &str = "packmirror_pack_cache_requests_total";
+/// No labels. Bytes of blocks on this node's disk.
+pub const CACHE_BYTES: &str = "packmirror_pack_cache_bytes";
+/// Labels: `result` (yes, no, unavailable), `cached` (true, false).
+pub const AUTH_CHECKS: &str = "packmirror_auth_checks_total";
+/// No labels. Time the primary took to say yes or no.
+pub const AUTH_SECONDS: &str = "packmirror_auth_duration_seconds";
+/// Labels: `op` (get, put, list, head, create), `result` (ok, absent, exists, refused, unavailable).
+pub const STORE_REQUESTS: &str = "packmirror_store_requests_total";
+/// Labels: `op`.
+pub const STORE_SECONDS: &str = "packmirror_store_duration_seconds";
+/// Labels: `op`, `reason`.
+pub const STORE_RETRIES: &str = "packmirror_store_retries_total";
+/// Labels: `op` (refs, fetch, push, auth, pass), `result`.
+pub const PRIMARY_REQUESTS: &str = "packmirror_primary_requests_total";
+/// Labels: `op`.
+pub const PRIMARY_SECONDS: &str = "packmirror_primary_duration_seconds";
+/// Labels: `op`, `reason`.
+pub const PRIMARY_RETRIES: &str = "packmirror_primary_retries_total";
+/// Labels: `trigger` (first, request, push, compare, command), `result` ([`label::PUBLISHED`],
+/// [`label::UNCHANGED`], [`label::LOST_RACE`], [`label::FAILED`]).
+pub const SYNC_RUNS: &str = "packmirror_sync_runs_total";
+/// Labels: `phase` (refs, fetch, index, graph, upload, publish, total).
+pub const SYNC_SECONDS: &str = "packmirror_sync_duration_seconds";
+/// No labels. Pack bytes received from the primary.
+pub const SYNC_BYTES: &str = "packmirror_sync_bytes_total";
+/// Labels: `result` (equal, differs, failed). Comparisons of a repository with the primary.
+pub const COMPARISONS: &str = "packmirror_ae_rounds_total";
+/// Labels: `kind`. Differences and damage found.
+pub const DIVERGENCE: &str = "packmirror_ae_divergence_total";
+/// Labels: `kind`, `result`. Repairs of damaged or missing data.
+pub const REPAIRS: &str = "packmirror_repairs_total";
+/// No labels. Age of the last comparison that found a repository equal, seen at each comparison.
+pub const REPO_LAG: &str = "packmirror_repo_lag_seconds";
+/// Labels: `state`. Repositories this node knows.
+pub const REPOS: &str = "packmirror_repos";
+/// No labels. Repositories that wait after failures.
+pub const BACKOFF_REPOS: &str = "packmirror_backoff_repos";
+/// Labels: `kind`. Conditional writes that another writer won.
+pub const CAS_CONFLICTS: &str = "packmirror_cas_conflicts_total";
+
+/// Label values that more than one place relies on.
+pub mod label {
+    /// `source`: the answer was made from the bucket.
+    pub const BUCKET: &str = "bucket";
+    /// `source`: the answer was the primary's, passed through.
+    pub const PRIMARY: &str = "primary";
+    /// `reason`: the repository is mirrored and the mirror had everything asked for.
+    pub const MIRRORED: &str = "mirrored";
+    /// `result` of a sync: a new generation was published.
+    pub const PUBLISHED: &str = "published";
+    /// `result` of a sync: nothing differed.
+    pub const UNCHANGED: &str = "unchanged";
+    /// `result` of a sync: another node published first.
+    pub const LOST_RACE: &str = "lost_race";
+    /// `result` of a sync: it failed.
+    pub const FAILED: &str = "failed";
+}
+
+/// What kind of metric a name is.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Counter(Unit),
+    Gauge(Unit),
+    Histogram(&'static [f64]),
+}
+
+/// Seconds of requests: the bounds of OpenTelemetry's HTTP convention, and long ones for packs.
+const SECONDS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 300.0,
+    900.0, 3600.0,
+];
+/// Seconds of lag: around the pace of comparisons.
+const LAG: &[f64] =
+    &[1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 180.0, 240.0, 360.0, 600.0, 1800.0, 3600.0, 21600.0, 86400.0];
+
+const TABLE: &[(&str, Kind, &str)] = &[
+    (BUILD_INFO, Kind::Gauge(Unit::Count), "Version of this process; always 1"),
+    (ANSWERS, Kind::Counter(Unit::Count), "Answers to fetches, by source of their bytes and reason"),
+    (HTTP_REQUESTS, Kind::Counter(Unit::Count), "HTTP requests answered, by service and status code"),
+    (INFLIGHT, Kind::Gauge(Unit::Count), "Requests being answered, by service"),
+    (SHED, Kind::Counter(Unit::Count), "Requests turned away because of a limit"),
+    (FETCH_SECONDS, Kind::Histogram(SECONDS), "Duration of fetches, by phase"),
+    (FETCH_BYTES, Kind::Counter(Unit::Bytes), "Pack bytes sent to clients, by source"),
+    (CACHE_REQUESTS, Kind::Counter(Unit::Count), "Lookups of pack blocks in the cache, by result"),
+    (CACHE_BYTES, Kind::Gauge(Unit::Bytes), "Bytes of pack blocks in the cache"),
+    (AUTH_CHECKS, Kind::Counter(Unit::Count), "Questions whether a credential may read, by result"),
+    (AUTH_SECONDS, Kind::Histogram(SECONDS), "Time the primary took to say whether a credential may read"),
+    (STORE_REQUESTS, Kind::Counter(Unit::Count), "Requests to the bucket, by operation and result"),
+    (STORE_SECONDS, Kind::Histogram(SECONDS), "Duration of requests to the bucket, by operation"),
+    (STORE_RETRIES, Kind::Counter(Unit::Count), "Repeated requests to the bucket, by operation and reason"),
+    (PRIMARY_REQUESTS, Kind::Counter(Unit::Count), "Requests to the primary, by operation and result"),
+    (PRIMARY_SECONDS, Kind::Histogram(SECONDS), "Duration of requests to the primary, by operation"),
+    (
+        PRIMARY_RETRIES,
+        Kind::Counter(Unit::Count),
+        "Repeated requests to the primary, by operation and reason",
+    ),
+    (SYNC_RUNS, Kind::Counter(Unit::Count), "Syncs of a repository, by trigger and result"),
+    (SYNC_SECONDS, Kind::Histogram(SECONDS), "Duration of syncs, by phase"),
+    (SYNC_BYTES, Kind::Counter(Unit::Bytes), "Pack bytes received from the primary"),
+    (COMPARISONS, Kind::Counter(Unit::Count), "Comparisons of repositories with the primary, by result"),
+    (DIVERGENCE, Kind::Counter(Unit::Count), "Differences and damage found, by kind"),
+    (REPAIRS, Kind::Counter(Unit::Count), "Repairs, by kind and result"),
+    (
+        REPO_LAG,
+        Kind::Histogram(LAG),
+        "Age of the last comparison that found a repository equal to the primary",
+    ),
+    (REPOS, Kind::Gauge(Unit::Count), "Repositories this node knows, by state"),
+    (BACKOFF_REPOS, Kind::Gauge(Unit::Count), "Repositories that wait after failures"),
+    (CAS_CONFLICTS, Kind::Counter(Unit::Count), "Conditional writes that another writer won, by kind"),
+];
+
+/// How often [`Recorder::upkeep`] folds recorded samples together.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The recorder of this process.
+#[derive(Clone)]
+pub struct Recorder(PrometheusHandle);
+
+/// Why there is no recorder.
+#[derive(Debug, thiserror::Error)]
+pub enum BadRecorder {
+    /// A histogram has no bounds.
+    #[error("the metrics recorder cannot be built: {0}")]
+    Build(#[from] BuildError),
+    /// Another library has installed its own.
+    #[error("another metrics recorder is installed already")]
+    Taken,
+}
+
+impl Recorder {
+    /// Installs the recorder of this process; later calls give the same one.
+    pub fn install() -> Result<Self, BadRecorder> {
+        static INSTALLED: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+        let mut builder = PrometheusBuilder::new();
+        for (name, kind, _) in TABLE {
+            if let Kind::Histogram(bounds) = kind {
+                builder = builder.set_buckets_for_metric(Matcher::Full((*name).to_owned()), bounds)?;
+            }
+        }
+        let handle = INSTALLED.get_or_init(|| {
+            let recorder = builder.build_recorder();
+            let handle = recorder.handle();
+            metrics::set_global_recorder(recorder).ok()?;
+            describe();
+            gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+            Some(handle)
+        });
+        handle.clone().map(Self).ok_or(BadRecorder::Taken)
+    }
+
+    /// Renders all metrics in Prometheus' text format (`text/plain; version=0.0.4`).
+    pub fn render(&self) -> String {
+        self.0.run_upkeep();
+        self.0.render()
+    }
+
+    /// Keeps histograms small between scrapes; run it beside the server, for as long as it lives.
+    pub async fn upkeep(&self) {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            self.0.run_upkeep();
+        }
+    }
+}
+
+fn describe() {
+    for (name, kind, help) in TABLE {
+        match kind {
+            Kind::Counter(unit) => describe_counter!(*name, *unit, *help),
+            Kind::Gauge(unit) => describe_gauge!(*name, *unit, *help),
+            Kind::Histogram(_) => describe_histogram!(*name, Unit::Seconds, *help),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics::{counter, histogram};
+
+    #[test]
+    fn names_follow_the_rules() {
+        for (name, kind, help) in TABLE {
+            assert!(name.starts_with("packmirror_"), "{name}");
+            assert!(!help.is_empty() && !help.ends_with('.'), "{name}");
+            match kind {
+                Kind::Counter(unit) => {
+                    assert!(name.ends_with("_total"), "{name}");
+                    assert_eq!(name.ends_with("_bytes_total"), *unit == Unit::Bytes, "{name}");
+                }
+                Kind::Gauge(_) => assert!(!name.ends_with("_total"), "{name}"),
+                Kind::Histogram(bounds) => {
+                    assert!(name.ends_with("_seconds"), "{name}");
+                    assert!(bounds.is_sorted(), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_recorded_is_rendered_with_help_and_buckets() {
+        let recorder = Recorder::install().unwrap();
+        counter!(ANSWERS, "source" => label::BUCKET, "reason" => "test of the recorder").increment(3);
+        histogram!(FETCH_SECONDS, "phase" => "test").record(0.06);
+        let text = Recorder::install().unwrap().render();
+        assert_eq!(recorder.render().is_empty(), text.is_empty());
+        for line in [
+            "# HELP packmirror_answers_total Answers to fetches, by source of their bytes and reason",
+            "# TYPE packmirror_answers_total counter",
+            "packmirror_answers_total{source=\"bucket\",reason=\"test of the recorder\"} 3",
+            "packmirror_fetch_duration_seconds_bucket{phase=\"test\",le=\"0.05\"} 0",
+            "packmirror_fetch_duration_seconds_bucket{phase=\"test\",le=\"0.075\"} 1",
+            "packmirror_build_info{version=\"0.1.0\"} 1",
+        ] {
+            assert!(text.lines().any(|given| given == line), "{line:?} is missing in\n{text}");
+        }
+    }
+}
