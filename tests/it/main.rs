@@ -1,0 +1,33 @@
+//! Whole-system tests: a real primary, real `packmirror` processes, real git clients.
+//!
+//! git is the oracle: what a client ends up with through the mirror is compared with what the same command gives
+//! against the primary itself. Nothing here looks inside the process; it is observed by its answers, its metrics,
+//! its log, and the documented objects in the bucket.
+//!
+//! The harness: [`git`] runs git, [`world`] holds directories and waits, [`bucket`] looks into the store, [`node`]
+//! runs packmirror, [`primary`] is the Git host, [`shapes`] makes repositories, [`oracle`] compares, [`wire`] speaks
+//! HTTP and pkt-lines by hand. The rest is tests, one file per promise.
+//!
+//! Environment: `PACKMIRROR_TEST_S3_URL` (with `AWS_*`) puts the stores on an S3 server; `PACKMIRROR_TEST_GITEA_ENV`
+//! names a file that describes a Gitea; `PACKMIRROR_TEST_REQUIRE_PARTS=1` makes a skipped test a failed one;
+//! `PACKMIRROR_TEST_PASSTHROUGH=1` puts the primary in the mirror's place, to test the tests.
+
+mod bucket;
+mod git;
+mod node;
+mod oracle;
+mod primary;
+mod shapes;
+mod wire;
+mod world;
+
+mod auth;
+mod clone;
+mod commands;
+mod faults;
+mod gitea;
+mod hostile;
+mod increment;
+mod matrix;
+mod nodes;
+mod push;
