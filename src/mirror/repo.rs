@@ -85,6 +85,8 @@ pub struct Repo {
     asked: AtomicU64,
     done: watch::Sender<u64>,
     wake: Notify,
+    /// The ticket taken when a client was shown a tag that is not published yet.
+    tag_news: AtomicU64,
     repair: AtomicBool,
     received: AtomicU64,
 }
@@ -99,6 +101,7 @@ impl Repo {
             asked: AtomicU64::new(0),
             done: watch::Sender::new(0),
             wake: Notify::new(),
+            tag_news: AtomicU64::new(0),
             repair: AtomicBool::new(false),
             received: AtomicU64::new(0),
         }
@@ -128,6 +131,18 @@ impl Repo {
         let ticket = Ticket(self.asked.fetch_add(1, Ordering::SeqCst) + 1);
         self.wake.notify_one();
         ticket
+    }
+
+    /// Asks as [`Repo::ask`] does, because a client was shown a tag that is not published yet.
+    pub fn ask_for_tags(&self) {
+        let Ticket(number) = self.ask();
+        self.tag_news.fetch_max(number, Ordering::SeqCst);
+    }
+
+    /// The comparison that will bring tags which clients were shown, if it has not ended yet.
+    pub fn tags_on_their_way(&self) -> Option<Ticket> {
+        let number = self.tag_news.load(Ordering::SeqCst);
+        (number > *self.done.borrow()).then_some(Ticket(number))
     }
 
     /// Waits until the comparison of `ticket` has ended, well or not.

@@ -165,6 +165,11 @@ async fn fetch(
         let ticket = repo.ask();
         let _ = tokio::time::timeout(app.mirror.settings.sync_wait, repo.settled(ticket)).await;
     }
+    if request.include_tag
+        && let Some(ticket) = repo.tags_on_their_way()
+    {
+        let _ = tokio::time::timeout(app.mirror.settings.sync_wait, repo.settled(ticket)).await;
+    }
     let granted = match open(app, repo, asked, &request.wants).await? {
         Ok(granted) => granted,
         Err(instead) => return instead.answer(app, asked).await,

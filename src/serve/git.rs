@@ -155,7 +155,8 @@ async fn upload_pack(app: &App, asked: Asked) -> Result<Response, Failure> {
     };
     let snapshot = repo.as_ref().and_then(|repo| repo.snapshot());
     let hash = snapshot.as_ref().map_or(gix_hash::Kind::Sha1, |s| s.refs.hash);
-    let limits = Limits::for_refs(snapshot.as_ref().map_or(usize::MAX, |s| s.refs.refs.len()));
+    // Not by the refs known here: the client may know of more, which the primary has just shown it.
+    let limits = Limits::default();
     if asked.version == Version::V2 {
         let command = match parse_v2(&asked.sent.plain, &limits, hash) {
             Ok(Some(command)) => command,

@@ -24,41 +24,38 @@ pub enum Form {
     V0,
 }
 
-/// Lets `body` through unchanged; asks for a sync of `repo` at the first ref that is news to it.
+/// Lets `body` through unchanged; asks for a sync of `repo` at the first ref that is news to it, and once more at the
+/// first tag: a fetch with `include-tag` waits for tags that its client was shown.
 pub fn watch(body: Body, repo: Arc<Repo>, form: Form) -> Body {
     let Some(known) = repo.snapshot() else { return body };
     let mut reader = Some(Reader::new());
+    let mut asked = false;
     Body::from_stream(body.into_data_stream().inspect(move |piece| {
         let (Some(packets), Ok(piece)) = (&mut reader, piece) else { return };
         packets.feed(piece);
-        match has_news(packets, &known, form) {
-            Some(false) => return,
-            Some(true) => {
-                repo.ask();
-            },
-            None => {}
+        loop {
+            match packets.packet() {
+                Ok(Some(OwnedPacket::Data(line))) => match ref_of(&line, &known, form) {
+                    Some(seen) if is_news(&seen, &known) => {
+                        if seen.0.starts_with(b"refs/tags/") {
+                            repo.ask_for_tags();
+                            break;
+                        }
+                        if !asked {
+                            repo.ask();
+                            asked = true;
+                        }
+                    }
+                    _ => {}
+                },
+                Ok(Some(_)) => {}
+                Ok(None) => return,
+                // No advertisement after all, which is for the client to judge.
+                Err(_) => break,
+            }
         }
-        // A sync is on its way, or this is no advertisement: no need to read on.
         reader = None;
     }))
-}
-
-/// `Some(true)`: a line differs from what is published. `None`: unreadable, which is for the client to judge.
-fn has_news(packets: &mut Reader, known: &Snapshot, form: Form) -> Option<bool> {
-    loop {
-        match packets.packet() {
-            Ok(Some(OwnedPacket::Data(line))) => {
-                if let Some(seen) = ref_of(&line, known, form)
-                    && is_news(&seen, known)
-                {
-                    return Some(true);
-                }
-            }
-            Ok(Some(_)) => {}
-            Ok(None) => return Some(false),
-            Err(_) => return None,
-        }
-    }
 }
 
 fn ref_of(line: &[u8], known: &Snapshot, form: Form) -> Option<(Vec<u8>, ObjectId)> {
