@@ -131,7 +131,11 @@ fn the_service_credential_stays_with_the_sync() {
     let asked = p.primary.log();
     assert!(!asked.is_empty(), "the primary must be asked");
     for seen in asked {
-        assert_ne!(seen.header("authorization"), Some(service.as_str()), "{} {}", seen.method, seen.path);
+        // A comparison may run meanwhile, by its own name.
+        let ours = seen.header("user-agent").is_some_and(|a| a.contains("packmirror"));
+        let client = !ours || seen.body.windows(21).any(|w| w == b"refs/packmirror/none/");
+        let with_service = seen.header("authorization") == Some(service.as_str());
+        assert!(!(client && with_service), "{} {}", seen.method, seen.path);
     }
 }
 
@@ -221,7 +225,7 @@ fn errors_deny() {
 #[test]
 fn redirects_are_not_followed() {
     mirror_only!();
-    let p = Private::new(&[]);
+    let p = Private::new(&["grant_ttl = \"0s\""]);
     let elsewhere = Primary::start();
     elsewhere.account("alice", "alicepw");
     elsewhere.repo(&p.repo.path, shapes::linear);

@@ -235,7 +235,7 @@ fn head_moves_alone() {
 fn the_first_commit_of_an_empty_repository() {
     let (world, primary) = (World::new(), Primary::start());
     let repo = primary.repo("r.git", shapes::empty);
-    let node = world.node(&primary);
+    let node = world.setup(&primary).set("compare_every = \"1s\"").start();
     same(&world, &primary, &node, &repo.path);
     repo.commit("main", "first", "1");
     mirrored(&world, &node, &repo);

@@ -24,7 +24,8 @@ impl Pair {
     fn new(shape: impl FnOnce(&Path), options: &str) -> Pair {
         let (world, primary) = (World::new(), Primary::start());
         let repo = primary.repo("team/app.git", shape);
-        let node = world.node(&primary);
+        // Some tests change what no client then asks for: the comparison finds it.
+        let node = world.setup(&primary).set("compare_every = \"1s\"").start();
         mirrored(&world, &node, &repo);
         let ours = world.clone_of(&primary.repo_url(&repo.path), options);
         let theirs = world.clone_of(&node.repo(&repo.path), options);
@@ -64,7 +65,7 @@ fn a_push_is_seen_by_the_next_fetch() {
     }
     p.repo.commit("main", "more", "text");
     p.both_from_bucket("fetch -q origin");
-    p.both_from_bucket("pull -q --ff-only");
+    p.both("pull -q --ff-only");
 }
 
 #[test]
@@ -237,8 +238,13 @@ fn only_the_negotiation() {
     p.repo.commit("main", "theirs", "1");
     in_bucket(&p.world, &p.node, &p.repo);
     let ask = |dir: &PathBuf| git(dir).run("fetch -q --negotiate-only --negotiation-tip=HEAD origin").line();
-    // wait-for-done: the server must tell what is common and send nothing.
-    let (ours, theirs) = (ask(&p.ours), ask(&p.theirs));
+    // wait-for-done: the server must tell what is common and send nothing. Older servers also acknowledge what
+    // follows from a commit acknowledged before.
+    let tips = |dir: &PathBuf| {
+        let common = ask(dir);
+        git(dir).run(&format!("merge-base --independent {}", common.replace('\n', " "))).line()
+    };
+    let (ours, theirs) = (tips(&p.ours), tips(&p.theirs));
     assert_eq!(ours, theirs);
     assert!(!ours.is_empty());
 }

@@ -50,7 +50,7 @@ fn a_push_starts_the_sync() {
 fn force_delete_tags_and_refusals() {
     let (world, primary) = (World::new(), Primary::start());
     let repo = primary.repo("r.git", shapes::merges);
-    let node = world.node(&primary);
+    let node = world.setup(&primary).set("compare_every = \"1s\"").start();
     mirrored(&world, &node, &repo);
     let dir = world.clone_of(&node.repo(&repo.path), "");
     let g = git(&dir);
