@@ -102,7 +102,8 @@ async fn whatever_is_neither_yes_nor_no_denies() {
     const TYPE: (&str, &str) = ("Content-Type", RESULT);
     let elsewhere = Server::start(|_| async { yes() }).await;
     let moved = [("Location", elsewhere.url.clone().leak() as &str)];
-    let cases: Vec<(u16, Vec<(&str, &str)>, &str)> = vec![
+    type Case<'a> = (u16, Vec<(&'a str, &'a str)>, &'a str);
+    let cases: Vec<Case<'_>> = vec![
         (200, vec![], "0000"),
         (200, vec![("Content-Type", "text/html")], "0000"),
         (200, vec![("Content-Type", "application/x-git-upload-pack-result; charset=utf-8")], "0000"),
