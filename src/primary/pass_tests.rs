@@ -229,17 +229,46 @@ async fn dropping_the_answer_aborts_the_request() {
     let mut response = primary.send(asks("r")).await.unwrap();
     response.body.next().await.unwrap().unwrap();
     drop(response);
-    gone.notified().await;
+    soon(gone.notified()).await;
 
     let waiting = tokio::spawn({
         let (primary, asks) = (primary.clone(), asks("hangs"));
         async move { primary.send(asks).await.map(drop) }
     });
-    while host.seen().len() < 2 {
-        tokio::task::yield_now().await;
-    }
+    until(|| host.seen().len() == 2).await;
     waiting.abort();
-    gone.notified().await;
+    soon(gone.notified()).await;
+}
+
+/// Processes whose environment names `root`: git's for this directory, and their children.
+#[cfg(target_os = "linux")]
+fn processes_of(root: &std::path::Path) -> usize {
+    let environments = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| std::fs::read(entry.ok()?.path().join("environ")).ok());
+    let wanted = format!("GIT_PROJECT_ROOT={}", text(&root.canonicalize().unwrap()));
+    environments
+        .filter(|environment| environment.split(|byte| *byte == 0).any(|v| v == wanted.as_bytes()))
+        .count()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn dropping_the_answer_ends_the_processes_behind_it() {
+    let world = World::new();
+    let repo = world.repo("r.git", "sha1").await;
+    let work = world.path("work-r.git");
+    world.commit(&work, "big", &noise(9, 1_000_000)).await;
+    git(&work, &["push", "-q", text(&world.root().join("r.git")), "HEAD:main"]).await;
+    let primary = Primary::open(PrimarySettings::new(Location::Directory(world.root()))).await.unwrap();
+    let wants = primary.refs(&repo, Auth::Service).await.unwrap().tips();
+    until(|| processes_of(&world.root()) == 0).await;
+    let spec = FetchSpec { wants, haves: vec![], hash: gix_hash::Kind::Sha1 };
+    let mut pack = primary.fetch(&repo, &spec, None).await.unwrap();
+    tokio::io::AsyncReadExt::read_exact(&mut pack, &mut [0; 4]).await.unwrap();
+    assert!(processes_of(&world.root()) > 0, "the pack is bigger than all pipes");
+    drop(pack);
+    until(|| processes_of(&world.root()) == 0).await;
 }
 
 #[tokio::test]
@@ -249,7 +278,7 @@ async fn an_answer_that_falls_silent_ends_with_an_error() {
         answer(200, &[], AxumBody::from_stream(first.chain(stream::pending())))
     })
     .await;
-    let primary = host.primary_with(|settings| settings.timeouts.idle = Duration::from_millis(200)).await;
+    let primary = host.primary_with(|settings| settings.timeouts.idle = Duration::from_secs(1)).await;
     let repo = RepoPath::parse("r").unwrap();
     let mut response =
         primary.send(request(Method::GET, &repo, info_refs(), ClientHeaders::none())).await.unwrap();
@@ -349,7 +378,7 @@ async fn no_more_is_in_flight_than_the_other_end_takes() {
     assert!((1..MOST).contains(&taken), "{taken} bytes were taken from the client");
 
     let get = request(Method::GET, &repo, info_refs(), ClientHeaders::none());
-    let mut response = primary.send(get).await.unwrap();
+    let mut response = host.primary().await.send(get).await.unwrap();
     response.body.next().await.unwrap().unwrap();
     for _ in 0..10_000 {
         tokio::task::yield_now().await;
