@@ -40,6 +40,7 @@ pub struct Args {
 /// Syncs, with a progress bar on a terminal.
 pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let settings = loaded.settings.clone();
+    settings.primary()?;
     let named: Result<Vec<RepoPath>, _> =
         args.repos.iter().map(|repo| RepoPath::parse(repo.trim_matches('/'))).collect();
     let named = named.map_err(Failure::usage)?;
