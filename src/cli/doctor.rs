@@ -1,8 +1,8 @@
 //! `packmirror doctor`: probes store, primary and this machine, and explains what is wrong.
 
 use super::exit::Failure;
-use super::table::safe;
 use super::print;
+use super::table::safe;
 use crate::config::{Loaded, Settings};
 use crate::git::path::RepoPath;
 use crate::primary::{Auth, PrimaryError};
@@ -70,7 +70,8 @@ pub fn report(checks: &[Check]) -> String {
 
 /// Runs all checks.
 pub async fn run(_args: &Args, loaded: &Loaded) -> Result<(), Failure> {
-    let checks = vec![store(&loaded.settings).await, primary(&loaded.settings).await, cache(&loaded.settings)];
+    let checks =
+        vec![store(&loaded.settings).await, primary(&loaded.settings).await, cache(&loaded.settings)];
     print(&report(&checks))?;
     match checks.iter().any(|check| check.verdict == Verdict::Bad) {
         false => Ok(()),
@@ -91,7 +92,13 @@ async fn store(settings: &Settings) -> Check {
     let what = format!("store {}", settings.store);
     let bucket = match node::bucket(settings).await {
         Ok(bucket) => bucket,
-        Err(e) => return bad(what, format!("{e:#}"), "see `packmirror help serve` for --store and the AWS_* variables"),
+        Err(e) => {
+            return bad(
+                what,
+                format!("{e:#}"),
+                "see `packmirror help serve` for --store and the AWS_* variables",
+            );
+        }
     };
     match bucket.probe().await {
         Ok(probe) => {
@@ -108,7 +115,9 @@ async fn primary(settings: &Settings) -> Check {
     let what = format!("primary {name}");
     let primary = match node::primary(settings).await {
         Ok(primary) => primary,
-        Err(e) => return bad(what, format!("{e:#}"), "give the URL of a Git host, or a directory, as --primary"),
+        Err(e) => {
+            return bad(what, format!("{e:#}"), "give the URL of a Git host, or a directory, as --primary");
+        }
     };
     let Ok(probe) = RepoPath::parse("packmirror-doctor/no-such-repository.git") else {
         return good(what, "not asked".into());
@@ -120,7 +129,10 @@ async fn primary(settings: &Settings) -> Check {
             what,
             verdict: Verdict::Warning,
             found: format!("answers {status} to the service credential"),
-            advice: Some("fine for hosts that hide what does not exist; private repositories need credential_file".into()),
+            advice: Some(
+                "fine for hosts that hide what does not exist; private repositories need credential_file"
+                    .into(),
+            ),
         },
         Err(e) => bad(what, e, "check the address, the network and the certificate (primary_ca_file)"),
     }

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::exit::Failure;
 use super::exit::Exit;
+use super::exit::Failure;
 use super::print;
 use super::progress::{Board, Unit};
 use super::table::safe;

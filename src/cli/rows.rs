@@ -31,8 +31,10 @@ pub async fn rows(bucket: &Bucket) -> Result<Vec<RepoStatus>, StoreError> {
 
 fn row(generation: &Generation, health: Option<RepoHealth>, now: SystemTime) -> RepoStatus {
     let published = SystemTime::UNIX_EPOCH + Duration::from_secs(generation.verified_at);
-    let compared = health.as_ref().and_then(|health| health.compared).map_or(published, |at| at.max(published));
-    let behind = health.as_ref().is_some_and(|health| health.generation.is_some_and(|n| n > generation.number));
+    let compared =
+        health.as_ref().and_then(|health| health.compared).map_or(published, |at| at.max(published));
+    let behind =
+        health.as_ref().is_some_and(|health| health.generation.is_some_and(|n| n > generation.number));
     RepoStatus {
         repo: generation.repo.to_string(),
         state: match &health {

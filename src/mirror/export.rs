@@ -98,7 +98,8 @@ async fn write(path: &Path, text: String) -> Result<(), ExportError> {
 fn config(object_format: &str) -> String {
     match object_format {
         "sha256" => {
-            "[core]\n\trepositoryformatversion = 1\n\tbare = true\n[extensions]\n\tobjectformat = sha256\n".into()
+            "[core]\n\trepositoryformatversion = 1\n\tbare = true\n[extensions]\n\tobjectformat = sha256\n"
+                .into()
         }
         _ => "[core]\n\trepositoryformatversion = 0\n\tbare = true\n".into(),
     }

@@ -16,12 +16,9 @@ use gix_pack::bundle::write::Options;
 
 use crate::local::map_file;
 use crate::mirror::snapshot::Snapshot;
-use crate::pack::{Scratch, Source, decode};
 use crate::pack::graph::build::{self, BuildError, BuildInput};
 use crate::pack::layer::Layer;
-
-/// No single object may be larger than this once inflated: what a hostile pack could ask us to allocate.
-const LARGEST_OBJECT: usize = 4 << 30;
+use crate::pack::{Scratch, Source, decode};
 
 /// Why a pack was not taken in. Nothing was published.
 #[derive(Debug, thiserror::Error)]
@@ -51,20 +48,22 @@ pub struct NewLayer {
 
 /// Takes in the pack that `stream` carries on top of `below`; `tips` must be found afterwards.
 ///
-/// `None` says that the pack was empty. `stage` is told what is being done, for the log and `status`.
+/// `None` says that the pack was empty. An object of more than `largest_object` bytes ends it. `stage` is told what is being done, for the log and `status`.
 pub fn ingest(
     mut stream: impl BufRead,
     scratch: &Path,
     below: Option<&Snapshot>,
     tips: &[ObjectId],
     hash: gix_hash::Kind,
+    largest_object: u64,
     stop: &AtomicBool,
     stage: &dyn Fn(&str),
 ) -> Result<Option<NewLayer>, IngestError> {
-    let bases = below.map(|snapshot| Bases { snapshot, failed: Mutex::new(None) });
+    let bases = below.map(|snapshot| Bases { snapshot, largest_object, failed: Mutex::new(None) });
     let options = Options {
         thread_limit: Some(2),
-        alloc_limit_bytes: Some(LARGEST_OBJECT),
+        // What a hostile pack could ask us to allocate.
+        alloc_limit_bytes: Some(usize::try_from(largest_object).unwrap_or(usize::MAX)),
         ..Options::default()
     };
     let written = gix_pack::Bundle::write_to_directory(
@@ -111,6 +110,7 @@ pub fn ingest(
 /// The objects that a thin pack may lean on: what the layers below hold.
 struct Bases<'a> {
     snapshot: &'a Snapshot,
+    largest_object: u64,
     /// gix takes "not found" for an answer only; what really went wrong is kept here.
     failed: Mutex<Option<String>>,
 }
@@ -122,7 +122,7 @@ impl gix_object::Find for Bases<'_> {
         buffer: &'a mut Vec<u8>,
     ) -> gix_error::Result<Option<gix_object::Data<'a>>> {
         let Some(gid) = self.snapshot.stack.lookup(id) else { return Ok(None) };
-        let mut scratch = Scratch::new(0, LARGEST_OBJECT as u64);
+        let mut scratch = Scratch::new(0, self.largest_object);
         match decode::object(&self.snapshot.stack, &self.snapshot.blocks, gid, &mut scratch) {
             Ok((kind, data)) => {
                 buffer.clear();
@@ -138,4 +138,3 @@ impl gix_object::Find for Bases<'_> {
         }
     }
 }
-

@@ -188,7 +188,9 @@ impl Mirror {
     /// Waits until the published state holds all of `oids`, within `limit`: first another node's work is looked for,
     /// then the primary is asked. `None`: it does not, and the primary is the one to answer.
     pub async fn catch_up(&self, repo: &Repo, oids: &[ObjectId], limit: Duration) -> Option<Arc<Snapshot>> {
-        let holds = |snapshot: Option<Arc<Snapshot>>| snapshot.filter(|s| oids.iter().all(|o| s.stack.lookup(o).is_some()));
+        let holds = |snapshot: Option<Arc<Snapshot>>| {
+            snapshot.filter(|s| oids.iter().all(|o| s.stack.lookup(o).is_some()))
+        };
         let work = async {
             if let Ok(snapshot) = self.refresh(repo).await
                 && let Some(snapshot) = holds(snapshot)

@@ -15,13 +15,13 @@ use crate::git::HashKind;
 use crate::git::refs::{Head, Refs};
 use crate::local::{BlockHashes, Local, PackBlob};
 use crate::mirror::blocks::Blocks;
-use crate::pack::layer::Layer;
 use crate::pack::Gid;
 use crate::pack::graph::view::Damaged;
-use crate::primary::Grant;
+use crate::pack::layer::Layer;
 use crate::pack::reach::Reach;
 use crate::pack::stack::Stack;
 use crate::pack::trees::{TreeError, TreeLimits};
+use crate::primary::Grant;
 use crate::store::{BlobRef, Generation, LayerRef, StoreError};
 
 /// Why a generation could not be opened.
@@ -222,12 +222,7 @@ fn refs_of(generation: &Generation, hash: HashKind, packed_refs: &[u8]) -> Resul
     let number = generation.number;
     let bad = |reason: String| OpenError::Damaged { what: "the refs", number, reason };
     let refs = Refs::parse_packed_refs(packed_refs, hash).map_err(|e| bad(e.to_string()))?;
-    let refs = Refs {
-        hash,
-        head: generation.head.clone(),
-        refs,
-        symrefs: generation.symrefs.clone(),
-    };
+    let refs = Refs { hash, head: generation.head.clone(), refs, symrefs: generation.symrefs.clone() };
     if hex::encode(refs.digest()) != generation.manifest_digest {
         return Err(bad("they do not hash to the manifest digest".into()));
     }

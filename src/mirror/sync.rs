@@ -117,7 +117,9 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, stop: &Arc<AtomicBool>) -> 
             wants => match receive(mirror, repo, below.clone(), wants, &seen.refs, stop).await {
                 Ok(made) => made,
                 // A tip vanished between the answer and the fetch: ask again.
-                Err(SyncError::Primary(PrimaryError::Remote(words))) if words.contains("not our ref") => continue,
+                Err(SyncError::Primary(PrimaryError::Remote(words))) if words.contains("not our ref") => {
+                    continue;
+                }
                 Err(e) => return Err(e),
             },
         };
@@ -174,11 +176,12 @@ async fn receive(
     let broken = Arc::default();
     let stream = Incoming { pack, repo: Arc::clone(repo), broken: Arc::clone(&broken) };
     let bridge = SyncIoBridge::new(stream);
+    let largest = mirror.settings.limits.object;
     let (tips, hash, stop, teller) = (seen.tips(), seen.hash, Arc::clone(stop), Arc::clone(repo));
     let made = tokio::task::spawn_blocking(move || {
         let reader = std::io::BufReader::with_capacity(256 << 10, bridge);
         let stage = |what: &str| teller.health().stage = what.to_owned();
-        ingest(reader, scratch.path(), below.as_deref(), &tips, hash, &stop, &stage)
+        ingest(reader, scratch.path(), below.as_deref(), &tips, hash, largest, &stop, &stage)
             .map(|made| made.map(|layer| (layer, scratch)))
     });
     match made.await {
@@ -200,7 +203,11 @@ struct Incoming {
 }
 
 impl AsyncRead for Incoming {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.pack).poll_read(cx, buf);
         if let Poll::Ready(Err(e)) = &polled {
@@ -239,7 +246,8 @@ async fn publish(
     repo.health().stage = "uploading".into();
     let mut layers: Vec<LayerRef> = Vec::new();
     let stands_alone = made.as_ref().is_some_and(|(new, _)| {
-        new.layer.graph.externals().len() == 0 && seen.tips().iter().all(|tip| new.layer.lookup(tip).is_some())
+        new.layer.graph.externals().len() == 0
+            && seen.tips().iter().all(|tip| new.layer.lookup(tip).is_some())
     });
     // A history that shares nothing with what was there (a repository made again under its name) replaces it.
     if let Some(below) = below.filter(|_| !stands_alone) {
@@ -292,7 +300,12 @@ async fn publish(
 }
 
 /// Stores a file as a blob. In a repair what is stored already is not believed, since it may be what is damaged.
-async fn put_file(mirror: &Mirror, kind: BlobKind, path: &Path, repairing: bool) -> Result<BlobRef, StoreError> {
+async fn put_file(
+    mirror: &Mirror,
+    kind: BlobKind,
+    path: &Path,
+    repairing: bool,
+) -> Result<BlobRef, StoreError> {
     let bucket = &mirror.bucket;
     let blob = bucket.put_blob_file(kind, path, None, &|_, _| {}).await?;
     if repairing && bucket.verify(&blob).await.is_err_and(|e| e.is_loss()) {
@@ -302,7 +315,12 @@ async fn put_file(mirror: &Mirror, kind: BlobKind, path: &Path, repairing: bool)
     Ok(blob)
 }
 
-async fn put(mirror: &Mirror, kind: BlobKind, bytes: Vec<u8>, repairing: bool) -> Result<BlobRef, StoreError> {
+async fn put(
+    mirror: &Mirror,
+    kind: BlobKind,
+    bytes: Vec<u8>,
+    repairing: bool,
+) -> Result<BlobRef, StoreError> {
     if repairing {
         mirror.bucket.restore_blob(kind, bytes.into()).await
     } else {

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,9 @@ use crate::mirror::repo::{Phase, Repo};
 use crate::mirror::sync::{SyncError, Synced, sync};
 use crate::primary::PrimaryError;
 use crate::telemetry::metrics as names;
+
+/// How often a running sync is mentioned in the log.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Runs until `stop`; a sync under way is told to end at its next safe point.
 pub async fn run(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) {
@@ -36,6 +39,8 @@ pub async fn run(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) 
             let started = Instant::now();
             let outcome = tokio::select! {
                 outcome = attempt => outcome,
+                // It never ends by itself.
+                () = tell(&repo) => Err(SyncError::Stopped),
                 () = stop.cancelled() => {
                     flag.store(true, Ordering::SeqCst);
                     Err(SyncError::Stopped)
@@ -46,6 +51,17 @@ pub async fn run(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) 
         }
         due = repo.health().next.unwrap_or_else(|| Instant::now() + mirror.settings.compare_every);
         repo.finish(began);
+    }
+}
+
+/// Says now and then how far a long sync is.
+async fn tell(repo: &Repo) {
+    let mut ticks = tokio::time::interval_at(Instant::now() + TELL_EVERY, TELL_EVERY);
+    loop {
+        ticks.tick().await;
+        let stage = repo.health().stage.clone();
+        let received = repo.received().load(Ordering::Relaxed);
+        tracing::info!(repo = %repo.path, stage, received_bytes = received, "sync in progress");
     }
 }
 

@@ -137,7 +137,6 @@ fn aged(mut response: Response, age: Duration) -> Response {
     response
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,7 +146,8 @@ mod tests {
     fn what_only_the_primary_answers_is_not_offered() {
         let mut body = Vec::new();
         pkt::text(&mut body, "version 2");
-        for line in ["agent=git/2.47.3", "ls-refs=unborn", "fetch=shallow packfile-uris filter", "bundle-uri"] {
+        for line in ["agent=git/2.47.3", "ls-refs=unborn", "fetch=shallow packfile-uris filter", "bundle-uri"]
+        {
             pkt::text(&mut body, line);
         }
         body.extend_from_slice(pkt::FLUSH);

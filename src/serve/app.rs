@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::mirror::Mirror;
 use crate::primary::Grants;
 use crate::serve::error::Failure;
+use crate::serve::plans::Plans;
 use crate::telemetry::metrics::Recorder;
 
 /// How long a fetch waits for its turn before it is told to come back.
@@ -25,6 +26,8 @@ pub struct App {
     pub ready: Arc<AtomicBool>,
     /// The metrics.
     pub recorder: Arc<Recorder>,
+    /// Plans of earlier fetches.
+    pub plans: Arc<Plans>,
     thinking: Arc<Semaphore>,
     serving: Arc<Semaphore>,
 }
@@ -38,6 +41,7 @@ impl App {
             mirror,
             grants,
             recorder,
+            plans: Arc::default(),
             ready: Arc::default(),
             // Selection and planning are pure computation: more at once than cores only makes all of them slower.
             thinking: Arc::new(Semaphore::new(cores.max(2))),

@@ -6,16 +6,16 @@ use std::io::Cursor;
 
 use async_compression::tokio::bufread::GzipDecoder;
 use axum::body::Body;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
 use http::{HeaderMap, header};
 use tokio::io::AsyncReadExt;
 
+use crate::config::Limits;
 use crate::serve::error::Failure;
 
 /// As sent, at most: git's own http-backend takes the same (`GIT_HTTP_MAX_REQUEST_BUFFER`).
 const MAX_SENT: usize = 10 << 20;
-/// Inflated, at most.
-const MAX_PLAIN: u64 = 32 << 20;
 
 /// A request body in both forms.
 #[derive(Debug, Clone)]
@@ -26,30 +26,46 @@ pub struct Sent {
     pub plain: Bytes,
 }
 
-/// Reads the body and inflates it where `headers` say so.
-pub async fn read(headers: &HeaderMap, body: Body) -> Result<Sent, Failure> {
-    let raw = axum::body::to_bytes(body, MAX_SENT).await.map_err(|e| {
-        let too_large = std::error::Error::source(&e).is_some_and(|s| s.is::<http_body_util::LengthLimitError>());
-        if too_large { Failure::TooLarge("more than 10 MiB") } else { Failure::Malformed("the body ended early".into()) }
-    })?;
+/// Reads the body and inflates it where `headers` say so, within the limits.
+pub async fn read(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<Sent, Failure> {
+    let raw = whole(body, limits).await?;
     let encoding = headers.get(header::CONTENT_ENCODING).map(|v| v.as_bytes());
     let plain = match encoding {
         None | Some(b"identity") => raw.clone(),
-        Some(b"gzip" | b"x-gzip") => inflate(&raw).await?,
-        Some(_) => return Err(Failure::Malformed("this Content-Encoding is not known; send gzip or none".into())),
+        Some(b"gzip" | b"x-gzip") => inflate(&raw, limits.request).await?,
+        Some(_) => {
+            return Err(Failure::Malformed("this Content-Encoding is not known; send gzip or none".into()));
+        }
     };
     Ok(Sent { raw, plain })
 }
 
-async fn inflate(raw: &Bytes) -> Result<Bytes, Failure> {
+/// The body as sent; a client that sends nothing for too long is cut off.
+async fn whole(body: Body, limits: &Limits) -> Result<Bytes, Failure> {
+    let mut pieces = body.into_data_stream();
+    let mut raw = BytesMut::new();
+    loop {
+        let next = tokio::time::timeout(limits.client_timeout, pieces.next());
+        match next.await.map_err(|_| Failure::Malformed("the rest of the body did not come".into()))? {
+            Some(Ok(piece)) if raw.len() + piece.len() > MAX_SENT => {
+                return Err(Failure::TooLarge("more than 10 MiB"));
+            }
+            Some(Ok(piece)) => raw.extend_from_slice(&piece),
+            Some(Err(_)) => return Err(Failure::Malformed("the body ended early".into())),
+            None => return Ok(raw.freeze()),
+        }
+    }
+}
+
+async fn inflate(raw: &Bytes, most: u64) -> Result<Bytes, Failure> {
     let mut plain = Vec::new();
-    let mut decoder = GzipDecoder::new(Cursor::new(raw)).take(MAX_PLAIN + 1);
+    let mut decoder = GzipDecoder::new(Cursor::new(raw)).take(most.saturating_add(1));
     decoder
         .read_to_end(&mut plain)
         .await
         .map_err(|_| Failure::Malformed("the body is not the gzip that its header says".into()))?;
-    if plain.len() as u64 > MAX_PLAIN {
-        return Err(Failure::TooLarge("more than 32 MiB when inflated"));
+    if plain.len() as u64 > most {
+        return Err(Failure::TooLarge("when inflated it is above the setting limits.request"));
     }
     Ok(plain.into())
 }
@@ -69,28 +85,32 @@ mod tests {
         HeaderMap::from_iter([(header::CONTENT_ENCODING, http::HeaderValue::from_static(encoding))])
     }
 
+    fn limits() -> Limits {
+        Limits { request: 1 << 20, ..crate::config::Settings::default().limits }
+    }
+
     #[tokio::test]
     async fn both_forms_are_kept() {
         let sent = gzip(b"0000").await;
-        let body = read(&headers("gzip"), Body::from(sent.clone())).await.unwrap();
+        let body = read(&headers("gzip"), Body::from(sent.clone()), &limits()).await.unwrap();
         assert_eq!((&body.raw[..], &body.plain[..]), (&sent[..], &b"0000"[..]));
     }
 
     #[tokio::test]
     async fn a_bomb_is_refused() {
-        let sent = gzip(&vec![0; (MAX_PLAIN + 1) as usize]).await;
+        let sent = gzip(&vec![0; (1 << 20) + 1]).await;
         assert!(sent.len() < 100_000);
-        let error = read(&headers("gzip"), Body::from(sent)).await.unwrap_err();
+        let error = read(&headers("gzip"), Body::from(sent), &limits()).await.unwrap_err();
         assert!(matches!(error, Failure::TooLarge(_)), "{error}");
     }
 
     #[tokio::test]
     async fn oversized_and_broken_bodies_are_told_apart() {
-        let error = read(&HeaderMap::new(), Body::from(vec![0; MAX_SENT + 1])).await.unwrap_err();
+        let error = read(&HeaderMap::new(), Body::from(vec![0; MAX_SENT + 1]), &limits()).await.unwrap_err();
         assert!(matches!(error, Failure::TooLarge(_)), "{error}");
-        let error = read(&headers("gzip"), Body::from("plain")).await.unwrap_err();
+        let error = read(&headers("gzip"), Body::from("plain"), &limits()).await.unwrap_err();
         assert!(matches!(error, Failure::Malformed(_)), "{error}");
-        let error = read(&headers("br"), Body::from("plain")).await.unwrap_err();
+        let error = read(&headers("br"), Body::from("plain"), &limits()).await.unwrap_err();
         assert!(matches!(error, Failure::Malformed(_)), "{error}");
     }
 }

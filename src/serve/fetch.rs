@@ -26,6 +26,7 @@ use crate::serve::app::App;
 use crate::serve::error::Failure;
 use crate::serve::git::{Asked, git_error, pass_on, upload_pack_result};
 use crate::serve::pass::{Reason, denial_response};
+use crate::serve::plans::Key;
 use crate::serve::prepare::{Prepared, Trouble, named, prepare};
 use crate::serve::send::{Framing, Pipe, stream};
 use crate::store::StoreError;
@@ -60,7 +61,9 @@ pub async fn command(
             counted("object-info");
             Ok(upload_pack_result(Body::from(body)))
         }
-        Command::LsRefs(_) | Command::BundleUri | Command::Other(_) => pass_on(app, asked, Reason::NotOurs).await,
+        Command::LsRefs(_) | Command::BundleUri | Command::Other(_) => {
+            pass_on(app, asked, Reason::NotOurs).await
+        }
     }
 }
 
@@ -124,7 +127,9 @@ async fn open(
 
 /// The present snapshot, if what it publishes reaches all of `wants`.
 async fn reaching(repo: &Arc<Repo>, grant: &Grant, wants: &[ObjectId]) -> Result<Option<Granted>, Failure> {
-    let Some(granted) = repo.snapshot().and_then(|snapshot| snapshot.open_packs(grant)) else { return Ok(None) };
+    let Some(granted) = repo.snapshot().and_then(|snapshot| snapshot.open_packs(grant)) else {
+        return Ok(None);
+    };
     if wants.iter().any(|oid| granted.stack.lookup(oid).is_none()) {
         return Ok(None);
     }
@@ -185,25 +190,47 @@ async fn fetch(
         // v0 serves what the advertised refs reach; for other objects than commits that depends on settings we cannot see.
         return pass_on(app, asked, Reason::NotOurs).await;
     }
-    let permit = app.may_think().await?;
     let begun = std::time::Instant::now();
-    let job = {
+    let make = async {
+        let permit = app.may_think().await?;
         let (granted, request) = (granted.clone(), request.clone());
-        move || {
+        let job = move || {
             let _permit = permit;
             prepare(&granted, &request, &wants)
-        }
+        };
+        Ok::<_, Halt>(blocking(job).await??)
     };
-    let prepared = match blocking(job).await? {
+    let prepared = match app.plans.get(Key::of(&granted, &request), make).await {
         Ok(prepared) => prepared,
-        Err(Trouble::Refuse(words)) => return Ok(git_error(&words)),
-        Err(Trouble::Trees(e)) => {
+        Err(Halt::Failure(failure)) => return Err(failure),
+        Err(Halt::Trouble(Trouble::Refuse(words))) => return Ok(git_error(&words)),
+        Err(Halt::Trouble(Trouble::Trees(e))) => {
             tracing::warn!(repo = %asked.path, error = %e, "passed to the primary");
             return pass_on(app, asked, Reason::BucketDown).await;
         }
     };
     metrics::histogram!(names::FETCH_SECONDS, "phase" => "plan").record(begun.elapsed().as_secs_f64());
-    send(app, repo, granted, &request, prepared).await
+    send(app, repo, granted, &request, &prepared).await
+}
+
+/// Why there is no plan.
+enum Halt {
+    /// The node could not make one.
+    Failure(Failure),
+    /// There is none.
+    Trouble(Trouble),
+}
+
+impl From<Failure> for Halt {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+impl From<Trouble> for Halt {
+    fn from(trouble: Trouble) -> Self {
+        Self::Trouble(trouble)
+    }
 }
 
 async fn send(
@@ -211,11 +238,12 @@ async fn send(
     repo: &Arc<Repo>,
     granted: Granted,
     request: &FetchRequest,
-    prepared: Prepared,
+    prepared: &Prepared,
 ) -> Result<Response, Failure> {
-    let Prepared { head, plan: Some(plan) } = prepared else {
+    let head = prepared.head.clone();
+    let Some(plan) = prepared.plan.clone() else {
         counted("negotiation");
-        return Ok(upload_pack_result(Body::from(prepared.head)));
+        return Ok(upload_pack_result(Body::from(head)));
     };
     counted("fetch");
     let permit = app.may_serve().await?;
@@ -225,7 +253,7 @@ async fn send(
     };
     let progress = !request.no_progress;
     let repo = Arc::clone(repo);
-    let body = stream(framing, move |pipe| {
+    let body = stream(framing, app.mirror.settings.limits.client_timeout, move |pipe| {
         let _permit = permit;
         pipe.plain(&head)?;
         if progress {
@@ -233,7 +261,8 @@ async fn send(
         }
         let begun = std::time::Instant::now();
         let mut scratch = Scratch::new(DECODE_CACHE, LARGEST_OBJECT);
-        if let Err(e) = write::write(&Arc::new(plan), &granted.stack, granted.source(), &mut scratch, pipe) {
+        if let Err(e) = write::write(&plan, &granted.stack, &granted.source().streaming(), &mut scratch, pipe)
+        {
             if is_damage(&e) {
                 repo.report_damage();
             }

@@ -80,7 +80,7 @@ async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
         return Err(Failure::NotSelected);
     }
     if selected && parts.method == Method::POST && endpoint == Endpoint::UploadPack {
-        let sent = body::read(&parts.headers, body).await?;
+        let sent = body::read(&parts.headers, body, &app.mirror.settings.limits).await?;
         return upload_pack(app, Asked { path, client, version, sent }).await;
     }
     let method = parts.method.clone();

@@ -4,6 +4,7 @@
 //! most the drain timeout, and cuts what is left.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::serve::app::App;
@@ -35,15 +37,26 @@ pub fn router(app: App) -> Router {
 }
 
 /// Serves until `stop`, then drains for at most `drain`.
-pub async fn serve(listener: TcpListener, app: App, stop: CancellationToken, drain: Duration) -> io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    app: App,
+    stop: CancellationToken,
+    drain: Duration,
+) -> io::Result<()> {
     let service = TowerToHyperService::new(router(app.clone()));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(64);
     let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(app.mirror.settings.limits.connections.max(1)));
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        // Beyond the limit connections wait in the system's queue.
+        let accepting = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            accepted = accepting => accepted,
             () = stop.cancelled() => break,
         };
         let stream = match accepted {
@@ -56,9 +69,11 @@ pub async fn serve(listener: TcpListener, app: App, stop: CancellationToken, dra
         };
         // Small packets matter more than full ones: a negotiation is many short answers.
         let _ = stream.set_nodelay(true);
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service.clone()).into_owned();
+        let connection =
+            builder.serve_connection_with_upgrades(TokioIo::new(stream), service.clone()).into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
+            let _place = place;
             if let Err(e) = connection.await {
                 tracing::debug!(error = %e, "a connection ended early");
             }

@@ -2,7 +2,8 @@
 //!
 //! - [`node`]: one node from start to end. [`listen`]: connections and draining. [`git`]: where a request goes. [`body`], [`error`]: what comes in, what goes wrong.
 //! - [`advertise`]: refs from what is published (bounded mode). [`watch`]: reading along with the live ones.
-//! - [`fetch`]: a fetch answered from the bucket. [`prepare`]: what it sends. [`send`]: its stream. [`pass`]: everything the primary answers.
+//! - [`fetch`]: a fetch answered from the bucket. [`prepare`]: what it sends. [`plans`]: kept for the
+//!   next one. [`send`]: its stream. [`pass`]: everything the primary answers.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics`.
 //!
 //! Relies on: `mirror` for repositories, `primary` for grants and passing on, `git` and `pack` for the protocol.
@@ -17,6 +18,7 @@ pub mod health;
 pub mod listen;
 pub mod node;
 pub mod pass;
+pub mod plans;
 pub mod prepare;
 pub mod send;
 pub mod watch;

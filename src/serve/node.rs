@@ -36,7 +36,9 @@ pub async fn bucket(settings: &Settings) -> anyhow::Result<Bucket> {
         allow_http: settings.s3.allow_http,
         ..StoreOptions::default()
     };
-    Bucket::open(&settings.store, &options).await.with_context(|| format!("opening the store {}", settings.store))
+    Bucket::open(&settings.store, &options)
+        .await
+        .with_context(|| format!("opening the store {}", settings.store))
 }
 
 /// Opens the primary that the settings name, with the service credential.
@@ -80,20 +82,26 @@ pub async fn run(
     let recorder = Arc::new(recorder);
     let app = App::new(Arc::clone(&mirror), grants, Arc::clone(&recorder));
 
-    let listener = TcpListener::bind(listen).await.with_context(|| {
-        format!("listening on {listen}; choose another address with --listen ADDR:PORT")
-    })?;
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("listening on {listen}; choose another address with --listen ADDR:PORT"))?;
     let address = listener.local_addr()?;
     let sound = probe(&app).await?;
     let upkeep = tokio::spawn(async move { recorder.upkeep().await });
     let keeping = tokio::spawn(keep(app.clone(), sound, stop.clone()));
     bound(address).context("telling the port")?;
-    tracing::info!(primary = mirror.primary.name(), store = mirror.bucket.name(), "listening on http://{address}");
+    tracing::info!(
+        primary = mirror.primary.name(),
+        store = mirror.bucket.name(),
+        "listening on http://{address}"
+    );
     listen::serve(listener, app, stop.clone(), drain).await?;
 
     work.cancel();
     if tokio::time::timeout(LAST_WORK, mirror.ended()).await.is_err() {
-        tracing::warn!("a sync did not reach a safe point in time; what it left is garbage that harms nobody");
+        tracing::warn!(
+            "a sync did not reach a safe point in time; what it left is garbage that harms nobody"
+        );
     }
     upkeep.abort();
     keeping.await?

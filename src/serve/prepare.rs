@@ -5,6 +5,8 @@
 //! Relies on: wants that were found reachable already. Elsewhere: grants, waiting and passing on (`fetch`), sending
 //! (`send`).
 
+use std::sync::Arc;
+
 use bstr::{BStr, BString};
 use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
@@ -13,23 +15,31 @@ use crate::git::negotiate::{Common, Have, Next, answer_v0, answer_v2};
 use crate::git::request::FetchRequest;
 use crate::git::response::{Sections, ambiguous_deepen_not, put_v0_shallow, unknown_ref};
 use crate::mirror::snapshot::Granted;
+use crate::pack::Gid;
 use crate::pack::decode::{self, Scratch};
 use crate::pack::negotiate::Negotiation;
-use crate::pack::plan::{Plan, PlanOptions, plan};
+use crate::pack::plan::{Plan, PlanOptions, Segment, plan};
 use crate::pack::rules::Rules;
 use crate::pack::select::{Limits, Query, select};
 use crate::pack::shallow::{Deepen, Shallow, deepen};
 use crate::pack::sparse::{self, Patterns};
 use crate::pack::stack::Stack;
 use crate::pack::trees::TreeError;
-use crate::pack::Gid;
 
 /// What is sent.
 pub struct Prepared {
     /// Everything before the pack.
     pub head: Vec<u8>,
     /// The pack; none where the negotiation goes on.
-    pub plan: Option<Plan>,
+    pub plan: Option<Arc<Plan>>,
+}
+
+impl Prepared {
+    /// About how many bytes it holds.
+    pub fn size(&self) -> usize {
+        let plan = self.plan.as_ref();
+        self.head.len() + plan.map_or(0, |p| p.literals.len() + p.segments.len() * size_of::<Segment>())
+    }
 }
 
 /// Why nothing was prepared.
@@ -92,7 +102,7 @@ pub fn prepare(granted: &Granted, request: &FetchRequest, wants: &[ObjectId]) ->
     };
     let mut selection = select(stack, granted.source(), &query, &Limits::default())?;
     let options = PlanOptions { ofs_delta: request.ofs_delta, thin: request.thin_pack };
-    Ok(Prepared { head, plan: Some(plan(stack, &mut selection, options)) })
+    Ok(Prepared { head, plan: Some(Arc::new(plan(stack, &mut selection, options))) })
 }
 
 /// The negotiation's questions, answered by the commit graph.
@@ -129,7 +139,8 @@ fn boundary(
 ) -> Result<Option<Shallow>, Trouble> {
     let mut not = Vec::new();
     for name in &request.deepen_not {
-        let oid = by_short_name(granted, name.as_ref()).ok_or_else(|| Trouble::Refuse(ambiguous_deepen_not(name.as_ref())))?;
+        let oid = by_short_name(granted, name.as_ref())
+            .ok_or_else(|| Trouble::Refuse(ambiguous_deepen_not(name.as_ref())))?;
         not.extend(granted.stack.lookup(&oid));
     }
     let how = match request.deepen {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use futures::Stream;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::git::pkt;
@@ -34,6 +35,8 @@ pub enum Framing {
 
 /// The write end: frames what is written and queues it.
 pub struct Pipe {
+    runtime: Handle,
+    patience: Duration,
     queue: mpsc::Sender<io::Result<Bytes>>,
     piece: Vec<u8>,
     framing: Framing,
@@ -61,8 +64,10 @@ impl Pipe {
             return Ok(());
         }
         let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE + (PIECE >> 2)));
+        // A client that takes nothing for so long has gone without saying so, or holds a thread for no good.
+        let sent = self.queue.send_timeout(Ok(piece.into()), self.patience);
         let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the client has gone");
-        self.queue.blocking_send(Ok(piece.into())).map_err(gone)
+        self.runtime.block_on(sent).map_err(gone)
     }
 
     fn fail(mut self, error: io::Error) {
@@ -71,7 +76,12 @@ impl Pipe {
         }
         tracing::error!(error = %error, "a pack could not be sent to its end; the client was told");
         if let Framing::Band(max) = self.framing {
-            pkt::band(&mut self.piece, 3, b"packmirror: the pack could not be read to its end; try again\n", max);
+            pkt::band(
+                &mut self.piece,
+                3,
+                b"packmirror: the pack could not be read to its end; try again\n",
+                max,
+            );
         }
         let _ = self.spill(1);
         // The missing last chunk is what tells clients without a side band.
@@ -96,10 +106,18 @@ impl Write for Pipe {
 }
 
 /// Runs `job` on a blocking thread and streams what it writes. An error of the job ends the stream without its end.
-pub fn stream(framing: Framing, job: impl FnOnce(&mut Pipe) -> io::Result<()> + Send + 'static) -> Body {
+///
+/// A client that takes nothing for `patience` is cut off.
+pub fn stream(
+    framing: Framing,
+    patience: Duration,
+    job: impl FnOnce(&mut Pipe) -> io::Result<()> + Send + 'static,
+) -> Body {
     let (queue, pieces) = mpsc::channel(QUEUE);
+    let runtime = Handle::current();
     tokio::task::spawn_blocking(move || {
-        let mut pipe = Pipe { queue, piece: Vec::with_capacity(64 << 10), framing, sent: 0 };
+        let mut pipe =
+            Pipe { runtime, patience, queue, piece: Vec::with_capacity(64 << 10), framing, sent: 0 };
         match job(&mut pipe).and_then(|()| pipe.flush()) {
             Ok(()) => {}
             Err(error) => pipe.fail(error),
@@ -143,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn pack_bytes_are_framed_and_sections_are_not() {
-        let body = stream(Framing::Band(999), |pipe| {
+        let body = stream(Framing::Band(999), Duration::from_secs(60), |pipe| {
             pipe.plain(b"000dpackfile\n")?;
             pipe.write_all(b"PACK")?;
             pipe.plain(b"0000")
@@ -153,7 +171,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_pack_does_not_end_like_a_whole_one() {
-        let body = stream(Framing::Bare, |pipe| {
+        let body = stream(Framing::Bare, Duration::from_secs(60), |pipe| {
             pipe.write_all(b"PACK")?;
             Err(io::Error::other("no such block"))
         });

@@ -9,8 +9,8 @@ use axum::body::Body;
 use futures::StreamExt;
 use gix_hash::ObjectId;
 
-use crate::git::ls_refs::RefLine;
 use crate::git::line::text;
+use crate::git::ls_refs::RefLine;
 use crate::git::pkt::{OwnedPacket, Reader};
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;

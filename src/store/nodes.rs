@@ -27,7 +27,13 @@ impl Bucket {
     /// What all nodes last said of themselves, by name.
     pub async fn nodes(&self) -> Result<Vec<(String, Bytes)>, StoreError> {
         let folder = Path::from("nodes");
-        let listed: Vec<_> = self.inner.store.list(Some(&self.at(&folder))).try_collect().await.map_err(|e| self.sort("list", &folder, e))?;
+        let listed: Vec<_> = self
+            .inner
+            .store
+            .list(Some(&self.at(&folder)))
+            .try_collect()
+            .await
+            .map_err(|e| self.sort("list", &folder, e))?;
         let names: Vec<Path> = listed.iter().filter_map(|object| self.below(&object.location)).collect();
         let reads: Vec<_> = names.into_iter().map(|at| self.words_of(at)).collect();
         let read: Vec<Option<_>> = futures::stream::iter(reads).buffer_unordered(READS).try_collect().await?;
