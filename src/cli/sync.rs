@@ -74,10 +74,11 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
             }
             Err(error) => {
                 failed += 1;
-                format!("failed: {}", chain(error))
+                eprintln!("{}: failed: {}", safe(path.as_str()), safe(&chain(error)));
+                continue;
             }
         };
-        print(&format!("{}: {}\n", safe(path.as_str()), safe(&words)))?;
+        print(&format!("{}: {words}\n", safe(path.as_str())))?;
     }
     match failed {
         0 => Ok(()),

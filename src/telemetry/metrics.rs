@@ -22,9 +22,9 @@ pub const HTTP_REQUESTS: &str = "packmirror_http_requests_total";
 pub const INFLIGHT: &str = "packmirror_inflight";
 /// Labels: `reason`. Requests turned away because of a limit.
 pub const SHED: &str = "packmirror_shed_total";
-/// Labels: `phase` (auth, wait, plan, first_byte, total).
+/// Labels: `phase` (plan: until it is known what to send; send: until the last byte).
 pub const FETCH_SECONDS: &str = "packmirror_fetch_duration_seconds";
-/// Labels: `source` (cache, store, primary).
+/// Labels: `source`.
 pub const FETCH_BYTES: &str = "packmirror_fetch_bytes_total";
 /// Labels: `result` (hit, miss, joined, damaged). Lookups of blocks.
 pub const CACHE_REQUESTS: &str = "packmirror_pack_cache_requests_total";
@@ -46,10 +46,9 @@ pub const PRIMARY_REQUESTS: &str = "packmirror_primary_requests_total";
 pub const PRIMARY_SECONDS: &str = "packmirror_primary_duration_seconds";
 /// Labels: `op`, `reason`.
 pub const PRIMARY_RETRIES: &str = "packmirror_primary_retries_total";
-/// Labels: `trigger` (first, request, push, compare, command), `result` ([`label::PUBLISHED`],
-/// [`label::UNCHANGED`], [`label::FOLLOWED`], [`label::FAILED`]).
+/// Labels: `result` ([`label::PUBLISHED`], [`label::UNCHANGED`], [`label::FOLLOWED`], [`label::FAILED`]).
 pub const SYNC_RUNS: &str = "packmirror_sync_runs_total";
-/// Labels: `phase` (refs, fetch, index, graph, upload, publish, total).
+/// No labels. From the first question to the primary to the end, whatever it was.
 pub const SYNC_SECONDS: &str = "packmirror_sync_duration_seconds";
 /// No labels. Pack bytes received from the primary.
 pub const SYNC_BYTES: &str = "packmirror_sync_bytes_total";
@@ -129,8 +128,8 @@ const TABLE: &[(&str, Kind, &str)] = &[
         Kind::Counter(Unit::Count),
         "Repeated requests to the primary, by operation and reason",
     ),
-    (SYNC_RUNS, Kind::Counter(Unit::Count), "Syncs of a repository, by trigger and result"),
-    (SYNC_SECONDS, Kind::Histogram(SECONDS), "Duration of syncs, by phase"),
+    (SYNC_RUNS, Kind::Counter(Unit::Count), "Syncs of a repository, by result"),
+    (SYNC_SECONDS, Kind::Histogram(SECONDS), "Duration of syncs"),
     (SYNC_BYTES, Kind::Counter(Unit::Bytes), "Pack bytes received from the primary"),
     (COMPARISONS, Kind::Counter(Unit::Count), "Comparisons of repositories with the primary, by result"),
     (DIVERGENCE, Kind::Counter(Unit::Count), "Differences and damage found, by kind"),
