@@ -199,9 +199,21 @@ impl Node {
         series.sum()
     }
 
-    /// How many answers so far came from where: "bucket" or "primary" (passed through).
-    pub fn answers(&self, source: &str) -> f64 {
-        self.metric("packmirror_answers_total", &[&format!("source=\"{source}\"")])
+    /// How many fetches were answered from the bucket so far.
+    pub fn from_bucket(&self) -> f64 {
+        let refs = self.metric("packmirror_answers_total", &["source=\"bucket\"", "reason=\"refs\""]);
+        self.metric("packmirror_answers_total", &["source=\"bucket\""]) - refs
+    }
+
+    /// How many requests were passed to the primary that a mirror should answer. Live refs are the primary's by
+    /// promise, and pushes and other files by nature.
+    pub fn passed(&self) -> f64 {
+        let by = |reason: &str| {
+            let reason = format!("reason=\"{reason}\"");
+            self.metric("packmirror_answers_total", &["source=\"primary\"", &reason])
+        };
+        let rightly: f64 = ["live", "push", "other-endpoint"].into_iter().map(by).sum();
+        self.metric("packmirror_answers_total", &["source=\"primary\""]) - rightly
     }
 
     /// What all `packmirror_answers_total` series say: for messages.
