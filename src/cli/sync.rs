@@ -40,6 +40,7 @@ pub struct Args {
 /// Syncs, with a progress bar on a terminal.
 pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let settings = loaded.settings.clone();
+    settings.primary()?;
     let named: Result<Vec<RepoPath>, _> =
         args.repos.iter().map(|repo| RepoPath::parse(repo.trim_matches('/'))).collect();
     let named = named.map_err(Failure::usage)?;
@@ -73,10 +74,11 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
             }
             Err(error) => {
                 failed += 1;
-                format!("failed: {}", chain(error))
+                eprintln!("{}: failed: {}", safe(path.as_str()), safe(&chain(error)));
+                continue;
             }
         };
-        print(&format!("{}: {}\n", safe(path.as_str()), safe(&words)))?;
+        print(&format!("{}: {words}\n", safe(path.as_str())))?;
     }
     match failed {
         0 => Ok(()),

@@ -150,7 +150,7 @@ pub const KEYS: &[Key] = &[
     key("log_format", Kind::Choice(&["auto", "text", "json"]), Standard::Is("auto"), Group::Logging,
         "Log as text or JSON; auto is text on a terminal and JSON otherwise"),
     key("log_level", Kind::Text("LEVEL"), Standard::Is("info"), Group::Logging,
-        "error, warn, info, debug, trace, or a filter such as packmirror=debug,warn; RUST_LOG is used where this is not set"),
+        "off, error, warn, info, debug or trace for packmirror itself, or a filter such as packmirror=debug,hyper=info; RUST_LOG is used where this is not set"),
     key("s3.endpoint", Kind::Text("URL"), Standard::Unset("AWS, or AWS_ENDPOINT_URL"), Group::S3,
         "URL of the S3 server"),
     key("s3.region", Kind::Text("REGION"), Standard::Unset("the AWS configuration's"), Group::S3,

@@ -205,6 +205,17 @@ impl Settings {
     }
 }
 
+/// The defaults of the table, for tests of other rooms; store and cache are directories that nobody has.
+#[cfg(test)]
+impl Default for Settings {
+    fn default() -> Self {
+        let nowhere = || Some(PathBuf::from("/nonexistent"));
+        let inputs =
+            Inputs { here: "/".into(), data_dir: nowhere(), cache_dir: nowhere(), ..Inputs::default() };
+        load(&inputs).unwrap().settings
+    }
+}
+
 /// The largest secret file that is taken for one; a bigger file is a mistake.
 const SECRET_FILE_MAX: usize = 16 * 1024;
 

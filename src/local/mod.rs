@@ -135,7 +135,14 @@ impl Local {
         let cache = sound_directory(dir, "cache")?;
         let scratch = sound_directory(dir, "scratch")?;
         empty(&scratch);
-        let disk = Disk::open(&cache, options.max_bytes).map_err(unusable(&cache))?;
+        let disk = match Disk::open(&cache, options.max_bytes) {
+            Ok(disk) => disk,
+            Err(_) => {
+                move_aside(&cache);
+                make_private(&cache).map_err(unusable(&cache))?;
+                Disk::open(&cache, options.max_bytes).map_err(unusable(&cache))?
+            }
+        };
         let index = Index::open(&dir.join("index"), bucket.name());
         Ok(Self {
             inner: Arc::new(Inner {

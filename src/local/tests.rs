@@ -10,8 +10,8 @@ use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::store::faulty::{Fault, Faulty, Op};
-use crate::store::{BlobId, BlobKind, Retry, StoreError};
+use crate::store::faulty::{Fault, Faulty, Op, at_once};
+use crate::store::{BlobId, BlobKind, StoreError};
 
 const BLOCK: u64 = 64 << 10;
 
@@ -28,7 +28,7 @@ struct Node {
 impl Node {
     async fn new() -> Self {
         let faulty = Faulty::over(InMemory::new());
-        let bucket = Bucket::over(faulty.clone(), "farm").with_retry(Retry::at_once());
+        let bucket = Bucket::over(faulty.clone(), "farm").with_policy(at_once(1));
         let bytes: Bytes = (0..20 * BLOCK as u32 / 4 + 100)
             .flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes())
             .collect();
@@ -333,6 +333,10 @@ async fn a_disk_that_takes_no_more_slows_the_node_but_stops_nothing() {
     local.read_ahead(&node.pack, 5..9);
     tokio::task::yield_now().await;
     assert_eq!(node.faulty.total(), 0);
+    // After a restart the directory is sound again.
+    drop(local);
+    let local = node.open();
+    assert_eq!(node.check(&local, [5, 5]).await, 1);
 }
 
 /// Needs the right to mount: says so and passes without.

@@ -277,8 +277,10 @@ impl Running {
     }
 }
 
-/// Where the head's lines end and the body begins.
-fn end_of_head(seen: &[u8]) -> Option<(usize, usize)> {
+/// Where the head's lines end, and where the body begins.
+type Ends = (usize, usize);
+
+fn end_of_head(seen: &[u8]) -> Option<Ends> {
     let mut from = 0;
     while let Some(at) = seen[from..].iter().position(|byte| *byte == b'\n').map(|at| at + from) {
         match &seen[at + 1..] {
@@ -316,7 +318,7 @@ mod tests {
 
     #[test]
     fn heads_end_at_the_first_empty_line() {
-        let cases: [(&[u8], Option<(usize, usize)>); 6] = [
+        let cases: [(&[u8], Option<Ends>); 6] = [
             (b"A: 1\r\n\r\nbody\n\n", Some((5, 8))),
             (b"A: 1\n\nbody", Some((4, 6))),
             (b"A: 1\nB: 2\r\n\r\n", Some((10, 13))),

@@ -22,7 +22,6 @@ use crate::git::ls_refs::{LsRefs, RefLine, to_refs};
 use crate::git::path::{Endpoint, RepoPath, Service};
 use crate::git::pkt::OwnedPacket;
 use crate::git::refs::Refs;
-use crate::git::reply::BadReply;
 use crate::git::request::{Command, CommandRequest, FetchRequest};
 
 use super::answer::{self, ADVERTISEMENT, REQUEST, RESULT};
@@ -108,7 +107,7 @@ impl Primary {
                             "it shows more refs than packmirror can hold".into(),
                         ));
                     }
-                    lines.push(RefLine::parse(line::text(&payload), hash).map_err(nonsense)?);
+                    lines.push(RefLine::parse(line::text(&payload), hash)?);
                 }
                 OwnedPacket::Flush => break,
                 OwnedPacket::Delim | OwnedPacket::ResponseEnd => {
@@ -117,7 +116,7 @@ impl Primary {
             }
         }
         packets.drain().await;
-        Ok(Seen { refs: to_refs(lines, hash).map_err(nonsense)?, capabilities: caps })
+        Ok(Seen { refs: to_refs(lines, hash)?, capabilities: caps })
     }
 
     /// The refs alone, see [`Primary::look`].
@@ -139,22 +138,8 @@ impl Primary {
         }
         let headers = self.headers(Auth::Service).await?;
         let body = fetch_request(spec, progress.is_some());
-        let mut packets = self.upload_pack(repo, headers, body).await?;
-        loop {
-            let OwnedPacket::Data(section) = packets.expect().await? else {
-                return Err(PrimaryError::Protocol("it sent no pack".into()));
-            };
-            match line::text(&section) {
-                b"packfile" => break,
-                b"shallow-info" => {
-                    return Err(PrimaryError::Protocol(
-                        "its repository is shallow: only repositories with their whole history can be mirrored".into(),
-                    ));
-                }
-                _ => while !matches!(packets.expect().await?, OwnedPacket::Delim | OwnedPacket::Flush) {},
-            }
-        }
-        Ok(Pack::new(packets, progress, self.settings().timeouts.slow))
+        let packets = self.upload_pack(repo, headers, body).await?;
+        Pack::open(packets, spec.hash, progress, self.settings().timeouts.slow).await
     }
 
     /// Asks what the server can do (`info/refs`, gitprotocol-v2).
@@ -175,7 +160,7 @@ impl Primary {
             collect(response.body, MOST_CAPABILITIES).await
         });
         let body = asked.await.map_err(|_| too_late(limit))??.ok_or(PrimaryError::NoV2)?;
-        V2Caps::parse(&body).map_err(nonsense)
+        Ok(V2Caps::parse(&body)?)
     }
 
     /// Posts a command and gives the packets of the answer.
@@ -262,11 +247,4 @@ async fn gzip(body: &[u8]) -> Result<Bytes, PrimaryError> {
 
 pub(super) fn too_late(limit: std::time::Duration) -> PrimaryError {
     PrimaryError::Timeout(format!("no answer in {} s", limit.as_secs_f32()))
-}
-
-fn nonsense(bad: BadReply) -> PrimaryError {
-    match bad {
-        BadReply::NotV2 => PrimaryError::NoV2,
-        other => PrimaryError::Protocol(other.to_string()),
-    }
 }

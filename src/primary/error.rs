@@ -6,7 +6,12 @@
 use std::error::Error;
 use std::time::Duration;
 
+use crate::git::pkt::BadPacket;
+use crate::git::reply::BadReply;
 use crate::retry::Retryable;
+
+/// The longest text of the primary that is shown.
+pub(super) const LONGEST_TEXT: usize = 500;
 
 /// Why the primary gave no usable answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,6 +67,11 @@ impl PrimaryError {
         matches!(self, Self::Unreachable(_) | Self::Timeout(_) | Self::ServerError { .. })
     }
 
+    /// The connection ended as usual, but the answer did not: the process behind it died.
+    pub(super) fn broke_off() -> Self {
+        Self::Unreachable("its answer broke off".into())
+    }
+
     /// How long the primary asked us to stay away.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -77,6 +87,27 @@ impl Retryable for PrimaryError {
     }
     fn retry_after(&self) -> Option<Duration> {
         self.retry_after()
+    }
+}
+
+/// Sorts what `git` finds in an answer; its texts may hold anything, so they are made plain.
+impl From<BadReply> for PrimaryError {
+    fn from(bad: BadReply) -> Self {
+        match bad {
+            BadReply::NotV2 => Self::NoV2,
+            BadReply::Remote(words) => Self::Remote(plain(words.as_bytes(), LONGEST_TEXT)),
+            BadReply::Packet(bad) => bad.into(),
+            BadReply::Protocol(words) => Self::Protocol(plain(words.as_bytes(), LONGEST_TEXT)),
+        }
+    }
+}
+
+impl From<BadPacket> for PrimaryError {
+    fn from(bad: BadPacket) -> Self {
+        match bad {
+            BadPacket::Truncated => Self::broke_off(),
+            other => Self::Protocol(plain(other.to_string().as_bytes(), LONGEST_TEXT)),
+        }
     }
 }
 

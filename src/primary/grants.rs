@@ -73,7 +73,7 @@ impl Grant {
 #[derive(Clone, Debug)]
 pub enum Refusal {
     /// The primary says no, or asks for credentials: pass this on as it is.
-    Answer(Denial),
+    Answer(Box<Denial>),
     /// The primary gave no answer that counts: 503, and nothing of the repository.
     Unavailable(PrimaryError),
 }
@@ -372,7 +372,7 @@ async fn deny(response: Response) -> Refusal {
         Ok(body) => {
             headers.remove(SET_COOKIE);
             headers.remove(CONTENT_LENGTH);
-            Refusal::Answer(Denial { status, headers, body: body.unwrap_or_default() })
+            Refusal::Answer(Box::new(Denial { status, headers, body: body.unwrap_or_default() }))
         }
         Err(error) => Refusal::Unavailable(error),
     }

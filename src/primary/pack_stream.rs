@@ -8,21 +8,21 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures::StreamExt;
+use gix_hash::Kind as HashKind;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 
 use crate::git::pkt::{self, OwnedPacket};
+use crate::git::reply::{Event, FetchReply};
 
 use super::body::drain;
-use super::error::plain;
+use super::error::{LONGEST_TEXT, plain};
 use super::{Pieces, PrimaryError};
 
 /// Below this many bytes a second over [`super::Timeouts::slow`] a pack is given up.
 const LEAST_BYTES_PER_SECOND: u64 = 1000;
-/// The longest progress line that is shown.
-const LONGEST_LINE: usize = 500;
 
 /// Takes the primary's progress, line by line, without control characters.
 pub type Progress = Box<dyn FnMut(&str) + Send>;
@@ -43,14 +43,13 @@ impl Packets {
     /// The next packet; `None` at an end between packets.
     fn poll_packet(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<OwnedPacket>, PrimaryError>> {
         loop {
-            match self.reader.packet() {
-                Ok(Some(packet)) => return Poll::Ready(Ok(Some(packet))),
-                Ok(None) => {}
-                Err(bad) => return Poll::Ready(Err(PrimaryError::Protocol(bad.to_string()))),
-            }
-            if self.ended {
-                let end = self.reader.finish().map(|()| None);
-                return Poll::Ready(end.map_err(|_| broke_off()));
+            match self.reader.packet()? {
+                Some(packet) => return Poll::Ready(Ok(Some(packet))),
+                None if self.ended => {
+                    self.reader.finish()?;
+                    return Poll::Ready(Ok(None));
+                }
+                None => {}
             }
             match ready!(self.pieces.poll_next_unpin(cx)) {
                 Some(Ok(piece)) => self.reader.feed(&piece),
@@ -65,12 +64,13 @@ impl Packets {
         drain(&mut self.pieces).await;
     }
 
-    /// The next packet of an answer that has not ended, outside of side bands; the primary's `ERR` is an error.
+    /// The next packet of an answer that has not ended; the primary's `ERR` is an error.
     pub(super) async fn expect(&mut self) -> Result<OwnedPacket, PrimaryError> {
-        let packet = std::future::poll_fn(|cx| self.poll_packet(cx)).await?.ok_or_else(broke_off)?;
+        let packet =
+            std::future::poll_fn(|cx| self.poll_packet(cx)).await?.ok_or_else(PrimaryError::broke_off)?;
         match &packet {
             OwnedPacket::Data(payload) => match pkt::remote_error(payload) {
-                Some(text) => Err(PrimaryError::Remote(plain(text, LONGEST_LINE))),
+                Some(text) => Err(PrimaryError::Remote(plain(text, LONGEST_TEXT))),
                 None => Ok(packet),
             },
             _ => Ok(packet),
@@ -78,16 +78,12 @@ impl Packets {
     }
 }
 
-/// The connection ended as usual, but the answer did not: the process behind it died.
-fn broke_off() -> PrimaryError {
-    PrimaryError::Unreachable("its answer broke off".into())
-}
-
 /// The bytes of a pack, side bands removed; ends only if the primary said that it was all.
 ///
 /// An error of reading holds a [`PrimaryError`], see [`Pack::error`]. Dropping it aborts the fetch.
 pub struct Pack {
     packets: Packets,
+    reply: FetchReply,
     current: Bytes,
     progress: Option<Progress>,
     line: Vec<u8>,
@@ -95,9 +91,13 @@ pub struct Pack {
     state: State,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
-    Bands,
-    Flushed,
+    /// Nothing was said yet: the primary may still refuse.
+    Before,
+    Coming,
+    /// All is here; what follows is only the end of the connection's part.
+    Whole,
     Ended,
 }
 
@@ -108,10 +108,32 @@ impl std::fmt::Debug for Pack {
 }
 
 impl Pack {
-    /// Reads on behind the `packfile` line. `slow` as in [`super::Timeouts::slow`].
-    pub(super) fn new(packets: Packets, progress: Option<Progress>, slow: Duration) -> Self {
+    /// Reads an answer up to where its pack, or the progress before it, begins. `slow` as in
+    /// [`super::Timeouts::slow`].
+    pub(super) async fn open(
+        packets: Packets,
+        hash: HashKind,
+        progress: Option<Progress>,
+        slow: Duration,
+    ) -> Result<Self, PrimaryError> {
         let pace = Pace { limit: slow, waiting: None, waited: Duration::ZERO, bytes: None };
-        Self { packets, current: Bytes::new(), progress, line: Vec::new(), pace, state: State::Bands }
+        let mut pack = Self {
+            packets,
+            reply: FetchReply::new(hash),
+            current: Bytes::new(),
+            progress,
+            line: Vec::new(),
+            pace,
+            state: State::Before,
+        };
+        std::future::poll_fn(|cx| {
+            while pack.state == State::Before {
+                ready!(pack.poll_packet(cx))?;
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+        .map(|()| pack)
     }
 
     /// The primary's error inside an error of reading from a pack.
@@ -119,58 +141,59 @@ impl Pack {
         error.get_ref()?.downcast_ref()
     }
 
-    /// Fills `current`; leaves it empty at the end.
-    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PrimaryError>> {
-        while self.current.is_empty() {
-            let packet = match (&self.state, self.packets.poll_packet(cx)) {
-                (State::Ended, _) => return Poll::Ready(Ok(())),
-                (_, Poll::Pending) => {
-                    self.pace.pending();
-                    return Poll::Pending;
-                }
-                (State::Bands, Poll::Ready(packet)) => packet?.ok_or_else(broke_off)?,
-                // The pack is whole; a connection that breaks only now has broken nothing.
-                (State::Flushed, Poll::Ready(Ok(None))) => {
-                    self.state = State::Ended;
-                    continue;
-                }
-                (State::Flushed, Poll::Ready(Err(error))) if error.is_transient() => {
-                    self.state = State::Ended;
-                    continue;
-                }
-                (State::Flushed, Poll::Ready(_)) => {
-                    return Poll::Ready(Err(PrimaryError::Protocol("something follows the pack".into())));
-                }
-            };
-            self.pace.ready()?;
-            match packet {
-                OwnedPacket::Data(payload) => self.take(payload)?,
-                OwnedPacket::Flush => {
-                    self.end_line();
-                    self.state = State::Flushed;
-                }
-                OwnedPacket::Delim | OwnedPacket::ResponseEnd => {
-                    return Poll::Ready(Err(PrimaryError::Protocol(
-                        "a section begins inside the pack".into(),
-                    )));
-                }
-            }
+    /// Takes one packet.
+    fn poll_packet(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PrimaryError>> {
+        let Poll::Ready(packet) = self.packets.poll_packet(cx) else {
+            self.pace.pending();
+            return Poll::Pending;
+        };
+        self.pace.ready()?;
+        let packet = packet?.ok_or_else(PrimaryError::broke_off)?;
+        if let Some(event) = self.reply.read(packet).map_err(PrimaryError::from)? {
+            self.take(event)?;
         }
         Poll::Ready(Ok(()))
     }
 
-    fn take(&mut self, mut payload: Bytes) -> Result<(), PrimaryError> {
-        let band = if payload.is_empty() { 0 } else { payload.get_u8() };
-        match band {
-            1 => {
-                self.pace.bytes(payload.len());
-                self.current = payload;
+    fn take(&mut self, event: Event) -> Result<(), PrimaryError> {
+        match event {
+            Event::Pack(bytes) => {
+                self.pace.bytes(bytes.len());
+                self.current = bytes;
+                self.state = State::Coming;
             }
-            2 => self.say(&payload),
-            3 => return Err(PrimaryError::Remote(plain(&payload, LONGEST_LINE))),
-            _ => return Err(PrimaryError::Protocol(format!("the pack comes on side band {band}"))),
+            Event::Progress(text) => {
+                self.say(&text);
+                self.state = State::Coming;
+            }
+            Event::End { pack: true } => {
+                self.end_line();
+                self.state = State::Whole;
+            }
+            Event::End { pack: false } => return Err(PrimaryError::Protocol("it sent no pack".into())),
+            Event::Shallow(_) | Event::Unshallow(_) => {
+                return Err(PrimaryError::Protocol(
+                    "its repository is shallow: only repositories with their whole history can be mirrored"
+                        .into(),
+                ));
+            }
+            Event::Ack(_) | Event::Nak | Event::Ready | Event::WantedRef { .. } => {}
         }
         Ok(())
+    }
+
+    /// Waits for the end of the answer behind a whole pack, so that the connection can be used again. One that
+    /// breaks only now has broken nothing.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PrimaryError>> {
+        match ready!(self.packets.poll_packet(cx)) {
+            Ok(None) => {}
+            Err(error) if error.is_transient() => {}
+            Ok(Some(_)) | Err(_) => {
+                return Poll::Ready(Err(PrimaryError::Protocol("something follows the pack".into())));
+            }
+        }
+        self.state = State::Ended;
+        Poll::Ready(Ok(()))
     }
 
     /// Collects progress into lines: they end with CR or LF and come in any pieces.
@@ -178,14 +201,14 @@ impl Pack {
         for byte in text {
             match byte {
                 b'\r' | b'\n' => self.end_line(),
-                _ if self.line.len() < LONGEST_LINE => self.line.push(*byte),
+                _ if self.line.len() < LONGEST_TEXT => self.line.push(*byte),
                 _ => {}
             }
         }
     }
 
     fn end_line(&mut self) {
-        let line = plain(&std::mem::take(&mut self.line), LONGEST_LINE);
+        let line = plain(&std::mem::take(&mut self.line), LONGEST_TEXT);
         if let (false, Some(progress)) = (line.is_empty(), &mut self.progress) {
             progress(&line);
         }
@@ -198,7 +221,13 @@ impl AsyncRead for Pack {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        ready!(self.poll_more(cx)).map_err(io::Error::other)?;
+        while self.current.is_empty() && self.state != State::Ended {
+            let step = match self.state {
+                State::Before | State::Coming => self.poll_packet(cx),
+                State::Whole | State::Ended => self.poll_end(cx),
+            };
+            ready!(step).map_err(io::Error::other)?;
+        }
         let n = self.current.len().min(buf.remaining());
         buf.put_slice(&self.current.split_to(n));
         Poll::Ready(Ok(()))
@@ -254,14 +283,24 @@ mod tests {
         Box::pin(stream::iter(pieces))
     }
 
+    /// Opens a pack whose answer begins with the `packfile` line that all of them have.
+    async fn open(pieces: Pieces, progress: Option<Progress>) -> Result<Pack, PrimaryError> {
+        let head = stream::iter([Ok(Bytes::from_static(b"000dpackfile\n"))]);
+        Pack::open(Packets::over(Box::pin(head.chain(pieces))), HashKind::Sha1, progress, SLOW).await
+    }
+
     async fn read(pieces: Pieces) -> (Vec<u8>, Result<(), PrimaryError>, Vec<String>) {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let seen = lines.clone();
         let progress: Progress = Box::new(move |line| seen.lock().unwrap().push(line.to_owned()));
-        let mut pack = Pack::new(Packets::over(pieces), Some(progress), SLOW);
         let mut bytes = Vec::new();
-        let result = pack.read_to_end(&mut bytes).await;
-        let result = result.map(drop).map_err(|error| Pack::error(&error).unwrap().clone());
+        let result = match open(pieces, Some(progress)).await {
+            Ok(mut pack) => {
+                let result = pack.read_to_end(&mut bytes).await;
+                result.map(drop).map_err(|error| Pack::error(&error).unwrap().clone())
+            }
+            Err(error) => Err(error),
+        };
         let lines = lines.lock().unwrap().clone();
         (bytes, result, lines)
     }
@@ -317,7 +356,7 @@ mod tests {
             result,
             Err(PrimaryError::Remote("aborting due to possible repository corruption".into()))
         );
-        for nonsense in ["0005\x04", "0004", "zzzz", "0001", "0002", "<html>"] {
+        for nonsense in ["0006\x04x", "0004", "zzzz", "0001", "0002", "<html>"] {
             let (_, result, _) = read(pieces(nonsense.into(), 10)).await;
             assert!(matches!(result, Err(PrimaryError::Protocol(_))), "{nonsense}: {result:?}");
         }
@@ -356,7 +395,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_reader_is_not_the_primarys_fault() {
-        let mut pack = Pack::new(Packets::over(paced(100, Duration::from_millis(10), 500)), None, SLOW);
+        let mut pack = open(paced(100, Duration::from_millis(10), 500), None).await.unwrap();
         let mut buf = [0; 100];
         let mut all = 0;
         loop {

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ::http::Method;
@@ -229,17 +229,46 @@ async fn dropping_the_answer_aborts_the_request() {
     let mut response = primary.send(asks("r")).await.unwrap();
     response.body.next().await.unwrap().unwrap();
     drop(response);
-    gone.notified().await;
+    soon(gone.notified()).await;
 
     let waiting = tokio::spawn({
         let (primary, asks) = (primary.clone(), asks("hangs"));
         async move { primary.send(asks).await.map(drop) }
     });
-    while host.seen().len() < 2 {
-        tokio::task::yield_now().await;
-    }
+    until(|| host.seen().len() == 2).await;
     waiting.abort();
-    gone.notified().await;
+    soon(gone.notified()).await;
+}
+
+/// Processes whose environment names `root`: git's for this directory, and their children.
+#[cfg(target_os = "linux")]
+fn processes_of(root: &std::path::Path) -> usize {
+    let environments = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| std::fs::read(entry.ok()?.path().join("environ")).ok());
+    let wanted = format!("GIT_PROJECT_ROOT={}", text(&root.canonicalize().unwrap()));
+    environments
+        .filter(|environment| environment.split(|byte| *byte == 0).any(|v| v == wanted.as_bytes()))
+        .count()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn dropping_the_answer_ends_the_processes_behind_it() {
+    let world = World::new();
+    let repo = world.repo("r.git", "sha1").await;
+    let work = world.path("work-r.git");
+    world.commit(&work, "big", &noise(9, 1_000_000)).await;
+    git(&work, &["push", "-q", text(&world.root().join("r.git")), "HEAD:main"]).await;
+    let primary = Primary::open(PrimarySettings::new(Location::Directory(world.root()))).await.unwrap();
+    let wants = primary.refs(&repo, Auth::Service).await.unwrap().tips();
+    until(|| processes_of(&world.root()) == 0).await;
+    let spec = FetchSpec { wants, haves: vec![], hash: gix_hash::Kind::Sha1 };
+    let mut pack = primary.fetch(&repo, &spec, None).await.unwrap();
+    tokio::io::AsyncReadExt::read_exact(&mut pack, &mut [0; 4]).await.unwrap();
+    assert!(processes_of(&world.root()) > 0, "the pack is bigger than all pipes");
+    drop(pack);
+    until(|| processes_of(&world.root()) == 0).await;
 }
 
 #[tokio::test]
@@ -249,7 +278,7 @@ async fn an_answer_that_falls_silent_ends_with_an_error() {
         answer(200, &[], AxumBody::from_stream(first.chain(stream::pending())))
     })
     .await;
-    let primary = host.primary_with(|settings| settings.timeouts.idle = Duration::from_millis(200)).await;
+    let primary = host.primary_with(|settings| settings.timeouts.idle = Duration::from_secs(1)).await;
     let repo = RepoPath::parse("r").unwrap();
     let mut response =
         primary.send(request(Method::GET, &repo, info_refs(), ClientHeaders::none())).await.unwrap();
@@ -308,4 +337,104 @@ async fn settings_that_cannot_work_are_explained() {
     let host = Location::parse("https://git.example.com", false).unwrap();
     assert!(open(host.clone(), Some(missing)).await.contains("certificate file"));
     assert!(open(host, Some(file)).await.contains("holds no PEM certificate"));
+}
+
+#[tokio::test]
+async fn no_more_is_in_flight_than_the_other_end_takes() {
+    const PIECE: usize = 64 << 10;
+    const MOST: usize = 24 << 20; // sockets and windows, far below what is offered
+    fn endless(
+        taken: &Arc<AtomicUsize>,
+    ) -> impl futures::Stream<Item = std::io::Result<Bytes>> + Send + 'static {
+        let taken = taken.clone();
+        stream::repeat_with(move || {
+            taken.fetch_add(PIECE, Ordering::SeqCst);
+            Ok(Bytes::from_static(&[0; PIECE]))
+        })
+        .take(1 << 14)
+    }
+    let (down, up) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let offered = down.clone();
+    let host = Server::start(move |request: axum::extract::Request| {
+        let body = AxumBody::from_stream(endless(&offered));
+        async move {
+            if request.method() == Method::POST {
+                let _unread = request;
+                std::future::pending::<()>().await;
+            }
+            answer(200, &[], body)
+        }
+    })
+    .await;
+    let primary = host.primary_with(|settings| settings.timeouts.idle = Duration::from_millis(500)).await;
+    let repo = RepoPath::parse("r").unwrap();
+    let pieces = Box::pin(endless(&up));
+    let push = Request {
+        body: Body::Stream { pieces, length: None },
+        ..request(Method::POST, &repo, Endpoint::ReceivePack, ClientHeaders::none())
+    };
+    assert!(matches!(primary.send(push).await, Err(PrimaryError::Timeout(_))));
+    let taken = up.load(Ordering::SeqCst);
+    assert!((1..MOST).contains(&taken), "{taken} bytes were taken from the client");
+
+    let get = request(Method::GET, &repo, info_refs(), ClientHeaders::none());
+    let mut response = host.primary().await.send(get).await.unwrap();
+    response.body.next().await.unwrap().unwrap();
+    for _ in 0..10_000 {
+        tokio::task::yield_now().await;
+    }
+    let taken = down.load(Ordering::SeqCst);
+    assert!((1..MOST).contains(&taken), "{taken} bytes were taken from the host");
+}
+
+/// What is logged, by everybody, at every level.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_credential_is_ever_logged() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::level_filters::LevelFilter::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let world = World::new();
+    let repo = world.repo("r.git", "sha1").await;
+    let root = world.root();
+    let host = Server::start(move |request| guarded(root.clone(), vec![ALICE], request)).await;
+    for service in ["alice:canary", "mallory:canary", "canary"] {
+        let primary = host.primary_with(|settings| settings.credential = credential(service)).await;
+        let grants = Grants::new(primary.clone(), Duration::from_secs(1));
+        for pair in
+            [("Authorization", ALICE), ("Authorization", "Bearer canary"), ("Private-Token", "canary")]
+        {
+            let client = client(&[pair]);
+            let sent = request(Method::GET, &repo, info_refs(), client.clone());
+            tracing::info!(?sent, ?client, ?primary, "sending");
+            let response = grants.observe(primary.send(sent).await.unwrap());
+            tracing::info!(?response, "sent");
+            let outcome = grants.check(&repo, &client, gix_hash::Kind::Sha1).await;
+            tracing::info!(?outcome, "asked");
+        }
+        let outcome = primary.refs(&repo, Auth::Service).await;
+        tracing::info!(?outcome, "listed");
+        drop(host.primary().await.refs(&repo, Auth::Service).await);
+    }
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(text.contains("listed") && text.contains("authorization"), "names are shown");
+    for secret in ["canary", "YWxpY2U6Y2FuYXJ5", "bWFsbG9yeTpjYW5hcnk"] {
+        assert!(!text.contains(secret), "{secret}");
+    }
 }

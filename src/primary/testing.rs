@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::body::Body as AxumBody;
 use axum::extract::Request as AxumRequest;
@@ -304,4 +305,19 @@ pub fn request(method: http::Method, repo: &RepoPath, endpoint: Endpoint, client
 /// Reads an answer to its end.
 pub async fn collected(response: super::Response) -> Result<Bytes, super::PrimaryError> {
     Ok(super::body::collect(response.body, usize::MAX).await?.unwrap())
+}
+
+/// Waits for something that is about to happen; a test that waits in vain fails.
+pub async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), what).await.unwrap()
+}
+
+/// Waits until `done` is true.
+pub async fn until(mut done: impl FnMut() -> bool) {
+    soon(async {
+        while !done() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }

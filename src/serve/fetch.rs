@@ -110,7 +110,7 @@ async fn open(
     let hash = repo.snapshot().map_or(HashKind::Sha1, |snapshot| snapshot.refs.hash);
     let grant = match app.grants.check(&asked.path, &asked.client, hash).await {
         Ok(grant) => grant,
-        Err(Refusal::Answer(denial)) => return Ok(Err(Instead::Refusal(denial_response(denial)))),
+        Err(Refusal::Answer(denial)) => return Ok(Err(Instead::Refusal(denial_response(*denial)))),
         Err(Refusal::Unavailable(e)) => return Err(e.into()),
     };
     let Some(granted) = reaching(repo, &grant, wants).await? else {

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::serve::app::App;
-use crate::serve::{git, health};
+use crate::serve::{count, git, health};
 
 /// A client that has not sent its request's head by then is cut.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,6 +33,7 @@ pub fn router(app: App) -> Router {
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(health::metrics))
         .fallback(git::handle)
+        .layer(axum::middleware::from_fn(count::count))
         .with_state(app)
 }
 

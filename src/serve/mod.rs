@@ -4,13 +4,14 @@
 //! - [`advertise`]: refs from what is published (bounded mode). [`watch`]: reading along with the live ones.
 //! - [`fetch`]: a fetch answered from the bucket. [`prepare`]: what it sends. [`plans`]: kept for the
 //!   next one. [`send`]: its stream. [`pass`]: everything the primary answers.
-//! - [`health`]: `/livez`, `/readyz`, `/metrics`.
+//! - [`health`]: `/livez`, `/readyz`, `/metrics`. [`count`]: every request counted.
 //!
 //! Relies on: `mirror` for repositories, `primary` for grants and passing on, `git` and `pack` for the protocol.
 
 pub mod advertise;
 pub mod app;
 pub mod body;
+pub mod count;
 pub mod error;
 pub mod fetch;
 pub mod git;

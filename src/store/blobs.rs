@@ -10,6 +10,7 @@ use std::path::Path as FilePath;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use object_store::ObjectStoreExt;
 use sha2::{Digest, Sha256};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
@@ -111,12 +112,7 @@ impl Bucket {
 
     /// Checks with one small request that a blob is there with its recorded length.
     pub async fn head(&self, blob: &BlobRef) -> Result<(), StoreError> {
-        let key = blob.key();
-        let found = self.length(&key).await?;
-        if found != blob.len {
-            return Err(StoreError::damaged(key, format!("{found} bytes instead of {}", blob.len)));
-        }
-        Ok(())
+        check_length(blob, self.length(&blob.key()).await?)
     }
 
     /// Removes a blob. Only for bytes that are proven bad or that no retained generation names.
@@ -126,27 +122,26 @@ impl Bucket {
 
     /// Stores `bytes`, whose name is `blob`, if they are not there. An unknown outcome is settled by looking.
     pub(super) async fn put_named(&self, blob: &BlobRef, bytes: Bytes) -> Result<(), StoreError> {
+        match self.retrying(|| self.put_named_once(blob, &bytes)).await {
+            // Half a blob under its name: leftovers of a store that does not write atomically.
+            Err(StoreError::Damaged { .. }) => self.overwrite(&blob.key(), bytes).await,
+            other => other,
+        }
+    }
+
+    async fn put_named_once(&self, blob: &BlobRef, bytes: &Bytes) -> Result<(), StoreError> {
         let key = blob.key();
-        let mut patience = self.patience();
-        loop {
-            let mut error = match self.try_create(&key, bytes.clone()).await {
-                Ok(()) => return Ok(()),
-                Err(error) => self.sort("create", &key, error),
-            };
-            if matches!(error, StoreError::Refused { .. }) {
-                return Err(error);
-            }
-            match self.head(blob).await {
-                Ok(()) => return Ok(()),
-                // Half a blob under its name: leftovers of a store that does not write atomically.
-                Err(StoreError::Damaged { .. }) => return self.overwrite(&key, bytes).await,
-                Err(StoreError::NotFound { .. }) => {}
-                Err(unseen) if unseen.is_transient() => error = unseen,
-                Err(unseen) => return Err(unseen),
-            }
-            if !patience.wait().await {
-                return Err(error);
-            }
+        let error = match self.try_create(&key, bytes.clone()).await {
+            Ok(()) => return Ok(()),
+            Err(error) => self.sort("create", &key, error),
+        };
+        if matches!(error, StoreError::Refused { .. }) {
+            return Err(error);
+        }
+        match self.length_once(&key).await {
+            Ok(length) => check_length(blob, length),
+            Err(StoreError::NotFound { .. }) => Err(error),
+            Err(unseen) => Err(unseen),
         }
     }
 
@@ -154,17 +149,14 @@ impl Bucket {
     async fn read_checked(&self, blob: &BlobRef) -> Result<Bytes, StoreError> {
         let key = blob.key();
         let sort = |error| self.sort("get", &key, error);
-        use object_store::ObjectStoreExt;
-        let answer = self.inner.store.get(&self.at(&key)).await.map_err(sort)?;
-        if answer.meta.size != blob.len {
-            let what = format!("{} bytes instead of {}", answer.meta.size, blob.len);
-            return Err(StoreError::damaged(&key, what));
-        }
-        let bytes = answer.bytes().await.map_err(sort)?;
-        if bytes.len() as u64 != blob.len {
-            return Err(StoreError::damaged(&key, format!("the body ended after {} bytes", bytes.len())));
-        }
-        Ok(bytes)
+        self.retrying(|| async {
+            let answer = self.inner.store.get(&self.at(&key)).await.map_err(sort)?;
+            check_length(blob, answer.meta.size)?;
+            let bytes = answer.bytes().await.map_err(sort)?;
+            check_length(blob, bytes.len() as u64)?;
+            Ok(bytes)
+        })
+        .await
     }
 
     /// Reads a blob in order, into a file if one is given, and returns the hash of what was read.
@@ -201,6 +193,13 @@ impl Bucket {
         }
         Ok(BlobId::from_hasher(hasher))
     }
+}
+
+fn check_length(blob: &BlobRef, found: u64) -> Result<(), StoreError> {
+    if found != blob.len {
+        return Err(StoreError::damaged(blob.key(), format!("{found} bytes instead of {}", blob.len)));
+    }
+    Ok(())
 }
 
 /// Runs work that burns CPU off the async threads.

@@ -14,52 +14,17 @@ use object_store::path::Path;
 use object_store::{Error as Foreign, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::StoreError;
 use super::error::is_expired_token;
+use crate::retry::{Halt, Policy};
 
 /// The layout version written into `<prefix>/format`.
 pub const LAYOUT: u32 = 1;
 
 /// Upload parts in memory at once, over all uploads through one [`Bucket`].
 const PARTS_IN_FLIGHT: usize = 6;
-
-/// How patiently the store is asked. The first attempt is not counted as a retry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Retry {
-    /// Retries of one request.
-    pub attempts: u32,
-    /// The first wait is random below this; the bound doubles each time.
-    pub base: Duration,
-    /// No wait is longer.
-    pub cap: Duration,
-    /// After this time no retry is started.
-    pub budget: Duration,
-}
-
-impl Default for Retry {
-    fn default() -> Self {
-        Self {
-            attempts: 6,
-            base: Duration::from_millis(100),
-            cap: Duration::from_secs(5),
-            budget: Duration::from_secs(30),
-        }
-    }
-}
-
-impl Retry {
-    /// Retries without waiting: for tests.
-    pub fn at_once() -> Self {
-        Self { base: Duration::ZERO, cap: Duration::ZERO, ..Self::default() }
-    }
-
-    /// The wait before retry number `attempt` (from 0): full jitter below an exponential bound.
-    fn wait(&self, attempt: u32) -> Duration {
-        let bound = self.base.saturating_mul(1 << attempt.min(16)).min(self.cap);
-        bound.mul_f64(rand::random::<f64>())
-    }
-}
 
 /// A prefix of a store: all that the nodes of a farm share. Cheap to clone.
 #[derive(Clone)]
@@ -68,17 +33,42 @@ pub struct Bucket {
 }
 
 pub(super) struct Inner {
-    pub(super) store: Arc<dyn ObjectStore>,
-    prefix: Path,
-    name: String,
-    /// Listings come in order of keys, so the first entry is the newest generation.
-    pub(super) ordered: bool,
-    pub(super) retry: Retry,
-    /// Forgets cached credentials, if there are any that can be renewed.
-    renew: Option<Arc<dyn Fn() + Send + Sync>>,
-    pub(super) parts: Semaphore,
+    parts: Parts,
+    /// Upload parts in memory.
+    pub(super) in_flight: Semaphore,
     /// When each repository's newest generation was last known for sure.
     pub(super) known: Mutex<HashMap<String, Instant>>,
+}
+
+impl std::ops::Deref for Inner {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
+}
+
+/// What a bucket is made of.
+#[derive(Clone)]
+pub(super) struct Parts {
+    /// Answers each request once: repeating is ours.
+    pub(super) store: Arc<dyn ObjectStore>,
+    /// For uploads in parts: the same store with retries of its own, since a part cannot be sent again from outside.
+    pub(super) uploads: Arc<dyn ObjectStore>,
+    pub(super) prefix: Path,
+    pub(super) name: String,
+    /// Listings come in order of keys, so the first entry is the newest generation.
+    pub(super) ordered: bool,
+    pub(super) policy: Policy,
+    /// Forgets cached credentials, if there are any that can be renewed.
+    pub(super) renew: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+/// How patiently a store is asked unless told otherwise: six attempts within half a minute.
+pub(super) fn default_policy() -> Policy {
+    Policy::new(Duration::from_millis(100), Duration::from_secs(5))
+        .attempts(6)
+        .budget(Duration::from_secs(30))
 }
 
 impl fmt::Debug for Bucket {
@@ -100,26 +90,30 @@ impl Bucket {
     /// Uses `store` below `prefix` (empty for all of it). Makes no request.
     pub fn over(store: Arc<dyn ObjectStore>, prefix: &str) -> Self {
         let name = format!("{store}/{prefix}");
-        Self::build(store, Path::from(prefix), name, Retry::default(), false, None)
+        Self::build(Parts {
+            uploads: store.clone(),
+            store,
+            prefix: Path::from(prefix),
+            name,
+            ordered: false,
+            policy: default_policy(),
+            renew: None,
+        })
     }
 
-    pub(super) fn build(
-        store: Arc<dyn ObjectStore>,
-        prefix: Path,
-        name: String,
-        retry: Retry,
-        ordered: bool,
-        renew: Option<Arc<dyn Fn() + Send + Sync>>,
-    ) -> Self {
-        let parts = Semaphore::new(PARTS_IN_FLIGHT);
-        let known = Mutex::default();
-        Self { inner: Arc::new(Inner { store, prefix, name, ordered, retry, renew, parts, known }) }
+    pub(super) fn build(parts: Parts) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                parts,
+                in_flight: Semaphore::new(PARTS_IN_FLIGHT),
+                known: Mutex::default(),
+            }),
+        }
     }
 
     /// The same bucket, asked with other patience.
-    pub fn with_retry(&self, retry: Retry) -> Self {
-        let Inner { store, prefix, name, ordered, renew, .. } = &*self.inner;
-        Self::build(store.clone(), prefix.clone(), name.clone(), retry, *ordered, renew.clone())
+    pub fn with_policy(&self, policy: Policy) -> Self {
+        Self::build(Parts { policy, ..self.inner.parts.clone() })
     }
 
     /// What the bucket is called in logs, and what tells one bucket's local records from another's. No secrets.
@@ -175,20 +169,33 @@ impl Bucket {
         StoreError::from_store(verb, key, error)
     }
 
-    /// Reads a whole object. A body shorter than the store announced is read once more.
+    /// Repeats `op` by the bucket's policy while its errors are transient.
+    pub(super) async fn retrying<T, F>(&self, mut op: impl FnMut() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        // Never cancelled: whoever does not want to wait drops the future.
+        let stop = CancellationToken::new();
+        let halted =
+            |halt: Halt<_>| halt.into_error().unwrap_or_else(|| StoreError::unavailable("retry", "stopped"));
+        self.inner.policy.run(&stop, |_| op()).await.map_err(halted)
+    }
+
+    /// Reads a whole object.
     pub(super) async fn read(&self, key: &Path) -> Result<Bytes, StoreError> {
-        let mut found = 0;
-        for _ in 0..2 {
-            let sort = |error| self.sort("get", key, error);
-            let answer = self.inner.store.get(&self.at(key)).await.map_err(sort)?;
-            let size = answer.meta.size;
-            let bytes = answer.bytes().await.map_err(sort)?;
-            if bytes.len() as u64 == size {
-                return Ok(bytes);
-            }
-            found = bytes.len();
+        self.retrying(|| self.read_once(key)).await
+    }
+
+    async fn read_once(&self, key: &Path) -> Result<Bytes, StoreError> {
+        let sort = |error| self.sort("get", key, error);
+        let answer = self.inner.store.get(&self.at(key)).await.map_err(sort)?;
+        let size = answer.meta.size;
+        let bytes = answer.bytes().await.map_err(sort)?;
+        if bytes.len() as u64 != size {
+            let why = format!("the body ended after {} of {size} bytes", bytes.len());
+            return Err(StoreError::unavailable(format!("get {key}"), why));
         }
-        Err(StoreError::unavailable(format!("get {key}"), format!("the body ended after {found} bytes")))
+        Ok(bytes)
     }
 
     /// Reads `range` of an object; the answer may be shorter if the object is.
@@ -198,21 +205,31 @@ impl Bucket {
         range: std::ops::Range<u64>,
     ) -> Result<Bytes, StoreError> {
         let sort = |error| self.sort("get", key, error);
-        let options = GetOptions { range: Some(GetRange::Bounded(range)), ..Default::default() };
-        let answer = self.inner.store.get_opts(&self.at(key), options).await.map_err(sort)?;
-        answer.bytes().await.map_err(sort)
+        self.retrying(|| async {
+            let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..Default::default() };
+            let answer = self.inner.store.get_opts(&self.at(key), options).await.map_err(sort)?;
+            answer.bytes().await.map_err(sort)
+        })
+        .await
     }
 
     /// The stored length of an object.
     pub(super) async fn length(&self, key: &Path) -> Result<u64, StoreError> {
+        self.retrying(|| self.length_once(key)).await
+    }
+
+    pub(super) async fn length_once(&self, key: &Path) -> Result<u64, StoreError> {
         let meta = self.inner.store.head(&self.at(key)).await.map_err(|e| self.sort("head", key, e))?;
         Ok(meta.size)
     }
 
     /// Writes an object whatever was there.
     pub(super) async fn overwrite(&self, key: &Path, bytes: Bytes) -> Result<(), StoreError> {
-        let put = self.inner.store.put(&self.at(key), bytes.into()).await;
-        put.map(drop).map_err(|error| self.sort("put", key, error))
+        self.retrying(|| async {
+            let put = self.inner.store.put(&self.at(key), bytes.clone().into()).await;
+            put.map(drop).map_err(|error| self.sort("put", key, error))
+        })
+        .await
     }
 
     /// One conditional write, not settled.
@@ -222,74 +239,48 @@ impl Bucket {
 
     /// Removes an object; one that is not there is as good.
     pub(super) async fn remove(&self, key: &Path) -> Result<(), StoreError> {
-        match self.inner.store.delete(&self.at(key)).await {
-            Ok(()) | Err(Foreign::NotFound { .. }) => Ok(()),
-            Err(error) => Err(self.sort("delete", key, error)),
-        }
+        self.retrying(|| async {
+            match self.inner.store.delete(&self.at(key)).await {
+                Ok(()) | Err(Foreign::NotFound { .. }) => Ok(()),
+                Err(error) => Err(self.sort("delete", key, error)),
+            }
+        })
+        .await
     }
 
-    /// Creates `key` with `bytes`, which nobody else writes. Whatever the reply, what counts is what lies there after:
-    /// "exists" may be our own earlier attempt, a conflict (409) or a lost reply may have left nothing.
+    /// Creates `key` with `bytes`, which nobody else writes.
     pub(super) async fn create(&self, key: &Path, bytes: Bytes) -> Result<Created, StoreError> {
-        let mut patience = self.patience();
-        loop {
-            let mut error = match self.try_create(key, bytes.clone()).await {
-                Ok(()) => return Ok(Created::Ours),
-                Err(error) => self.sort("create", key, error),
-            };
-            if matches!(error, StoreError::Refused { .. }) {
-                return Err(error);
-            }
-            match self.read(key).await {
-                Ok(found) if found == bytes => return Ok(Created::Ours),
-                Ok(found) => return Ok(Created::Other(found)),
-                Err(StoreError::NotFound { .. }) => {}
-                Err(unread) if unread.is_transient() => error = unread,
-                Err(unread) => return Err(unread),
-            }
-            if !patience.wait().await {
-                return Err(error);
-            }
-        }
+        self.retrying(|| self.create_once(key, &bytes)).await
     }
 
-    /// Counts our own attempts at something that takes several requests.
-    pub(super) fn patience(&self) -> Patience {
-        Patience { retry: self.inner.retry, attempt: 0, start: Instant::now() }
-    }
-}
-
-/// Attempts at an operation made of several requests: few, since each request has its own retries below.
-pub(super) struct Patience {
-    retry: Retry,
-    attempt: u32,
-    start: Instant,
-}
-
-impl Patience {
-    /// Waits before the next attempt; false if there is none left.
-    pub(super) async fn wait(&mut self) -> bool {
-        if self.attempt >= self.retry.attempts.min(3) || self.start.elapsed() > self.retry.budget {
-            return false;
+    /// Whatever the reply, what counts is what lies there after: "exists" may be our own earlier attempt, a conflict (409)
+    /// or a lost reply may have left nothing.
+    async fn create_once(&self, key: &Path, bytes: &Bytes) -> Result<Created, StoreError> {
+        let error = match self.try_create(key, bytes.clone()).await {
+            Ok(()) => return Ok(Created::Ours),
+            Err(error) => self.sort("create", key, error),
+        };
+        if matches!(error, StoreError::Refused { .. }) {
+            return Err(error);
         }
-        let wait = self.retry.wait(self.attempt);
-        self.attempt += 1;
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
+        match self.read_once(key).await {
+            Ok(found) if found == *bytes => Ok(Created::Ours),
+            Ok(found) => Ok(Created::Other(found)),
+            Err(StoreError::NotFound { .. }) => Err(error),
+            Err(unread) => Err(unread),
         }
-        true
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::faulty::{Fault, Faulty, Op};
+    use crate::store::faulty::{Fault, Faulty, Op, at_once};
     use object_store::memory::InMemory;
 
     fn bucket() -> (Bucket, Arc<Faulty>) {
         let faulty = Faulty::over(InMemory::new());
-        (Bucket::over(faulty.clone(), "farm/one").with_retry(Retry::at_once()), faulty)
+        (Bucket::over(faulty.clone(), "farm/one").with_policy(at_once(4)), faulty)
     }
 
     #[tokio::test]
@@ -330,15 +321,5 @@ mod tests {
         assert_eq!(bucket.read(&"k".into()).await.unwrap(), "0123456789");
         faulty.always(Op::Get, Fault::ShortBody);
         assert!(bucket.read(&"k".into()).await.unwrap_err().is_transient());
-    }
-
-    #[test]
-    fn waits_double_up_to_the_cap() {
-        let retry = Retry { base: Duration::from_secs(1), cap: Duration::from_secs(3), ..Retry::default() };
-        for attempt in 0..40 {
-            let bound = Duration::from_secs(3).min(Duration::from_secs(1 << attempt.min(8)));
-            assert!(retry.wait(attempt) <= bound);
-        }
-        assert_eq!(Retry::at_once().wait(30), Duration::ZERO);
     }
 }

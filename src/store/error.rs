@@ -9,6 +9,8 @@ use std::sync::Arc;
 use object_store::Error as Foreign;
 use object_store::client::HttpError;
 
+use crate::retry::Retryable;
+
 /// Why an operation on the bucket did not give what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
@@ -116,7 +118,7 @@ impl StoreError {
         let mut text = self.to_string();
         let mut next = self.source();
         while let Some(error) = next {
-            let line = error.to_string();
+            let line = plain(&error.to_string());
             if !text.contains(&line) {
                 text.push_str(": ");
                 text.push_str(&line);
@@ -124,6 +126,25 @@ impl StoreError {
             next = error.source();
         }
         text
+    }
+}
+
+/// Shortens S3's XML to what people read in it.
+fn plain(text: &str) -> String {
+    let Some((before, xml)) = text.split_once("<?xml") else { return text.to_owned() };
+    let field = |name: &str| {
+        let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+        Some(rest.split_once('<')?.0)
+    };
+    match (field("Code"), field("Message")) {
+        (Some(code), Some(message)) => format!("{before}{code}: {}", message.trim_end_matches('.')),
+        _ => before.to_owned(),
+    }
+}
+
+impl Retryable for StoreError {
+    fn is_transient(&self) -> bool {
+        self.is_transient()
     }
 }
 
@@ -233,6 +254,14 @@ mod tests {
         }
         let denied = Foreign::PermissionDenied { path: "k".into(), source: source() };
         assert!(matches!(StoreError::from_store("get", &"k".into(), denied), StoreError::Refused { .. }));
+    }
+
+    #[test]
+    fn xml_is_made_readable() {
+        let xml = "403: <?xml version=\"1.0\"?>\n<Error><Code>NoWay</Code><Message>Not you.</Message><Key>k</Key></Error>";
+        assert_eq!(plain(xml), "403: NoWay: Not you");
+        assert_eq!(plain("403: <?xml something else"), "403: ");
+        assert_eq!(plain("nothing"), "nothing");
     }
 
     #[test]

@@ -19,6 +19,13 @@ use object_store::{
 };
 use tokio::sync::Semaphore;
 
+use crate::retry::Policy;
+
+/// A policy of that many attempts with no time in between.
+pub fn at_once(attempts: u32) -> Policy {
+    Policy::new(Duration::ZERO, Duration::ZERO).attempts(attempts)
+}
+
 /// Kinds of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Op {

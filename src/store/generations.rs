@@ -65,25 +65,22 @@ impl Bucket {
     /// The current generation of a repository, by a listing and one read; none if it was never published.
     pub async fn newest(&self, repo: &RepoPath) -> Result<Option<Generation>, StoreError> {
         let name = repo.key();
-        let mut patience = self.patience();
-        loop {
+        self.retrying(|| async {
             let asked = Instant::now();
-            let Some(number) = self.newest_number(&name).await? else {
-                self.know_since(&name, asked);
-                return Ok(None);
+            let found = match self.newest_number(&name).await? {
+                None => None,
+                Some(number) => Some(self.get(repo, number).await?.ok_or_else(|| {
+                    // Collected in between, so there is a newer one.
+                    StoreError::unavailable(
+                        format!("list {}", folder(&name)),
+                        "it shows what is not there any more",
+                    )
+                })?),
             };
-            if let Some(found) = self.get(repo, number).await? {
-                self.know_since(&name, asked);
-                return Ok(Some(found));
-            }
-            // Listed and gone: collected in between, so there is a newer one.
-            if !patience.wait().await {
-                return Err(StoreError::unavailable(
-                    format!("list {}", folder(&name)),
-                    "it shows what is not there",
-                ));
-            }
-        }
+            self.know_since(&name, asked);
+            Ok(found)
+        })
+        .await
     }
 
     /// The current generation if it is newer than number `known`: usually one read that finds nothing. 0 means that none
@@ -139,8 +136,11 @@ impl Bucket {
     /// warning: its trouble is not the others'.
     pub async fn current(&self) -> Result<Vec<Generation>, StoreError> {
         let root = Path::from("repos");
-        let listing = self.inner.store.list_with_delimiter(Some(&self.at(&root))).await;
-        let listing = listing.map_err(|error| self.sort("list", &root, error))?;
+        let list = || async {
+            let listing = self.inner.store.list_with_delimiter(Some(&self.at(&root))).await;
+            listing.map_err(|error| self.sort("list", &root, error))
+        };
+        let listing = self.retrying(list).await?;
         // Collected here: a borrowing iterator held over the waits below would tie the future to one thread.
         let names: Vec<String> = listing
             .common_prefixes
@@ -185,7 +185,7 @@ impl Bucket {
 
     /// Like [`Bucket::newest`], for a repository whose path is not known, only its folder.
     async fn newest_of(&self, name: &str) -> Result<Option<Generation>, StoreError> {
-        let Some(number) = self.newest_number(name).await? else { return Ok(None) };
+        let Some(number) = self.retrying(|| self.newest_number(name)).await? else { return Ok(None) };
         let at = key(name, number);
         match self.read(&at).await {
             Ok(bytes) => Generation::decode(&at, &bytes, name, number).map(Some),

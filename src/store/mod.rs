@@ -35,7 +35,7 @@ mod faults;
 mod suite;
 
 pub use blob::{BadBlobId, BlobId, BlobKind, BlobRef};
-pub use bucket::{Bucket, LAYOUT, Retry};
+pub use bucket::{Bucket, LAYOUT};
 pub use error::StoreError;
 pub use generation::{Generation, LayerRef, VERSION, nonce};
 pub use generations::Publish;

@@ -14,12 +14,13 @@ use object_store::aws::{AmazonS3Builder, Checksum, S3ConditionalPut};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{BackoffConfig, RetryConfig};
+use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 use url::Url;
 
-use super::bucket::{Bucket, Retry};
+use super::bucket::{Bucket, Parts, default_policy};
 use super::credentials::Chain;
 use super::error::StoreError;
+use crate::retry::Policy;
 
 /// Longest time for one request with its body: a part of 16 MiB at 140 kB/s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
@@ -32,7 +33,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How to reach a store, beside its URL. Everything has a default; environment variables that AWS tools know fill what
 /// is not set here.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct StoreOptions {
     /// Address of the S3 server if it is not Amazon's (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_ENDPOINT`).
     pub endpoint: Option<String>,
@@ -43,7 +44,13 @@ pub struct StoreOptions {
     /// Allow plain HTTP to a host that is not this one.
     pub allow_http: bool,
     /// How patiently requests are repeated.
-    pub retry: Retry,
+    pub retry: Policy,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { endpoint: None, region: None, path_style: None, allow_http: false, retry: default_policy() }
+    }
 }
 
 impl Bucket {
@@ -74,8 +81,9 @@ async fn open(text: &str, options: &StoreOptions, env: Env<'_>) -> Result<Bucket
         }
         "memory" => {
             let prefix = prefix(&url).map_err(|error| bad(&error))?;
-            let store = Arc::new(InMemory::new());
-            Ok(Bucket::build(store, prefix, "memory".into(), options.retry, true, None))
+            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let (uploads, name, policy) = (store.clone(), "memory".into(), options.retry.clone());
+            Ok(Bucket::build(Parts { store, uploads, prefix, name, ordered: true, policy, renew: None }))
         }
         "s3" => s3(&url, options, env).await,
         other => Err(bad(&format!("unknown scheme {other}: use s3://bucket/prefix or a directory"))),
@@ -99,8 +107,17 @@ fn directory(path: &FilePath, options: &StoreOptions) -> Result<Bucket, StoreErr
     let store = LocalFileSystem::new_with_prefix(&path)
         .map_err(|error| StoreError::from_store("open", &Path::default(), error))?
         .with_fsync(true);
-    let name = path.display().to_string();
-    Ok(Bucket::build(Arc::new(store), Path::default(), name, options.retry, false, None))
+    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    let (uploads, name, policy) = (store.clone(), path.display().to_string(), options.retry.clone());
+    Ok(Bucket::build(Parts {
+        store,
+        uploads,
+        prefix: Path::default(),
+        name,
+        ordered: false,
+        policy,
+        renew: None,
+    }))
 }
 
 /// Makes a directory that only this user can read: it holds other people's repositories.
@@ -138,7 +155,6 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(bucket)
         .with_client_options(client)
-        .with_retry(retry(options.retry))
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_checksum_algorithm(Checksum::SHA256)
         .with_virtual_hosted_style_request(!path_style);
@@ -170,8 +186,14 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
         builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
     }
     builder = builder.with_region(region.unwrap_or_else(|| "us-east-1".into()));
-    let store = builder.build().map_err(|error| bad(error.to_string()))?;
-    Ok(Bucket::build(Arc::new(store), prefix, name, options.retry, true, renew))
+    let build = |retry| -> Result<Arc<dyn ObjectStore>, StoreError> {
+        Ok(Arc::new(builder.clone().with_retry(retry).build().map_err(|error| bad(error.to_string()))?))
+    };
+    let policy = options.retry.clone();
+    // Requests are repeated by our policy, which signs each one anew; only parts of uploads need the library's retries.
+    let store = build(RetryConfig { max_retries: 0, ..RetryConfig::default() })?;
+    let uploads = build(part_retries(&policy))?;
+    Ok(Bucket::build(Parts { store, uploads, prefix, name, ordered: true, policy, renew }))
 }
 
 /// An own endpoint for addresses with the bucket in the host name.
@@ -207,15 +229,12 @@ fn is_loopback(url: &Url) -> bool {
         || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn retry(retry: Retry) -> RetryConfig {
+/// Retries of parts of an upload, at the policy's pace.
+fn part_retries(policy: &Policy) -> RetryConfig {
     // object_store panics when it has to choose a wait from an empty range.
-    let init_backoff = retry.base.max(Duration::from_millis(1));
-    let max_backoff = retry.cap.max(init_backoff);
-    RetryConfig {
-        backoff: BackoffConfig { init_backoff, max_backoff, base: 2.0 },
-        max_retries: retry.attempts as usize,
-        retry_timeout: retry.budget,
-    }
+    let init_backoff = policy.bound(1).max(Duration::from_millis(1));
+    let max_backoff = policy.bound(u32::MAX).max(init_backoff);
+    RetryConfig { backoff: BackoffConfig { init_backoff, max_backoff, base: 2.0 }, ..RetryConfig::default() }
 }
 
 #[cfg(test)]

@@ -242,13 +242,12 @@ const NO_CONDITIONS: &str = "The store overwrote an object although it was told 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Retry;
-    use crate::store::faulty::{Fault, Faulty, Op};
+    use crate::store::faulty::{Fault, Faulty, Op, at_once};
     use object_store::memory::InMemory;
 
     fn bucket() -> (Bucket, std::sync::Arc<Faulty>) {
         let faulty = Faulty::over(InMemory::new());
-        (Bucket::over(faulty.clone(), "farm").with_retry(Retry::at_once()), faulty)
+        (Bucket::over(faulty.clone(), "farm").with_policy(at_once(1)), faulty)
     }
 
     #[tokio::test]

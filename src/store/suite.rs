@@ -287,8 +287,8 @@ async fn an_s3_server_that_says_no_is_explained() {
         eprintln!("skipped: PACKMIRROR_TEST_S3_URL is not set");
         return;
     };
-    let retry = Retry { attempts: 1, ..Retry::at_once() };
-    let options = StoreOptions { retry, ..StoreOptions::default() };
+    let retry = faulty::at_once(2);
+    let options = StoreOptions { retry: retry.clone(), ..StoreOptions::default() };
     let bucket = Bucket::open("s3://packmirror-no-such-bucket/x", &options).await.unwrap();
     let failed = bucket.probe().await.unwrap_err();
     assert!(!failed.is_transient() && failed.explanation.contains("bucket exists"), "{failed}");

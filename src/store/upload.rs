@@ -68,7 +68,7 @@ impl Bucket {
     ) -> Result<(), StoreError> {
         let key = blob.key();
         let sort = |error| self.sort("upload", &key, error);
-        let mut upload = Upload(Some(self.inner.store.put_multipart(&self.at(&key)).await.map_err(sort)?));
+        let mut upload = Upload(Some(self.inner.uploads.put_multipart(&self.at(&key)).await.map_err(sort)?));
         match self.send_parts(&mut upload, blob, path, progress).await {
             Ok(()) => {}
             Err(error) => {
@@ -112,11 +112,11 @@ impl Bucket {
             // Held until the part has arrived: bounds the memory of all uploads together.
             let room = loop {
                 if sending.is_empty() {
-                    let room = self.inner.parts.acquire().await;
+                    let room = self.inner.in_flight.acquire().await;
                     break room.map_err(|error| StoreError::unavailable("upload", error.to_string()))?;
                 }
                 tokio::select! {
-                    room = self.inner.parts.acquire() => {
+                    room = self.inner.in_flight.acquire() => {
                         break room.map_err(|error| StoreError::unavailable("upload", error.to_string()))?;
                     }
                     finished = finish_one(&mut sending, &mut done, blob.len, progress) => {

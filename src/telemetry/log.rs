@@ -10,18 +10,24 @@ use tracing_subscriber::util::SubscriberInitExt;
 #[error("\"{0}\" is neither a log level nor a filter")]
 pub struct BadLevel(String);
 
+/// The levels, loudest last.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// Reads a level (`info`) or a filter (`packmirror=debug,warn`).
 ///
-/// A single word that is no level would be a filter for a module of that name, which silences everything; that
-/// is surely a slip and is refused.
+/// A level is meant for packmirror; of the libraries below it only warnings are logged, since what they say at
+/// `debug` would bury it. A single word that is no level would be a filter for a module of that name, which
+/// silences everything; that is surely a slip and is refused.
 pub fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
     let bad = || BadLevel(level.to_owned());
-    let word = level.trim();
-    let known = ["off", "error", "warn", "info", "debug", "trace"];
-    if !word.contains(['=', ',', '[']) && !known.iter().any(|name| name.eq_ignore_ascii_case(word)) {
-        return Err(bad());
-    }
-    EnvFilter::builder().parse(word).map_err(|_| bad())
+    let word = level.trim().to_ascii_lowercase();
+    let directives = match LEVELS.iter().position(|known| *known == word) {
+        Some(0..=2) => word,
+        Some(_) => format!("warn,packmirror={word}"),
+        None if word.contains(['=', ',', '[']) => level.trim().to_owned(),
+        None => return Err(bad()),
+    };
+    EnvFilter::builder().parse(directives).map_err(|_| bad())
 }
 
 /// Starts the log of this process. `json` chooses the form: `None` is text on a terminal and JSON otherwise.
@@ -53,5 +59,7 @@ mod tests {
         for bad in ["inof", "", "5x", "packmirror=loud", "packmirror"] {
             assert!(filter(bad).is_err(), "{bad}");
         }
+        assert_eq!(filter(" Debug ").map(|filter| filter.to_string()), Ok("packmirror=debug,warn".into()));
+        assert_eq!(filter("error").map(|filter| filter.to_string()), Ok("error".into()));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Rules: one prefix, base units, `_total` for counters; no label ever holds a repository, a ref, a client or
 //! anything else without a small fixed set of values. Rooms record with the facade's macros and these names:
-//! `counter!(metrics::ANSWERS, "source" => label::BUCKET, "reason" => label::MIRRORED).increment(1)`.
+//! `counter!(metrics::ANSWERS, "source" => label::BUCKET, "reason" => label::REFS).increment(1)`.
 //! Relies on: `metrics-exporter-prometheus` without its listener. Elsewhere: `/metrics` itself (`serve`).
 
 use std::sync::OnceLock;
@@ -11,8 +11,8 @@ use std::time::Duration;
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-/// Answers to fetches, by where their bytes came from: `source` is [`label::BUCKET`] or [`label::PRIMARY`],
-/// `reason` says why.
+/// Answers to clients, by where they came from: `source` is [`label::BUCKET`] or [`label::PRIMARY`], `reason` says
+/// what was answered from the bucket, or why the primary was asked.
 pub const ANSWERS: &str = "packmirror_answers_total";
 /// Labels: `version`. Always 1.
 pub const BUILD_INFO: &str = "packmirror_build_info";
@@ -22,9 +22,9 @@ pub const HTTP_REQUESTS: &str = "packmirror_http_requests_total";
 pub const INFLIGHT: &str = "packmirror_inflight";
 /// Labels: `reason`. Requests turned away because of a limit.
 pub const SHED: &str = "packmirror_shed_total";
-/// Labels: `phase` (auth, wait, plan, first_byte, total).
+/// Labels: `phase` (plan: until it is known what to send; send: until the last byte).
 pub const FETCH_SECONDS: &str = "packmirror_fetch_duration_seconds";
-/// Labels: `source` (cache, store, primary).
+/// Labels: `source`.
 pub const FETCH_BYTES: &str = "packmirror_fetch_bytes_total";
 /// Labels: `result` (hit, miss, joined, damaged). Lookups of blocks.
 pub const CACHE_REQUESTS: &str = "packmirror_pack_cache_requests_total";
@@ -46,10 +46,9 @@ pub const PRIMARY_REQUESTS: &str = "packmirror_primary_requests_total";
 pub const PRIMARY_SECONDS: &str = "packmirror_primary_duration_seconds";
 /// Labels: `op`, `reason`.
 pub const PRIMARY_RETRIES: &str = "packmirror_primary_retries_total";
-/// Labels: `trigger` (first, request, push, compare, command), `result` ([`label::PUBLISHED`],
-/// [`label::UNCHANGED`], [`label::LOST_RACE`], [`label::FAILED`]).
+/// Labels: `result` ([`label::PUBLISHED`], [`label::UNCHANGED`], [`label::FOLLOWED`], [`label::FAILED`]).
 pub const SYNC_RUNS: &str = "packmirror_sync_runs_total";
-/// Labels: `phase` (refs, fetch, index, graph, upload, publish, total).
+/// No labels. From the first question to the primary to the end, whatever it was.
 pub const SYNC_SECONDS: &str = "packmirror_sync_duration_seconds";
 /// No labels. Pack bytes received from the primary.
 pub const SYNC_BYTES: &str = "packmirror_sync_bytes_total";
@@ -74,14 +73,18 @@ pub mod label {
     pub const BUCKET: &str = "bucket";
     /// `source`: the answer was the primary's, passed through.
     pub const PRIMARY: &str = "primary";
-    /// `reason`: the repository is mirrored and the mirror had everything asked for.
-    pub const MIRRORED: &str = "mirrored";
+    /// `reason`: the advertisement of refs, from the primary because only it knows what is live.
+    pub const LIVE: &str = "live";
+    /// `reason`: the advertisement of refs, from the bucket.
+    pub const REFS: &str = "refs";
+    /// `reason`: a push, which belongs to the primary.
+    pub const PUSH: &str = "push";
     /// `result` of a sync: a new generation was published.
     pub const PUBLISHED: &str = "published";
     /// `result` of a sync: nothing differed.
     pub const UNCHANGED: &str = "unchanged";
     /// `result` of a sync: another node published first.
-    pub const LOST_RACE: &str = "lost_race";
+    pub const FOLLOWED: &str = "followed";
     /// `result` of a sync: it failed.
     pub const FAILED: &str = "failed";
 }
@@ -105,7 +108,7 @@ const LAG: &[f64] =
 
 const TABLE: &[(&str, Kind, &str)] = &[
     (BUILD_INFO, Kind::Gauge(Unit::Count), "Version of this process; always 1"),
-    (ANSWERS, Kind::Counter(Unit::Count), "Answers to fetches, by source of their bytes and reason"),
+    (ANSWERS, Kind::Counter(Unit::Count), "Answers to clients, by source and reason"),
     (HTTP_REQUESTS, Kind::Counter(Unit::Count), "HTTP requests answered, by service and status code"),
     (INFLIGHT, Kind::Gauge(Unit::Count), "Requests being answered, by service"),
     (SHED, Kind::Counter(Unit::Count), "Requests turned away because of a limit"),
@@ -125,8 +128,8 @@ const TABLE: &[(&str, Kind, &str)] = &[
         Kind::Counter(Unit::Count),
         "Repeated requests to the primary, by operation and reason",
     ),
-    (SYNC_RUNS, Kind::Counter(Unit::Count), "Syncs of a repository, by trigger and result"),
-    (SYNC_SECONDS, Kind::Histogram(SECONDS), "Duration of syncs, by phase"),
+    (SYNC_RUNS, Kind::Counter(Unit::Count), "Syncs of a repository, by result"),
+    (SYNC_SECONDS, Kind::Histogram(SECONDS), "Duration of syncs"),
     (SYNC_BYTES, Kind::Counter(Unit::Bytes), "Pack bytes received from the primary"),
     (COMPARISONS, Kind::Counter(Unit::Count), "Comparisons of repositories with the primary, by result"),
     (DIVERGENCE, Kind::Counter(Unit::Count), "Differences and damage found, by kind"),
@@ -237,7 +240,7 @@ mod tests {
         let text = Recorder::install().unwrap().render();
         assert_eq!(recorder.render().is_empty(), text.is_empty());
         for line in [
-            "# HELP packmirror_answers_total Answers to fetches, by source of their bytes and reason",
+            "# HELP packmirror_answers_total Answers to clients, by source and reason",
             "# TYPE packmirror_answers_total counter",
             "packmirror_answers_total{source=\"bucket\",reason=\"test of the recorder\"} 3",
             "packmirror_fetch_duration_seconds_bucket{phase=\"test\",le=\"0.05\"} 0",

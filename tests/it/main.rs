@@ -22,6 +22,7 @@ mod wire;
 mod world;
 
 mod auth;
+mod cli;
 mod clone;
 mod commands;
 mod faults;

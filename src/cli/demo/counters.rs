@@ -7,9 +7,9 @@ use crate::telemetry::metrics::{ANSWERS, SYNC_RUNS, label};
 /// The counters the demo looks at.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Answers made from the bucket.
+    /// Packs made from the bucket.
     pub bucket: u64,
-    /// Answers of the primary that were passed through, by reason.
+    /// Packs of the primary that were passed through, by reason.
     pub primary: BTreeMap<String, u64>,
     /// Syncs by result.
     pub syncs: BTreeMap<String, u64>,
@@ -23,6 +23,8 @@ impl Counters {
             let Some((name, labels, value)) = sample(line) else { continue };
             let get = |key: &str| labels.get(key).cloned().unwrap_or_default();
             match name {
+                // Refs and pushes are answers too, but no packs.
+                ANSWERS if [label::LIVE, label::REFS, label::PUSH].contains(&get("reason").as_str()) => {}
                 ANSWERS if get("source") == label::BUCKET => counters.bucket += value,
                 ANSWERS => *counters.primary.entry(get("reason")).or_default() += value,
                 SYNC_RUNS => *counters.syncs.entry(get("result")).or_default() += value,
@@ -45,15 +47,16 @@ impl Counters {
         }
     }
 
-    /// Says where answers came from, in words.
+    /// Says where packs came from, in words.
     pub fn words(&self) -> String {
         let passed: u64 = self.primary.values().sum();
         let reasons =
-            self.primary.keys().map(|reason| reason.replace('_', " ")).collect::<Vec<_>>().join(", ");
+            self.primary.keys().map(|reason| reason.replace(['_', '-'], " ")).collect::<Vec<_>>().join(", ");
         match (self.bucket, passed) {
-            (0, 0) => "no pack was needed".into(),
-            (n, 0) => format!("{n} from the bucket, none by the primary"),
-            (n, m) => format!("{n} from the bucket, {m} by the primary ({reasons})"),
+            (0, 0) => "none was needed".into(),
+            (n, 0) => format!("{n} from the bucket, none from the primary"),
+            (0, m) => format!("none from the bucket, {m} from the primary ({reasons})"),
+            (n, m) => format!("{n} from the bucket, {m} from the primary ({reasons})"),
         }
     }
 }
@@ -94,9 +97,12 @@ mod tests {
         let text = "\
 # HELP packmirror_answers_total Answers
 # TYPE packmirror_answers_total counter
-packmirror_answers_total{source=\"bucket\",reason=\"mirrored\"} 4
+packmirror_answers_total{source=\"bucket\",reason=\"clone\"} 4
+packmirror_answers_total{source=\"bucket\",reason=\"refs\"} 9
+packmirror_answers_total{source=\"primary\",reason=\"live\"} 9
+packmirror_answers_total{source=\"primary\",reason=\"push\"} 2
 packmirror_answers_total{source=\"primary\",reason=\"shallow\"} 1
-packmirror_answers_total{reason=\"first_sync\",source=\"primary\"} 2
+packmirror_answers_total{reason=\"not-yet-mirrored\",source=\"primary\"} 2
 packmirror_sync_runs_total{trigger=\"first\",result=\"published\"} 1
 packmirror_sync_runs_total{trigger=\"push\",result=\"published\"} 1
 packmirror_repos{state=\"a\\\"b,c}\"} 1
@@ -104,11 +110,16 @@ nonsense
 ";
         let counters = Counters::parse(text);
         assert_eq!(counters.bucket, 4);
-        assert_eq!(counters.primary, [("first_sync".into(), 2), ("shallow".into(), 1)].into());
+        assert_eq!(counters.primary, [("not-yet-mirrored".into(), 2), ("shallow".into(), 1)].into());
         assert_eq!(counters.syncs, [("published".into(), 2)].into());
         let before =
-            Counters { bucket: 3, primary: [("first_sync".into(), 2)].into(), ..Counters::default() };
-        assert_eq!(counters.since(&before).words(), "1 from the bucket, 1 by the primary (shallow)");
-        assert_eq!(counters.since(&counters).words(), "no pack was needed");
+            Counters { bucket: 3, primary: [("not-yet-mirrored".into(), 2)].into(), ..Counters::default() };
+        assert_eq!(counters.since(&before).words(), "1 from the bucket, 1 from the primary (shallow)");
+        let nothing = Counters { bucket: 4, primary: BTreeMap::new(), ..Counters::default() };
+        assert_eq!(
+            counters.since(&nothing).words(),
+            "none from the bucket, 3 from the primary (not yet mirrored, shallow)"
+        );
+        assert_eq!(counters.since(&counters).words(), "none was needed");
     }
 }

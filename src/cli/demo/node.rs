@@ -103,7 +103,7 @@ impl Node {
         loop {
             let syncs = self.counters().await?.syncs;
             let count = |result: &str| syncs.get(result).copied().unwrap_or_default();
-            if count(label::PUBLISHED) + count(label::UNCHANGED) + count(label::LOST_RACE) > 0 {
+            if count(label::PUBLISHED) + count(label::UNCHANGED) + count(label::FOLLOWED) > 0 {
                 return Ok(());
             }
             let what = match count(label::FAILED) {

@@ -39,12 +39,13 @@ impl Story {
         Self { plan, git, repo, direct, ours, dir, step: 1 }
     }
 
-    /// Tells a step that took some time.
+    /// Tells a step and how long it took.
     pub fn tell(&mut self, begun: Instant, text: &str) {
-        let mut lines = text.lines();
-        println!("{:>2}. {}  ({})", self.step, lines.next().unwrap_or_default(), time(begun.elapsed()));
-        for line in lines {
-            println!("    {line}");
+        for (number, line) in text.lines().enumerate() {
+            match number {
+                0 => println!("{:>2}.  {:>7}  {line}", self.step, time(begun.elapsed())),
+                _ => println!("              {line}"),
+            }
         }
         self.step += 1;
     }
@@ -63,7 +64,7 @@ impl Story {
         let from = counters(node).await?.since(&before).words();
         self.tell(begun, &format!(
             "First clone through the mirror. It had never heard of {}, so what the primary\nanswers is passed through, \
-             while the mirror begins to fetch its own copy.\nAnswers: {from}.",
+             while the mirror begins to fetch its own copy.\nPacks: {from}.",
             safe(&self.repo)
         ));
 
@@ -80,7 +81,7 @@ impl Story {
             begun,
             &format!(
                 "Second clone. The primary was asked what it shows and whether this client may read;\n\
-             the pack came from the bucket.\nAnswers: {}.",
+             the pack came from the bucket.\nPacks: {}.",
                 from.words()
             ),
         );
@@ -153,10 +154,7 @@ impl Story {
             });
         }
         let from = counters(node).await?.since(&before).words();
-        self.tell(
-            begun,
-            &format!("The other clone fetched at once and has the new commit.\nAnswers: {from}."),
-        );
+        self.tell(begun, &format!("The other clone fetched at once and has the new commit.\nPacks: {from}."));
         self.prove("proof-2", url, "Proof after the push").await
     }
 
@@ -180,7 +178,7 @@ impl Story {
         }
         self.tell(begun, &format!(
             "That node was killed. A new one with an empty disk took over the bucket, and a clone through it\nis complete. \
-             Answers: {}.",
+             Packs: {}.",
             from.words()
         ));
         if from.bucket == 0 {

@@ -1,8 +1,11 @@
 //! The command line as a process: exit codes, streams, secrets, completions. Needs no server.
 
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+/// A secret that must appear nowhere.
 const CANARY: &str = "canary-91c7";
 
 fn packmirror(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
@@ -14,6 +17,18 @@ fn packmirror(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
         }
     }
     command.envs(env.iter().copied()).output().expect("packmirror runs")
+}
+
+/// Starts the demo with its own directory for temporary files.
+fn demo(dir: &Path, args: &[&str]) -> std::process::Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_packmirror"));
+    command.arg("demo").args(args).env("TMPDIR", dir).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.stderr(Stdio::piped()).spawn().expect("packmirror runs")
+}
+
+/// What is left in a directory.
+fn left(dir: &Path) -> Vec<std::ffi::OsString> {
+    std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").file_name()).collect()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -93,7 +108,7 @@ fn completions_are_scripts_that_know_commands_and_flags() {
         let out = packmirror(dir.path(), &["completions", shell], &[]);
         let script = text(&out.stdout);
         assert!(out.status.success(), "{shell}");
-        for word in ["serve", "completions", "cache-dir", "s3-endpoint", "serve-verified", "port-file"] {
+        for word in ["serve", "completions", "cache-dir", "s3-endpoint", "port-file"] {
             assert!(script.contains(word), "{shell}: no {word}");
         }
         if shell == "bash" {
@@ -141,4 +156,40 @@ fn a_closed_pipe_is_no_failure() {
     drop(child.stdout.take());
     let out = child.wait_with_output().expect("it ends");
     assert!(out.status.success() && out.stderr.is_empty(), "{}", text(&out.stderr));
+}
+
+#[test]
+fn an_interrupted_demo_cleans_up() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut child = demo(dir.path(), &[]);
+    let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
+    let mirror = lines
+        .find(|line| line.as_ref().is_ok_and(|line| line.contains("A mirror runs at")))
+        .expect("a mirror");
+    let mirror = mirror.expect("text");
+    let asked = Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &child.id().to_string()]).status();
+    assert!(asked.expect("sh runs").success());
+    lines.for_each(drop);
+    let out = child.wait_with_output().expect("it ends");
+    assert_eq!(out.status.code(), Some(130), "{}", text(&out.stderr));
+    assert!(left(dir.path()).is_empty(), "the demo left {:?}", left(dir.path()));
+    let address = mirror.split("http://").nth(1).expect("an address");
+    let address = address.split(". ").next().expect("an address");
+    assert!(TcpStream::connect(address).is_err(), "the mirror is still there: {mirror}");
+}
+
+#[test]
+fn a_demo_that_fails_says_why_and_cleans_up() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (primary, scratch) = (dir.path().join("primary"), dir.path().join("scratch"));
+    for path in [&primary, &scratch] {
+        std::fs::create_dir(path).expect("a directory");
+    }
+    let primary = primary.to_str().expect("text");
+    let out =
+        demo(&scratch, &["--primary", primary, "--repo", "absent.git"]).wait_with_output().expect("it ends");
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(said.contains("git clone") && said.contains("absent.git"), "{said}");
+    assert!(left(&scratch).is_empty(), "the demo left {:?}", left(&scratch));
 }
