@@ -167,12 +167,11 @@ fn refs_that_are_nonsense() {
         format!("{}{}0000", pkt(&format!("{tip} refs/heads/x\n")), pkt(&format!("{tip} refs/heads/x\n"))),
         pkt(&format!("{tip} refs/heads/main\n")),
     ] {
-        let failed = node.metric("packmirror_ae_rounds_total", &["result=\"failed\""]);
+        let failures = || node.metric("packmirror_sync_runs_total", &["result=\"failed\""]);
+        let failed = failures();
         primary.heal();
         primary.fault(Wrong::Garbage(body.clone().into_bytes()), |s| s.is("ls-refs"));
-        eventually(&format!("a comparison to fail on {body:?}"), || {
-            (node.metric("packmirror_ae_rounds_total", &["result=\"failed\""]) > failed).then_some(())
-        });
+        eventually(&format!("a comparison to fail on {body:?}"), || (failures() > failed).then_some(()));
     }
     primary.heal();
     assert_eq!(world.store.generations(&repo.path), before, "a lie was published");

@@ -37,7 +37,13 @@ impl State {
         let file = |name: &str| std::fs::read_to_string(Path::new(&git_dir).join(name)).unwrap_or_default();
         let fetched: Vec<String> = file("FETCH_HEAD")
             .lines()
-            .map(|l| l.split(" of ").next().unwrap_or_default().replace('\t', " "))
+            .map(|l| {
+                l.split(" of ")
+                    .next()
+                    .and_then(|l| l.split("http:").next())
+                    .unwrap_or_default()
+                    .replace('\t', " ")
+            })
             .collect();
         let tips: String =
             fetched.iter().filter_map(|l| l.split(' ').next()).map(|o| format!("{o}\n")).collect();
