@@ -10,7 +10,7 @@ use crate::node::Setup;
 use crate::oracle::{compare, from_bucket, in_bucket, mirrored, same};
 use crate::primary::{Primary, Seen, Wrong};
 use crate::wire::{self, pkt};
-use crate::world::{World, eventually, skip};
+use crate::world::{World, cannot, eventually};
 use crate::{mirror_only, shapes};
 
 /// The fetches of packmirror itself: the user agent tells them from clients' own.
@@ -294,8 +294,8 @@ fn a_sync_that_hangs_does_not_hold_clients() {
 #[test]
 fn the_bucket_is_gone_for_a_while() {
     mirror_only!();
-    let world = World::new();
-    let Some(dir) = world.store.dir.clone() else { return skip("a directory as the store") };
+    let world = World::on_disk();
+    let dir = world.store.dir.clone().expect("a directory");
     let primary = Primary::start();
     let repo = primary.repo("team/app.git", shapes::town);
     let mut node = world.node(&primary);
@@ -382,7 +382,9 @@ fn the_caches_disk_is_full() {
     mirror_only!();
     let (world, primary) = (World::new(), Primary::start());
     let cache = world.unused("small-cache");
-    let Some(small) = Small::mount(&cache, "3m") else { return skip("root, to mount a small tmpfs") };
+    let Some(small) = Small::mount(&cache, "3m") else {
+        return cannot("it needs root to mount a small tmpfs");
+    };
     let repo = primary.repo("team/app.git", shapes::big_blob);
     {
         let big = world.node(&primary);
@@ -409,9 +411,9 @@ fn the_caches_disk_is_full() {
 #[test]
 fn the_stores_disk_is_full() {
     mirror_only!();
-    let (world, primary) = (World::new(), Primary::start());
-    let Some(dir) = world.store.dir.clone() else { return skip("a directory as the store") };
-    let Some(small) = Small::mount(&dir, "2m") else { return skip("root, to mount a small tmpfs") };
+    let (world, primary) = (World::on_disk(), Primary::start());
+    let dir = world.store.dir.clone().expect("a directory");
+    let Some(small) = Small::mount(&dir, "2m") else { return cannot("it needs root to mount a small tmpfs") };
     let repo = primary.repo("team/app.git", shapes::big_blob);
     let node = world.setup(&primary).set("compare_every = \"1s\"").start();
     nothing_comes_of(&world, &primary, &node, &repo.path);

@@ -24,8 +24,17 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
+        Self::with(Store::fresh)
+    }
+
+    /// A world whose store is a directory wherever the others are: for what is done to directories.
+    pub fn on_disk() -> Self {
+        Self::with(|dir| Store::directory(&dir.join("store")))
+    }
+
+    fn with(store: impl FnOnce(&Path) -> Store) -> Self {
         let dir = tempfile::Builder::new().prefix("packmirror-it-").tempdir().expect("a temporary directory");
-        let store = Store::fresh(dir.path());
+        let store = store(dir.path());
         World { dir, store, next: AtomicU32::new(0) }
     }
 
@@ -93,6 +102,12 @@ pub fn skip(what: &str) {
         panic!("{name} needs {what}, and PACKMIRROR_TEST_REQUIRE_PARTS=1 forbids to skip it");
     }
     let _ = writeln!(std::io::stderr(), "SKIPPED: {name} needs {what}");
+}
+
+/// Says that the running test cannot run on this machine, parts or not.
+pub fn cannot(why: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {name}, {why}");
 }
 
 /// Whether the primary stands in the mirror's place: then claims about the mirror's inside are not made.
