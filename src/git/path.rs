@@ -46,7 +46,7 @@ pub enum Endpoint {
     UploadPack,
     /// `git-receive-pack`: push.
     ReceivePack,
-    /// Anything else that belongs to a repository (`HEAD`, `objects/…`, `info/lfs/…`), decoded, without
+    /// Anything else that belongs to a repository (`HEAD`, `objects/…`, `info/lfs/…`, `git-upload-archive`), decoded, without
     /// leading slash; it is passed through.
     Plain(String),
 }
@@ -59,6 +59,8 @@ pub enum Service {
     UploadPack,
     /// Push.
     ReceivePack,
+    /// `git archive --remote`.
+    UploadArchive,
 }
 
 impl Service {
@@ -67,6 +69,7 @@ impl Service {
         match self {
             Self::UploadPack => "git-upload-pack",
             Self::ReceivePack => "git-receive-pack",
+            Self::UploadArchive => "git-upload-archive",
         }
     }
 }
@@ -232,8 +235,10 @@ fn cut<'a>(path: &'a str, query: Option<&str>) -> Result<(&'a str, Endpoint), Ba
     if let Some(repo) = path.strip_suffix("/git-receive-pack") {
         return Ok((repo, Endpoint::ReceivePack));
     }
-    if let Some(repo) = path.strip_suffix("/HEAD") {
-        return Ok((repo, Endpoint::Plain("HEAD".into())));
+    for place in ["HEAD", "git-upload-archive"] {
+        if let Some(repo) = path.strip_suffix(place).and_then(|path| path.strip_suffix('/')) {
+            return Ok((repo, Endpoint::Plain(place.into())));
+        }
     }
     let plain = |at: usize| (&path[..at], Endpoint::Plain(path[at + 1..].into()));
     let objects = path.rfind("/objects/").filter(|at| is_dumb_object(&path[at + "/objects/".len()..]));
@@ -270,6 +275,7 @@ fn service(query: Option<&str>) -> Result<Option<Service>, BadPath> {
     match name.as_str() {
         "git-upload-pack" => Ok(Some(Service::UploadPack)),
         "git-receive-pack" => Ok(Some(Service::ReceivePack)),
+        "git-upload-archive" => Ok(Some(Service::UploadArchive)),
         _ => Err(BadPath::Service(name.chars().filter(|c| !c.is_control()).take(100).collect())),
     }
 }

@@ -25,6 +25,9 @@ const CACHE_BYTES: u64 = 8 << 20;
 
 /// A damaged database must not keep the node from starting.
 const OPENING: Duration = Duration::from_secs(20);
+/// How often, and how long apart, a lock that is being freed is tried: two seconds in all.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Small records by table and key. Cheap to clone.
 #[derive(Clone)]
@@ -147,6 +150,26 @@ fn open_or_start_empty(path: &Path, identity: &str) -> Option<sled::Db> {
     None
 }
 
+/// Opens a database that an earlier handle may still be letting go of: sled frees its lock file from a thread of its own,
+/// after the handle was dropped, and tells nobody. The cache directory's own lock keeps other processes out.
+fn open_when_free(config: &sled::Config) -> sled::Result<sled::Db> {
+    let mut tries = 0;
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(error)) if tries < LOCK_TRIES && is_locked(&error) => {
+                tries += 1;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// sled wraps the system's refusal of the lock into an error of kind `Other`.
+fn is_locked(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
+}
+
 /// Opens the database in a thread of its own: sled panics on some damaged files, and nobody knows whether it ends on all.
 fn open(path: &Path, identity: &str) -> Result<sled::Db, String> {
     make_private(path).map_err(|error| error.to_string())?;
@@ -156,7 +179,7 @@ fn open(path: &Path, identity: &str) -> Result<sled::Db, String> {
         let open = || -> sled::Result<Option<sled::Db>> {
             let config =
                 sled::Config::new().path(&path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(500));
-            let db = config.open()?;
+            let db = open_when_free(&config)?;
             if db.is_empty() {
                 db.insert(IDENTITY, identity.as_bytes())?;
             }

@@ -174,6 +174,9 @@ impl Mirror {
             None => self.bucket.newest(&repo.path).await?,
         };
         let Some(generation) = newer else { return Ok(open) };
+        if generation.primary != self.primary.name() {
+            return Err(SyncError::OtherPrimary { found: generation.primary });
+        }
         match Snapshot::open(&self.local, generation, open.as_deref()).await {
             Ok(snapshot) => Ok(Some(repo.install(snapshot))),
             Err(e) => {

@@ -51,6 +51,12 @@ pub enum SyncError {
     /// This node's disk.
     #[error("scratch space of this node: {0}")]
     Scratch(#[from] io::Error),
+    /// The store's prefix belongs to the mirror of another host: paths alone do not tell their repositories apart.
+    #[error("this store holds the mirror of {found}: give each primary a prefix of its own (--store …/PREFIX)")]
+    OtherPrimary {
+        /// The primary whose state is published there.
+        found: String,
+    },
     /// Other writers, or pushes, were always faster.
     #[error("the repository moved faster than it could be followed")]
     Moving,

@@ -13,7 +13,7 @@ use crate::primary::{BadHeaders, PrimaryError};
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The path is not one that any client of ours should send.
-    #[error("this is not the path of a repository: {0}")]
+    #[error("{0}; clone http(s)://THIS-HOST/PATH-OF-THE-REPOSITORY")]
     Path(#[from] BadPath),
     /// The request is malformed.
     #[error("{0}")]
@@ -21,9 +21,6 @@ pub enum Failure {
     /// The request is larger than the limits.
     #[error("the request is too large: {0}")]
     TooLarge(&'static str),
-    /// Not a Git endpoint.
-    #[error("there is nothing here; clone http(s)://THIS-HOST/PATH-OF-THE-REPOSITORY")]
-    NotFound,
     /// The settings exclude the repository.
     #[error("this mirror does not serve this repository; use the primary")]
     NotSelected,
@@ -51,9 +48,12 @@ impl From<PrimaryError> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = match &self {
-            Self::Path(_) | Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Path(BadPath::NotGit) => StatusCode::NOT_FOUND,
+            Self::Path(BadPath::Service(_)) => StatusCode::FORBIDDEN,
+            Self::Path(BadPath::TooLong) => StatusCode::URI_TOO_LONG,
+            Self::Path(BadPath::Refused(_)) | Self::Malformed(_) => StatusCode::BAD_REQUEST,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::NotFound | Self::NotSelected => StatusCode::NOT_FOUND,
+            Self::NotSelected => StatusCode::NOT_FOUND,
             Self::Headers(BadHeaders::TooLarge) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Headers(_) => StatusCode::BAD_REQUEST,
             Self::PrimaryDown(_) | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,

@@ -196,23 +196,33 @@ fn tags_of(granted: &Granted) -> Vec<(Gid, Gid)> {
 
 fn compile(granted: &Granted, request: &FetchRequest) -> Result<Option<Rules>, Trouble> {
     let Some(filter) = &request.filter else { return Ok(None) };
-    let rules = Rules::compile(filter, &mut |name| patterns(granted, name));
-    rules.map(Some).map_err(|e| Trouble::Refuse(e.to_string()))
+    let mut unreadable = None;
+    let rules = Rules::compile(filter, &mut |name| {
+        let gid = blob_named(granted, name)?;
+        let patterns = patterns(granted, gid);
+        if patterns.is_none() {
+            unreadable = Some(format!("unable to parse sparse filter data in {}", granted.stack.oid(gid)));
+        }
+        patterns
+    });
+    rules.map(Some).map_err(|e| Trouble::Refuse(unreadable.unwrap_or(e.to_string())))
 }
 
-/// Reads the blob that a `sparse:oid` filter names: an object id, or `<ref>:<path>` as git resolves it.
-fn patterns(granted: &Granted, name: &BStr) -> Option<Patterns> {
-    let gid = blob_named(granted, name)?;
+/// Reads the patterns of a `sparse:oid` filter.
+fn patterns(granted: &Granted, gid: Gid) -> Option<Patterns> {
     let mut scratch = Scratch::new(1 << 20, sparse::MAX_FILE as u64);
     let (kind, bytes) = decode::object(&granted.stack, granted.source(), gid, &mut scratch).ok()?;
     (kind == Kind::Blob).then(|| Patterns::parse(&bytes))
 }
 
+/// The object that a `sparse:oid` filter names: an object id, a ref, or `<ref>:<path>`, as git resolves it.
 fn blob_named(granted: &Granted, name: &BStr) -> Option<Gid> {
     if let Ok(oid) = ObjectId::from_hex(name) {
         return granted.published(&oid).ok()?;
     }
-    let colon = name.iter().position(|b| *b == b':')?;
+    let Some(colon) = name.iter().position(|b| *b == b':') else {
+        return granted.published(&by_short_name(granted, name)?).ok()?;
+    };
     let (rev, path) = (&name[..colon], &name[colon + 1..]);
     let oid = by_short_name(granted, rev.into()).or_else(|| ObjectId::from_hex(rev).ok())?;
     let commit = granted.stack.peel(granted.published(&oid).ok()??);
