@@ -10,7 +10,7 @@ use crate::node::Setup;
 use crate::oracle::{compare, from_bucket, in_bucket, mirrored, same};
 use crate::primary::{Primary, Seen, Wrong};
 use crate::wire::{self, pkt};
-use crate::world::{World, cannot, eventually};
+use crate::world::{World, block_on, cannot, eventually, runtime, skip};
 use crate::{mirror_only, shapes};
 
 /// The fetches of packmirror itself: the user agent tells them from clients' own.
@@ -316,6 +316,108 @@ fn the_bucket_is_gone_for_a_while() {
     node.restart();
     from_bucket(&node, || same(&world, &primary, &node, &repo.path));
     world.store.audit();
+}
+
+/// What stands between a node and its S3 server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Open,
+    /// Connections are closed at once.
+    Shut,
+    /// Connections are taken and nothing is ever said.
+    Silent,
+    /// Everything is answered with 503.
+    Busy,
+}
+
+/// A TCP gate in front of the S3 server; a change of its way also ends the connections that are open.
+struct Gate {
+    address: String,
+    way: tokio::sync::watch::Sender<Way>,
+}
+
+impl Gate {
+    fn before(server: &str) -> Gate {
+        let (way, ways) = tokio::sync::watch::channel(Way::Open);
+        let listener = block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = server.to_owned();
+        runtime().spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let (server, mut ways) = (server.clone(), ways.clone());
+                tokio::spawn(async move {
+                    let now = *ways.borrow_and_update();
+                    tokio::select! {
+                        () = through(client, now, &server) => {}
+                        _ = ways.changed() => {}
+                    }
+                });
+            }
+        });
+        Gate { address, way }
+    }
+}
+
+async fn through(mut client: tokio::net::TcpStream, way: Way, server: &str) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    match way {
+        Way::Shut => {}
+        Way::Silent => std::future::pending().await,
+        Way::Open => {
+            let Ok(mut server) = tokio::net::TcpStream::connect(server).await else { return };
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+        }
+        Way::Busy => {
+            let mut some = vec![0; 64 << 10];
+            while let Ok(1..) = client.read(&mut some).await {
+                let busy = "HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                let _ = client.write_all(busy.as_bytes()).await;
+            }
+        }
+    }
+}
+
+/// The S3 server stops answering, in three ways: clients are served by the primary in good time, and from the bucket
+/// when it is back.
+fn the_s3_server_is(way: Way) {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let endpoint = std::env::var("AWS_ENDPOINT_URL").unwrap_or_default();
+    if world.store.dir.is_some() || !endpoint.starts_with("http://") {
+        return skip("an S3 server, named by PACKMIRROR_TEST_S3_URL and AWS_ENDPOINT_URL");
+    }
+    let gate = Gate::before(endpoint.trim_start_matches("http://").trim_end_matches('/'));
+    let repo = primary.repo("team/app.git", shapes::town);
+    let node = world.setup(&primary).env("AWS_ENDPOINT_URL", &format!("http://{}", gate.address)).start();
+    mirrored(&world, &node, &repo);
+    gate.way.send_replace(way);
+    let begun = std::time::Instant::now();
+    same(&world, &primary, &node, &repo.path);
+    repo.commit("main", "new", "1");
+    same(&world, &primary, &node, &repo.path);
+    let other = primary.repo("team/other.git", shapes::linear);
+    same(&world, &primary, &node, &other.path);
+    let took = begun.elapsed();
+    gate.way.send_replace(Way::Open);
+    mirrored(&world, &node, &repo);
+    from_bucket(&node, || same(&world, &primary, &node, &repo.path));
+    world.store.audit();
+    assert!(took < Duration::from_secs(60), "three clones took {took:?} without the bucket");
+}
+
+#[test]
+fn the_s3_server_refuses_connections() {
+    the_s3_server_is(Way::Shut);
+}
+
+#[test]
+fn the_s3_server_says_nothing() {
+    the_s3_server_is(Way::Silent);
+}
+
+#[test]
+fn the_s3_server_is_busy() {
+    the_s3_server_is(Way::Busy);
 }
 
 /// At the start a store must prove itself; the refusal names it and says what to do.

@@ -146,9 +146,7 @@ fn unknown_repositories_are_the_primarys_to_judge() {
     let ours = ask(primary.repo_url("no/such.git")).must_fail(&[]);
     let theirs = ask(node.repo("no/such.git")).must_fail(&[]);
     assert_eq!(ours.stderr.replace(&primary.url, ""), theirs.stderr.replace(&node.url, ""));
-    for path in
-        ["/no/such.git/info/refs?service=git-upload-pack", "/no/such.git/HEAD"]
-    {
+    for path in ["/no/such.git/info/refs?service=git-upload-pack", "/no/such.git/HEAD"] {
         let (ours, theirs) =
             (wire::get(primary.address(), path, &[]).unwrap(), wire::get(node.address(), path, &[]).unwrap());
         assert_eq!(ours.status, theirs.status, "{path}");

@@ -17,6 +17,7 @@ pub struct Setup {
     store: String,
     pub cache: PathBuf,
     settings: Vec<String>,
+    env: Vec<(String, String)>,
 }
 
 impl Setup {
@@ -26,6 +27,7 @@ impl Setup {
             primary: primary.to_owned(),
             store: world.store.url.clone(),
             cache: world.unused("cache"),
+            env: Vec::new(),
             settings: vec!["log_format = \"text\"".into(), "log_level = \"debug\"".into()],
         }
     }
@@ -35,6 +37,11 @@ impl Setup {
         let key = line.split('=').next().unwrap_or_default().trim().to_owned();
         self.settings.retain(|l| l.split('=').next().unwrap_or_default().trim() != key);
         self.settings.push(line.to_owned());
+        self
+    }
+
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.env.push((key.into(), value.into()));
         self
     }
 
@@ -61,6 +68,7 @@ impl Setup {
         command.current_dir(&self.folder).args(first);
         command.arg("--config").arg(&file).args(["--primary", &self.primary, "--store", &self.store]);
         command.arg("--cache-dir").arg(cache).env("RUST_BACKTRACE", "1");
+        command.envs(self.env.iter().map(|(k, v)| (k, v)));
         command
     }
 
