@@ -17,6 +17,7 @@ use crate::mirror::Mirror;
 use crate::mirror::repo::Repo;
 use crate::mirror::sync::{SyncError, Synced, sync};
 use crate::serve::node;
+use crate::text::chain;
 
 /// How often the progress is looked at.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
@@ -109,18 +110,4 @@ async fn one(mirror: &Arc<Mirror>, path: &RepoPath, task: &Task) -> Result<Synce
     };
     task.finish(if result.is_ok() { "done" } else { "failed" });
     result
-}
-
-/// An error with its causes.
-fn chain(error: &SyncError) -> String {
-    let mut words = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !words.contains(&next) {
-            words = format!("{words}: {next}");
-        }
-        cause = error.source();
-    }
-    words
 }

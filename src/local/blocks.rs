@@ -89,6 +89,11 @@ impl Fetching {
 }
 
 impl Local {
+    /// Says whether block `n` of a pack is on this node's disk, by heart.
+    pub fn has_block(&self, pack: &PackBlob, n: u64) -> bool {
+        pack.block(n).is_ok_and(|(key, _)| self.inner.disk.has(Name::Block(key.0, key.1)))
+    }
+
     /// Block `n` of a pack if it is on this node's disk, mapped: no copy is made and nothing is waited for but the disk.
     /// For blocking threads.
     pub fn cached_block(&self, pack: &PackBlob, n: u64) -> Option<Bytes> {

@@ -12,6 +12,8 @@ use tokio::runtime::Handle;
 
 use crate::local::{Local, PackBlob};
 use crate::pack::Source;
+use crate::pack::plan::{Plan, Segment};
+use crate::store::StoreError;
 
 /// How many blocks a stream is ahead of itself: at 1 MiB each what a fast connection takes in a store's round trip.
 const AHEAD: u64 = 16;
@@ -35,6 +37,24 @@ impl Blocks {
         self.packs.get(layer).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, format!("no layer {layer} in this stack"))
         })
+    }
+
+    /// Makes sure that sending `plan` can begin: its bytes lie on this node's disk, or the first that do not could be
+    /// fetched just now.
+    pub async fn at_hand(&self, plan: &Plan) -> Result<(), StoreError> {
+        let mut seen = (usize::MAX, u64::MAX);
+        for segment in &plan.segments {
+            let Segment::Copy { layer, start, len } = *segment else { continue };
+            let Some(pack) = self.packs.get(layer as usize) else { continue };
+            let size = pack.block_size.max(1);
+            for n in start / size..=(start + len.max(1) - 1) / size {
+                if seen != (layer as usize, n) && !self.local.has_block(pack, n) {
+                    return self.local.block(pack, n).await.map(drop);
+                }
+                seen = (layer as usize, n);
+            }
+        }
+        Ok(())
     }
 
     /// The same bytes for one stream, which reads ahead.

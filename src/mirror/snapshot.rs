@@ -184,13 +184,18 @@ impl Snapshot {
 
     /// Says whether each of `oids` is what a ref or HEAD names: then no walk is needed to know that it is published.
     pub fn publishes_as_tips(&self, oids: &[ObjectId]) -> bool {
-        let tips = self.tip_set.get_or_init(|| self.refs.tips().into_iter().collect());
-        oids.iter().all(|oid| tips.contains(oid))
+        oids.iter().all(|oid| self.is_tip(oid))
     }
 
-    /// Says whether each of `oids` is a commit here.
-    pub fn are_commits(&self, oids: &[ObjectId]) -> bool {
-        oids.iter().all(|oid| self.stack.lookup(oid).is_some_and(|gid| self.stack.kind(gid) == Kind::Commit))
+    fn is_tip(&self, oid: &ObjectId) -> bool {
+        self.tip_set.get_or_init(|| self.refs.tips().into_iter().collect()).contains(oid)
+    }
+
+    /// Says whether each of `oids` is what a ref names, or a commit here.
+    pub fn are_tips_or_commits(&self, oids: &[ObjectId]) -> bool {
+        let is_commit =
+            |oid: &ObjectId| self.stack.lookup(oid).is_some_and(|gid| self.stack.kind(gid) == Kind::Commit);
+        oids.iter().all(|oid| self.is_tip(oid) || is_commit(oid))
     }
 
     /// Says whether `seen` is the state that this generation publishes.

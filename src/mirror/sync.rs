@@ -52,7 +52,9 @@ pub enum SyncError {
     #[error("scratch space of this node: {0}")]
     Scratch(#[from] io::Error),
     /// The store's prefix belongs to the mirror of another host: paths alone do not tell their repositories apart.
-    #[error("this store holds the mirror of {found}: give each primary a prefix of its own (--store …/PREFIX)")]
+    #[error(
+        "this store holds the mirror of {found}: give each primary a prefix of its own (--store …/PREFIX)"
+    )]
     OtherPrimary {
         /// The primary whose state is published there.
         found: String,
@@ -145,7 +147,7 @@ async fn newest(mirror: &Mirror, repo: &Arc<Repo>) -> Result<Option<Arc<Snapshot
     match mirror.refresh(repo).await {
         Ok(snapshot) => Ok(snapshot),
         Err(SyncError::Open(e)) if e.needs_repair() => {
-            tracing::error!(repo = %repo.path, error = %e, "stored data is missing or damaged; it is made anew from the primary");
+            tracing::error!(repo = %repo.path, error = crate::text::chain(&e), "stored data is missing or damaged; it is made anew from the primary");
             repo.report_damage();
             Ok(repo.snapshot())
         }

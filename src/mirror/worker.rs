@@ -17,6 +17,7 @@ use crate::mirror::repo::{Phase, Repo};
 use crate::mirror::sync::{SyncError, Synced, sync};
 use crate::primary::PrimaryError;
 use crate::telemetry::metrics as names;
+use crate::text::chain;
 
 /// How often a running sync is mentioned in the log.
 const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -96,7 +97,7 @@ fn record(mirror: &Mirror, repo: &Repo, outcome: Result<Synced, SyncError>) {
             let wait = mirror.backoff.delay(health.failures, e.retry_after());
             health.not_before = Some(now + wait);
             health.next = Some(now + wait);
-            let error = format!("{:#}", anyhow::Error::from(e));
+            let error = chain(&e);
             tracing::warn!(repo = %repo.path, failures = health.failures, next_try_in = ?wait, error, "sync failed");
             health.error = Some(error);
         }

@@ -27,6 +27,9 @@ pub enum Failure {
     /// The primary could not be asked, so nobody may read.
     #[error("the primary cannot be asked whether you may read this; try again later")]
     PrimaryDown(Option<Duration>),
+    /// The primary is down and no credential was shown that could have a live grant.
+    #[error("the primary cannot be asked; only who has just read this may read on, with the same credential")]
+    WhoAreYou,
     /// More work is under way than this node takes on.
     #[error("this node is busy; try again")]
     Busy,
@@ -56,9 +59,11 @@ impl IntoResponse for Failure {
             Self::NotSelected => StatusCode::NOT_FOUND,
             Self::Headers(BadHeaders::TooLarge) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Headers(_) => StatusCode::BAD_REQUEST,
+            Self::WhoAreYou => StatusCode::UNAUTHORIZED,
             Self::PrimaryDown(_) | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
+        let challenge = matches!(self, Self::WhoAreYou);
         let wait = match &self {
             Self::PrimaryDown(wait) => Some(wait.unwrap_or(Duration::from_secs(5))),
             Self::Busy => Some(Duration::from_secs(2)),
@@ -69,6 +74,10 @@ impl IntoResponse for Failure {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        if challenge {
+            let realm = HeaderValue::from_static("Basic realm=\"packmirror, for the primary\"");
+            headers.insert(header::WWW_AUTHENTICATE, realm);
+        }
         if let Some(wait) = wait {
             headers.insert(header::RETRY_AFTER, wait.as_secs().max(1).into());
         }

@@ -186,7 +186,7 @@ async fn fetch(
             None => return Ok(git_error(&unknown_ref(name.as_ref()))),
         }
     }
-    if request.v0.is_some() && !granted.publishes_as_tips(&wants) && !granted.are_commits(&wants) {
+    if request.v0.is_some() && !granted.are_tips_or_commits(&wants) {
         // v0 serves what the advertised refs reach; for other objects than commits that depends on settings we cannot see.
         return pass_on(app, asked, Reason::NotOurs).await;
     }
@@ -210,6 +210,16 @@ async fn fetch(
         }
     };
     metrics::histogram!(names::FETCH_SECONDS, "phase" => "plan").record(begun.elapsed().as_secs_f64());
+    if let Some(plan) = &prepared.plan
+        && let Err(e) = granted.source().at_hand(plan).await
+    {
+        // Nothing was sent yet, so the primary can still answer.
+        tracing::warn!(repo = %asked.path, error = e.chain(), "a stored pack cannot be read; passed to the primary");
+        if e.is_loss() {
+            repo.report_damage();
+        }
+        return pass_on(app, asked, Reason::BucketDown).await;
+    }
     send(app, repo, granted, &request, &prepared).await
 }
 

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use http::{HeaderMap, Method, StatusCode};
 
-use crate::config::Unselected;
+use crate::config::{OnPrimaryDown, Unselected};
 use crate::git::ls_refs::LsRefs;
 use crate::git::path::{Endpoint, RepoPath, Service, split};
 use crate::git::request::{Command, Limits, parse_v2};
@@ -22,6 +22,7 @@ use crate::serve::error::Failure;
 use crate::serve::fetch;
 use crate::serve::pass::{Reason, ask, client_response, outbound, pass};
 use crate::serve::watch::{Form, watch};
+use crate::text::chain;
 
 /// Answers any request under a repository's path.
 pub async fn handle(State(app): State<App>, request: Request) -> Response {
@@ -114,7 +115,8 @@ async fn info_refs(
     }
     let response = match pass(app, request, Reason::Live).await {
         Err(down @ Failure::PrimaryDown(_)) => {
-            return advertise::info_refs(app, path, client, version, When::PrimaryDown).await.ok_or(down);
+            let known = advertise::info_refs(app, path, client, version, When::PrimaryDown).await;
+            return known.ok_or_else(|| or_challenge(app, client, down));
         }
         live => live?,
     };
@@ -127,13 +129,20 @@ async fn info_refs(
     }
 }
 
+/// While live grants are honoured without the primary, a client that has shown no credential is asked for one: git sends
+/// its credentials only when asked, and the grant is theirs. It tells nothing about the repository.
+fn or_challenge(app: &App, client: &ClientHeaders, down: Failure) -> Failure {
+    let honours = app.mirror.settings.on_primary_down == OnPrimaryDown::ServeVerified;
+    if honours && client.get(&http::header::AUTHORIZATION).is_none() { Failure::WhoAreYou } else { down }
+}
+
 /// The repository, now that the primary has shown it: taken up if it is new. A bucket in trouble delays nobody.
 async fn taken_up(app: &App, path: &RepoPath) -> Option<Arc<Repo>> {
     match app.mirror.find(path).await {
         Ok(Some(repo)) if repo.snapshot().is_some() => Some(repo),
         Ok(_) => Some(app.mirror.adopt(path)),
         Err(e) => {
-            tracing::warn!(repo = %path, error = %e, "the bucket could not be read");
+            tracing::warn!(repo = %path, error = chain(&e), "the bucket could not be read");
             None
         }
     }
@@ -149,7 +158,7 @@ async fn upload_pack(app: &App, asked: Asked) -> Result<Response, Failure> {
     let repo = match app.mirror.find(&asked.path).await {
         Ok(repo) => repo,
         Err(e) => {
-            tracing::warn!(repo = %asked.path, error = %e, "the bucket could not be read");
+            tracing::warn!(repo = %asked.path, error = chain(&e), "the bucket could not be read");
             return pass_on(app, &asked, Reason::BucketDown).await;
         }
     };
@@ -186,7 +195,8 @@ async fn ls_refs(app: &App, asked: &Asked, request: &LsRefs) -> Result<Response,
     }
     let answer = match ask(app, asked.request(), Reason::Live).await {
         Err(down @ Failure::PrimaryDown(_)) => {
-            return advertise::ls_refs(app, asked, request, When::PrimaryDown).await.ok_or(down);
+            let known = advertise::ls_refs(app, asked, request, When::PrimaryDown).await;
+            return known.ok_or_else(|| or_challenge(app, &asked.client, down));
         }
         answered => answered?,
     };

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::git::pkt;
+use crate::text::chain;
 
 /// What is handed over at a time: four full side-band packets.
 const PIECE: usize = 256 << 10;
@@ -74,7 +75,7 @@ impl Pipe {
         if error.kind() == io::ErrorKind::BrokenPipe {
             return;
         }
-        tracing::error!(error = %error, "a pack could not be sent to its end; the client was told");
+        tracing::error!(error = chain(&error), "a pack could not be sent to its end; the client was told");
         if let Framing::Band(max) = self.framing {
             pkt::band(
                 &mut self.piece,
