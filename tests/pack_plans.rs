@@ -118,8 +118,8 @@ fn distances_are_rewritten_only_where_something_is_left_out() {
         .collect();
     let mut forge = Forge::new(hash, 40);
     forge.whole(Kind::Blob, &objects[0]);
-    for n in 1..40 {
-        forge.ofs_delta(if n % 5 == 0 { n / 2 } else { n - 1 }, 360, &objects[n]);
+    for (n, object) in objects.iter().enumerate().skip(1) {
+        forge.ofs_delta(if n % 5 == 0 { n / 2 } else { n - 1 }, 360, object);
     }
     let (pack, idx) = forge.finish();
     let len = pack.len() as u64;

@@ -34,6 +34,16 @@ pub enum IngestError {
     Scratch(#[source] io::Error),
 }
 
+/// What a pack has to be.
+pub struct Expected {
+    /// Objects that must be found in it or below.
+    pub tips: Vec<ObjectId>,
+    /// The object hash of the repository.
+    pub hash: gix_hash::Kind,
+    /// The largest object that is taken, in bytes.
+    pub largest_object: u64,
+}
+
 /// A layer that is ready to be uploaded.
 pub struct NewLayer {
     /// The pack, complete for its deltas.
@@ -48,17 +58,17 @@ pub struct NewLayer {
 
 /// Takes in the pack that `stream` carries on top of `below`; `tips` must be found afterwards.
 ///
-/// `None` says that the pack was empty. An object of more than `largest_object` bytes ends it. `stage` is told what is being done, for the log and `status`.
+/// `None` says that the pack was empty. `stage` is told what is being done, for the log and `status`.
 pub fn ingest(
     mut stream: impl BufRead,
     scratch: &Path,
     below: Option<&Snapshot>,
-    tips: &[ObjectId],
-    hash: gix_hash::Kind,
-    largest_object: u64,
+    expected: &Expected,
     stop: &AtomicBool,
     stage: &dyn Fn(&str),
 ) -> Result<Option<NewLayer>, IngestError> {
+    let Expected { tips, hash, largest_object } = expected;
+    let (hash, largest_object) = (*hash, *largest_object);
     let bases = below.map(|snapshot| Bases { snapshot, largest_object, failed: Mutex::new(None) });
     let options = Options {
         thread_limit: Some(2),

@@ -21,7 +21,7 @@ use tokio_util::io::SyncIoBridge;
 
 use crate::git::refs::Refs;
 use crate::mirror::Mirror;
-use crate::mirror::ingest::{IngestError, NewLayer, ingest};
+use crate::mirror::ingest::{Expected, IngestError, NewLayer, ingest};
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::{OpenError, Snapshot};
 use crate::pack::graph;
@@ -184,12 +184,13 @@ async fn receive(
     let broken = Arc::default();
     let stream = Incoming { pack, repo: Arc::clone(repo), broken: Arc::clone(&broken) };
     let bridge = SyncIoBridge::new(stream);
-    let largest = mirror.settings.limits.object;
-    let (tips, hash, stop, teller) = (seen.tips(), seen.hash, Arc::clone(stop), Arc::clone(repo));
+    let expected =
+        Expected { tips: seen.tips(), hash: seen.hash, largest_object: mirror.settings.limits.object };
+    let (stop, teller) = (Arc::clone(stop), Arc::clone(repo));
     let made = tokio::task::spawn_blocking(move || {
         let reader = std::io::BufReader::with_capacity(256 << 10, bridge);
         let stage = |what: &str| teller.health().stage = what.to_owned();
-        ingest(reader, scratch.path(), below.as_deref(), &tips, hash, largest, &stop, &stage)
+        ingest(reader, scratch.path(), below.as_deref(), &expected, &stop, &stage)
             .map(|made| made.map(|layer| (layer, scratch)))
     });
     match made.await {

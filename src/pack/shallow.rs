@@ -256,7 +256,8 @@ mod tests {
     #[test]
     fn cuts_by_depth() {
         let toy = diamond();
-        let cases: [(u32, &[Gid], &[Gid], &[Gid]); 6] = [
+        type Case<'a> = (u32, &'a [Gid], &'a [Gid], &'a [Gid]);
+        let cases: [Case<'_>; 6] = [
             (1, &[], &[5], &[]),
             (2, &[], &[3, 4], &[]),
             (3, &[], &[2, 1], &[]),

@@ -224,7 +224,7 @@ fn blob_named(granted: &Granted, name: &BStr) -> Option<Gid> {
         return granted.published(&by_short_name(granted, name)?).ok()?;
     };
     let (rev, path) = (&name[..colon], &name[colon + 1..]);
-    let oid = by_short_name(granted, rev.into()).or_else(|| ObjectId::from_hex(rev).ok())?;
+    let oid = by_short_name(granted, rev).or_else(|| ObjectId::from_hex(rev).ok())?;
     let commit = granted.stack.peel(granted.published(&oid).ok()??);
     let mut at = granted.stack.commit(commit)?.tree();
     let mut scratch = Scratch::new(1 << 20, 64 << 20);
