@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use gix_hash::{Kind as HashKind, ObjectId};
+use gix_hash::ObjectId;
 use packmirror::git::filter::Filter;
 use packmirror::pack::graph::{self, BuildInput};
 use packmirror::pack::rules::Rules;
@@ -120,7 +120,8 @@ fn measure(repo: &Path, stack: &Stack, source: &OnePack, fetch: &Fetch, check: b
         None => None,
     };
     let options = PlanOptions { ofs_delta: true, thin: true };
-    let mut best: Option<(Duration, [Duration; 3], Arc<pack::Plan>, Vec<u8>)> = None;
+    type Best = (Duration, [Duration; 3], Arc<pack::Plan>, Vec<u8>);
+    let mut best: Option<Best> = None;
     for _ in 0..3 {
         let start = Instant::now();
         let cut: Vec<Gid> = if fetch.depth.is_some() { haves.clone() } else { Vec::new() };
@@ -243,10 +244,7 @@ fn open(repo: &Path, kept: Option<&Path>) -> Result<(Stack, OnePack)> {
     packs.sort();
     let (_, path) = packs.last().ok_or("no pack in this repository")?;
     let (pack, idx) = (map(path)?, Bytes::from(std::fs::read(path.with_extension("idx"))?));
-    let hash = match rev(repo, "HEAD")?.kind() {
-        HashKind::Sha1 => HashKind::Sha1,
-        other => other,
-    };
+    let hash = rev(repo, "HEAD")?.kind();
     let tips = ids(&git(repo, &["for-each-ref", "--format=%(objectname)"], "")?.0);
     let graph = match kept.and_then(|file| std::fs::read(file).ok()) {
         Some(graph) => graph,

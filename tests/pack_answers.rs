@@ -156,7 +156,7 @@ fn world(dice: &mut Dice, hash: HashKind) -> (History, Mirror) {
 }
 
 fn hash_for(seed: u64) -> HashKind {
-    if seed % 3 == 0 { HashKind::Sha256 } else { HashKind::Sha1 }
+    if seed.is_multiple_of(3) { HashKind::Sha256 } else { HashKind::Sha1 }
 }
 
 /// A client fetches again and again, sometimes shallow, and must stay whole.

@@ -411,9 +411,9 @@ impl Town {
         let (from, steps) = *case;
         let with = |g: Git| g.protocol(version);
         let ours = self.outcome(steps, &self.primary.repo_url(&self.repo.path), &with);
-        let before = (self.node.from_bucket(), self.node.passed());
+        let before = (self.node.answered_from_bucket(), self.node.passed());
         let theirs = self.outcome(steps, &self.node.repo(&self.repo.path), &with);
-        let after = (self.node.from_bucket(), self.node.passed());
+        let after = (self.node.answered_from_bucket(), self.node.passed());
         let mut wrong = String::new();
         for ((step, a), b) in steps.iter().zip(&ours.0).zip(&theirs.0) {
             if a != b && !told_better(a, b) {

@@ -208,7 +208,7 @@ impl Node {
     }
 
     /// How many fetches were answered from the bucket so far.
-    pub fn from_bucket(&self) -> f64 {
+    pub fn answered_from_bucket(&self) -> f64 {
         let refs = self.metric("packmirror_answers_total", &["source=\"bucket\"", "reason=\"refs\""]);
         self.metric("packmirror_answers_total", &["source=\"bucket\""]) - refs
     }

@@ -169,12 +169,12 @@ pub fn in_bucket(world: &World, node: &Node, repo: &Repo) {
 /// Runs `body` and fails unless answers came from the bucket meanwhile and none from the primary.
 #[track_caller]
 pub fn from_bucket<T>(node: &Node, body: impl FnOnce() -> T) -> T {
-    let before = (node.from_bucket(), node.passed());
+    let before = (node.answered_from_bucket(), node.passed());
     let result = body();
     if passthrough() {
         return result;
     }
-    let after = (node.from_bucket(), node.passed());
+    let after = (node.answered_from_bucket(), node.passed());
     assert!(after.0 > before.0, "no answer came from the bucket:\n{}", node.answers_text());
     assert_eq!(after.1, before.1, "something was passed through:\n{}", node.answers_text());
     result
