@@ -27,6 +27,7 @@ use crate::mirror::snapshot::{OpenError, Snapshot};
 use crate::pack::graph;
 use crate::primary::{Auth, FetchSpec, Pack, PrimaryError};
 use crate::store::{BlobKind, BlobRef, Generation, LayerRef, Publish, StoreError, VERSION, nonce};
+use crate::telemetry::metrics as names;
 
 /// More tips than this are not named as haves: the primary finds the common history from fewer.
 const MAX_HAVES: usize = 8_192;
@@ -133,10 +134,16 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, stop: &Arc<AtomicBool>) -> 
         };
         match publish(mirror, repo, base, below, seen.refs, made, repairing).await? {
             Some(synced) => {
+                if repairing {
+                    metrics::counter!(names::REPAIRS).increment(1);
+                }
                 repo.repaired();
                 return Ok(synced);
             }
-            None => seen_elsewhere = true,
+            None => {
+                metrics::counter!(names::CAS_CONFLICTS).increment(1);
+                seen_elsewhere = true;
+            }
         }
     }
     Err(SyncError::Moving)

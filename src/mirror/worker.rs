@@ -47,6 +47,7 @@ pub async fn run(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) 
                     Err(SyncError::Stopped)
                 }
             };
+            metrics::counter!(names::SYNC_BYTES).increment(repo.received().swap(0, Ordering::Relaxed));
             metrics::histogram!(names::SYNC_SECONDS).record(started.elapsed().as_secs_f64());
             record(&mirror, &repo, outcome);
         }
@@ -81,6 +82,9 @@ fn record(mirror: &Mirror, repo: &Repo, outcome: Result<Synced, SyncError>) {
     match outcome {
         Ok(_) => {
             health.phase = Phase::Current;
+            if let Some((before, _)) = health.compared {
+                metrics::histogram!(names::REPO_LAG).record((now - before).as_secs_f64());
+            }
             health.compared = Some((now, SystemTime::now()));
             health.failures = 0;
             health.error = None;

@@ -10,7 +10,7 @@ use crate::mirror::Mirror;
 use crate::primary::Grants;
 use crate::serve::error::Failure;
 use crate::serve::plans::Plans;
-use crate::telemetry::metrics::Recorder;
+use crate::telemetry::metrics::{self as names, Recorder};
 
 /// How long a fetch waits for its turn before it is told to come back.
 const LONGEST_QUEUE: Duration = Duration::from_secs(30);
@@ -63,6 +63,9 @@ impl App {
 async fn turn(limit: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
     match tokio::time::timeout(LONGEST_QUEUE, Arc::clone(limit).acquire_owned()).await {
         Ok(Ok(permit)) => Ok(permit),
-        _ => Err(Failure::Busy),
+        _ => {
+            metrics::counter!(names::SHED).increment(1);
+            Err(Failure::Busy)
+        }
     }
 }

@@ -16,11 +16,13 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Settings;
 use crate::local::{Local, LocalOptions};
 use crate::mirror::Mirror;
+use crate::mirror::health::RepoHealth;
+use crate::mirror::repo::Phase;
 use crate::primary::{Credential, Grants, Location, Primary, PrimarySettings};
 use crate::serve::app::App;
 use crate::serve::listen;
 use crate::store::{Bucket, StoreOptions};
-use crate::telemetry::metrics::Recorder;
+use crate::telemetry::metrics::{self as names, Recorder};
 
 /// How long workers get to reach a safe point after the last request.
 const LAST_WORK: Duration = Duration::from_secs(5);
@@ -142,6 +144,7 @@ async fn keep(app: App, mut sound: bool, stop: CancellationToken) -> anyhow::Res
             Ok(n) => tracing::info!(repositories = n, "took up what the bucket holds"),
             Err(e) => tracing::warn!(error = %e, "the bucket could not be listed"),
         }
+        measure(mirror);
         if let Err(e) = mirror.tell_health().await {
             tracing::debug!(error = %e, "this node's health could not be written");
         }
@@ -150,6 +153,28 @@ async fn keep(app: App, mut sound: bool, stop: CancellationToken) -> anyhow::Res
             return Ok(());
         }
     }
+}
+
+/// Sets what is measured rather than counted.
+fn measure(mirror: &Mirror) {
+    let cache = mirror.local.stats();
+    metrics::gauge!(names::CACHE_BYTES).set(cache.bytes as f64);
+    for (result, n) in [("hit", cache.hits), ("miss", cache.misses), ("damaged", cache.damaged)] {
+        metrics::counter!(names::CACHE_REQUESTS, "result" => result).absolute(n);
+    }
+    let health: Vec<RepoHealth> = mirror.repos().iter().map(|repo| RepoHealth::of(repo)).collect();
+    for (state, phase) in [
+        ("new", Phase::New),
+        ("syncing", Phase::Syncing),
+        ("current", Phase::Current),
+        ("failing", Phase::Failing),
+        ("gone", Phase::Gone),
+    ] {
+        let n = health.iter().filter(|repo| repo.phase == phase).count();
+        metrics::gauge!(names::REPOS, "state" => state).set(n as f64);
+    }
+    let waiting = health.iter().filter(|repo| repo.error.is_some()).count();
+    metrics::gauge!(names::BACKOFF_REPOS).set(waiting as f64);
 }
 
 /// How often a node writes its health into the bucket, for `packmirror status`.

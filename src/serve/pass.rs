@@ -35,8 +35,6 @@ pub enum Reason {
     NotOffered,
     /// The bucket did not give what was needed.
     BucketDown,
-    /// The published data is damaged; it is being repaired.
-    Damaged,
 }
 
 impl Reason {
@@ -52,7 +50,6 @@ impl Reason {
             Self::NotOurs => "not-ours",
             Self::NotOffered => "not-offered",
             Self::BucketDown => "bucket-down",
-            Self::Damaged => "damaged",
         }
     }
 }

@@ -20,43 +20,23 @@ pub const BUILD_INFO: &str = "packmirror_build_info";
 pub const HTTP_REQUESTS: &str = "packmirror_http_requests_total";
 /// Labels: `service`. Requests that are being answered.
 pub const INFLIGHT: &str = "packmirror_inflight";
-/// Labels: `reason`. Requests turned away because of a limit.
+/// No labels. Requests turned away because of a limit.
 pub const SHED: &str = "packmirror_shed_total";
 /// Labels: `phase` (plan: until it is known what to send; send: until the last byte).
 pub const FETCH_SECONDS: &str = "packmirror_fetch_duration_seconds";
 /// Labels: `source`.
 pub const FETCH_BYTES: &str = "packmirror_fetch_bytes_total";
-/// Labels: `result` (hit, miss, joined, damaged). Lookups of blocks.
+/// Labels: `result` (hit, miss, damaged). Lookups of blocks and files in this node's cache.
 pub const CACHE_REQUESTS: &str = "packmirror_pack_cache_requests_total";
 /// No labels. Bytes of blocks on this node's disk.
 pub const CACHE_BYTES: &str = "packmirror_pack_cache_bytes";
-/// Labels: `result` (yes, no, unavailable), `cached` (true, false).
-pub const AUTH_CHECKS: &str = "packmirror_auth_checks_total";
-/// No labels. Time the primary took to say yes or no.
-pub const AUTH_SECONDS: &str = "packmirror_auth_duration_seconds";
-/// Labels: `op` (get, put, list, head, create), `result` (ok, absent, exists, refused, unavailable).
-pub const STORE_REQUESTS: &str = "packmirror_store_requests_total";
-/// Labels: `op`.
-pub const STORE_SECONDS: &str = "packmirror_store_duration_seconds";
-/// Labels: `op`, `reason`.
-pub const STORE_RETRIES: &str = "packmirror_store_retries_total";
-/// Labels: `op` (refs, fetch, push, auth, pass), `result`.
-pub const PRIMARY_REQUESTS: &str = "packmirror_primary_requests_total";
-/// Labels: `op`.
-pub const PRIMARY_SECONDS: &str = "packmirror_primary_duration_seconds";
-/// Labels: `op`, `reason`.
-pub const PRIMARY_RETRIES: &str = "packmirror_primary_retries_total";
 /// Labels: `result` ([`label::PUBLISHED`], [`label::UNCHANGED`], [`label::FOLLOWED`], [`label::FAILED`]).
 pub const SYNC_RUNS: &str = "packmirror_sync_runs_total";
 /// No labels. From the first question to the primary to the end, whatever it was.
 pub const SYNC_SECONDS: &str = "packmirror_sync_duration_seconds";
 /// No labels. Pack bytes received from the primary.
 pub const SYNC_BYTES: &str = "packmirror_sync_bytes_total";
-/// Labels: `result` (equal, differs, failed). Comparisons of a repository with the primary.
-pub const COMPARISONS: &str = "packmirror_ae_rounds_total";
-/// Labels: `kind`. Differences and damage found.
-pub const DIVERGENCE: &str = "packmirror_ae_divergence_total";
-/// Labels: `kind`, `result`. Repairs of damaged or missing data.
+/// No labels. Repositories made anew after damaged or missing data was found.
 pub const REPAIRS: &str = "packmirror_repairs_total";
 /// No labels. Age of the last comparison that found a repository equal, seen at each comparison.
 pub const REPO_LAG: &str = "packmirror_repo_lag_seconds";
@@ -64,7 +44,7 @@ pub const REPO_LAG: &str = "packmirror_repo_lag_seconds";
 pub const REPOS: &str = "packmirror_repos";
 /// No labels. Repositories that wait after failures.
 pub const BACKOFF_REPOS: &str = "packmirror_backoff_repos";
-/// Labels: `kind`. Conditional writes that another writer won.
+/// No labels. Generations that another writer published first.
 pub const CAS_CONFLICTS: &str = "packmirror_cas_conflicts_total";
 
 /// Label values that more than one place relies on.
@@ -116,24 +96,10 @@ const TABLE: &[(&str, Kind, &str)] = &[
     (FETCH_BYTES, Kind::Counter(Unit::Bytes), "Pack bytes sent to clients, by source"),
     (CACHE_REQUESTS, Kind::Counter(Unit::Count), "Lookups of pack blocks in the cache, by result"),
     (CACHE_BYTES, Kind::Gauge(Unit::Bytes), "Bytes of pack blocks in the cache"),
-    (AUTH_CHECKS, Kind::Counter(Unit::Count), "Questions whether a credential may read, by result"),
-    (AUTH_SECONDS, Kind::Histogram(SECONDS), "Time the primary took to say whether a credential may read"),
-    (STORE_REQUESTS, Kind::Counter(Unit::Count), "Requests to the bucket, by operation and result"),
-    (STORE_SECONDS, Kind::Histogram(SECONDS), "Duration of requests to the bucket, by operation"),
-    (STORE_RETRIES, Kind::Counter(Unit::Count), "Repeated requests to the bucket, by operation and reason"),
-    (PRIMARY_REQUESTS, Kind::Counter(Unit::Count), "Requests to the primary, by operation and result"),
-    (PRIMARY_SECONDS, Kind::Histogram(SECONDS), "Duration of requests to the primary, by operation"),
-    (
-        PRIMARY_RETRIES,
-        Kind::Counter(Unit::Count),
-        "Repeated requests to the primary, by operation and reason",
-    ),
     (SYNC_RUNS, Kind::Counter(Unit::Count), "Syncs of a repository, by result"),
     (SYNC_SECONDS, Kind::Histogram(SECONDS), "Duration of syncs"),
     (SYNC_BYTES, Kind::Counter(Unit::Bytes), "Pack bytes received from the primary"),
-    (COMPARISONS, Kind::Counter(Unit::Count), "Comparisons of repositories with the primary, by result"),
-    (DIVERGENCE, Kind::Counter(Unit::Count), "Differences and damage found, by kind"),
-    (REPAIRS, Kind::Counter(Unit::Count), "Repairs, by kind and result"),
+    (REPAIRS, Kind::Counter(Unit::Count), "Repositories made anew after damage was found"),
     (
         REPO_LAG,
         Kind::Histogram(LAG),
@@ -141,7 +107,7 @@ const TABLE: &[(&str, Kind, &str)] = &[
     ),
     (REPOS, Kind::Gauge(Unit::Count), "Repositories this node knows, by state"),
     (BACKOFF_REPOS, Kind::Gauge(Unit::Count), "Repositories that wait after failures"),
-    (CAS_CONFLICTS, Kind::Counter(Unit::Count), "Conditional writes that another writer won, by kind"),
+    (CAS_CONFLICTS, Kind::Counter(Unit::Count), "Generations that another writer published first"),
 ];
 
 /// How often [`Recorder::upkeep`] folds recorded samples together.
