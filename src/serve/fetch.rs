@@ -24,7 +24,7 @@ use crate::pack::write::{self, WriteError};
 use crate::primary::{Grant, Refusal};
 use crate::serve::app::App;
 use crate::serve::error::Failure;
-use crate::serve::git::{Asked, git_error, pass_on, upload_pack_result};
+use crate::serve::git::{Asked, git_error, other, pass_on, upload_pack_result};
 use crate::serve::pass::{Reason, denial_response};
 use crate::serve::plans::Key;
 use crate::serve::prepare::{Prepared, Trouble, named, prepare};
@@ -79,6 +79,11 @@ pub async fn v0(
         // A client that wants nothing after all.
         Ok(request) if request.wants.is_empty() => pass_on(app, asked, Reason::NotOurs).await,
         Ok(request) => fetch(app, &repo, asked, request).await,
+        // A repository made again with another hash: the client knows it from the primary before we do.
+        Err(_) if parse_v0(&asked.sent.plain, limits, other(hash)).is_ok() => {
+            repo.ask();
+            pass_on(app, asked, Reason::NotYetMirrored).await
+        }
         Err(bad) => Ok(git_error(&bad.to_string())),
     }
 }

@@ -9,6 +9,7 @@ use futures::StreamExt;
 use http::{HeaderMap, Method, StatusCode};
 
 use crate::config::{OnPrimaryDown, Unselected};
+use crate::git::HashKind;
 use crate::git::ls_refs::LsRefs;
 use crate::git::path::{Endpoint, RepoPath, Service, split};
 use crate::git::request::{Command, Limits, parse_v2};
@@ -163,11 +164,15 @@ async fn upload_pack(app: &App, asked: Asked) -> Result<Response, Failure> {
         }
     };
     let snapshot = repo.as_ref().and_then(|repo| repo.snapshot());
-    let hash = snapshot.as_ref().map_or(gix_hash::Kind::Sha1, |s| s.refs.hash);
+    let hash = snapshot.as_ref().map_or(HashKind::Sha1, |s| s.refs.hash);
     // Not by the refs known here: the client may know of more, which the primary has just shown it.
     let limits = Limits::default();
     if asked.version == Version::V2 {
-        let command = match parse_v2(&asked.sent.plain, &limits, hash) {
+        let parsed = parse_v2(&asked.sent.plain, &limits, hash).or_else(|bad| {
+            // A repository made again with another hash: the client knows it from the primary before we do.
+            parse_v2(&asked.sent.plain, &limits, other(hash)).map_err(|_| bad)
+        });
+        let command = match parsed {
             Ok(Some(command)) => command,
             // The probe of a client that is about to send a large body.
             Ok(None) => return pass_on(app, &asked, Reason::NotOurs).await,
@@ -180,12 +185,21 @@ async fn upload_pack(app: &App, asked: Asked) -> Result<Response, Failure> {
         let (Some(repo), Some(_)) = (repo, snapshot) else {
             return pass_on(app, &asked, Reason::NotYetMirrored).await;
         };
+        if command.object_format.unwrap_or(HashKind::Sha1) != hash {
+            repo.ask();
+            return pass_on(app, &asked, Reason::NotYetMirrored).await;
+        }
         return fetch::command(app, repo, &asked, command).await;
     }
     let (Some(repo), Some(_)) = (repo, snapshot) else {
         return pass_on(app, &asked, Reason::NotYetMirrored).await;
     };
     fetch::v0(app, repo, &asked, &limits, hash).await
+}
+
+/// The hash that it is not.
+pub fn other(hash: HashKind) -> HashKind {
+    if hash == HashKind::Sha256 { HashKind::Sha1 } else { HashKind::Sha256 }
 }
 
 /// `ls-refs`: the primary's live answer, or in bounded mode what is published.
