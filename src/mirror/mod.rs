@@ -34,10 +34,12 @@ use crate::mirror::snapshot::Snapshot;
 use crate::mirror::sync::SyncError;
 use crate::primary::Primary;
 use crate::retry::Policy;
-use crate::store::{Bucket, nonce};
+use crate::store::{Bucket, StoreError, nonce};
 
 /// How long "the bucket has no such repository" is believed before the bucket is listed again.
 const ABSENT_FOR: Duration = Duration::from_secs(5);
+/// How long a request waits for the bucket to say whether it has a repository.
+const BUCKET_PATIENCE: Duration = Duration::from_secs(5);
 /// At most this many absent paths are remembered; past it all are forgotten.
 const MAX_ABSENT: usize = 10_000;
 /// The bound of the wait after a first failed sync; it doubles up to the interval of comparisons.
@@ -122,6 +124,18 @@ impl Mirror {
         if known.as_ref().is_some_and(|repo| repo.snapshot().is_some()) || self.was_absent(path) {
             return Ok(known);
         }
+        // A client is waiting, and the primary would answer: a bucket that is silent is given little time, and then none
+        // for a while.
+        match tokio::time::timeout(BUCKET_PATIENCE, self.look_into_bucket(path)).await {
+            Ok(found) => found,
+            Err(_) => {
+                self.remember_absent(path);
+                Err(StoreError::unavailable(format!("look for {path}"), "it did not answer in time").into())
+            }
+        }
+    }
+
+    async fn look_into_bucket(self: &Arc<Self>, path: &RepoPath) -> Result<Option<Arc<Repo>>, SyncError> {
         // One opening at a time keeps a crowd at a cold node from listing the bucket together.
         let _turn = self.opening[slot(path)].lock().await;
         let known = self.lock_repos().get(path).cloned();
@@ -132,12 +146,16 @@ impl Mirror {
         if self.refresh(&repo).await?.is_some() {
             return Ok(Some(self.start(repo)));
         }
+        self.remember_absent(path);
+        Ok(known)
+    }
+
+    fn remember_absent(&self, path: &RepoPath) {
         let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
         if absent.len() >= MAX_ABSENT {
             absent.clear();
         }
         absent.insert(path.clone(), Instant::now());
-        Ok(known)
     }
 
     fn was_absent(&self, path: &RepoPath) -> bool {

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -32,6 +33,8 @@ use crate::serve::send::{Framing, Pipe, stream};
 use crate::store::StoreError;
 use crate::telemetry::metrics as names;
 
+/// How long a fetch waits for its first byte from the bucket.
+const BUCKET_PATIENCE: Duration = Duration::from_secs(10);
 /// Decoded objects that one stream keeps for the deltas that lean on them.
 const DECODE_CACHE: usize = 16 << 20;
 /// The largest object that is packed anew in memory.
@@ -216,7 +219,7 @@ async fn fetch(
     };
     metrics::histogram!(names::FETCH_SECONDS, "phase" => "plan").record(begun.elapsed().as_secs_f64());
     if let Some(plan) = &prepared.plan
-        && let Err(e) = granted.source().at_hand(plan).await
+        && let Err(e) = at_hand(&granted, plan).await
     {
         // Nothing was sent yet, so the primary can still answer.
         tracing::warn!(repo = %asked.path, error = e.chain(), "a stored pack cannot be read; passed to the primary");
@@ -226,6 +229,14 @@ async fn fetch(
         return pass_on(app, asked, Reason::BucketDown).await;
     }
     send(app, repo, granted, &request, &prepared).await
+}
+
+/// Makes sure that sending can begin; a bucket that is silent is given little time, since the primary can answer.
+async fn at_hand(granted: &Granted, plan: &Plan) -> Result<(), StoreError> {
+    let begins = tokio::time::timeout(BUCKET_PATIENCE, granted.source().at_hand(plan));
+    begins
+        .await
+        .unwrap_or_else(|_| Err(StoreError::unavailable("read a pack", "the store did not answer in time")))
 }
 
 /// Why there is no plan.
