@@ -97,10 +97,14 @@ impl<'h, H: History> Negotiation<'h, H> {
             });
             if found {
                 visited.insert(commit, true);
-            } else if let Some(parent) = next {
-                way.push(parent);
-            } else {
-                way.pop();
+            }
+            // A parent that was marked as visited is followed in any case, as git does: another want may need it.
+            match next {
+                Some(parent) => way.push(parent),
+                None if found => {}
+                None => {
+                    way.pop();
+                }
             }
         }
         self.known.contains(&want) || visited.get(&want) == Some(&true)
