@@ -108,7 +108,7 @@ fn answer(stack: &Stack, packs: &Packs, tags: &[ObjectId], request: &Request) ->
     let mut scratch = Scratch::new(16 << 20, 1 << 30);
     let written = pack::write::write(&plan, stack, packs, &mut scratch, &mut pack).unwrap();
     assert_eq!(written.bytes, pack.len() as u64);
-    if plan.wholes == 0 {
+    if plan.anew == 0 {
         assert_eq!(plan.known_len, written.bytes);
     }
     let Shallow { shallow, unshallow } = shallow.unwrap_or_default();

@@ -52,7 +52,7 @@ fn bases_come_first_however_they_are_stored() {
                 let with_base = [(a_id, c_id), (b_id, a_id), (c_id, d_id)];
                 let lost =
                     with_base.iter().filter(|(id, base)| ids.contains(id) && !ids.contains(base)).count();
-                assert_eq!(plan.wholes as usize, lost, "only what lost its base is packed anew");
+                assert_eq!(plan.anew as usize, lost, "only what lost its base is packed anew");
             }
         }
     }
@@ -80,7 +80,7 @@ fn layers_that_lean_on_each_other_make_no_cycle() {
         }
     }
     let plan = send(&stack, &mirror.packs, &[x_id, y_id, z_id], true);
-    assert_eq!(plan.wholes, 0, "both deltas are kept, across layers");
+    assert_eq!(plan.anew, 0, "both deltas are kept, across layers");
     assert!(plan.segments.iter().any(|segment| matches!(segment, Segment::Copy { layer: 1, .. })));
 }
 

@@ -189,9 +189,13 @@ impl Disk {
         }
     }
 
-    /// Maps a file if it is here and `prove` accepts its content. One that is not as it should be is removed.
+    /// Maps a file if it is here and `prove` accepts its content. One that is not as it should be is removed. A mapping
+    /// that somebody still holds is shared: it is of the very bytes that were proven.
     pub(super) fn map(&self, name: Name, prove: impl FnOnce(&[u8]) -> bool) -> Option<Arc<Mmap>> {
         let (len, proven) = self.touch(name)?;
+        if let Some(map) = self.mapped(name) {
+            return Some(map);
+        }
         let map = || -> io::Result<(Mmap, Stamp)> {
             let file = File::open(self.root.join(name.path()))?;
             let stamp = Stamp::of(&file.metadata()?);
@@ -308,6 +312,10 @@ impl Disk {
         entry.used = state.clock;
         state.order.insert(entry.used, name);
         Some((entry.len, entry.proven.clone()))
+    }
+
+    fn mapped(&self, name: Name) -> Option<Arc<Mmap>> {
+        self.lock().entries.get(&name)?.mapped.upgrade()
     }
 
     fn proven(&self, name: Name, stamp: Stamp, mapped: Weak<Mmap>) {

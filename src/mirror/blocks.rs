@@ -3,6 +3,7 @@
 //! Relies on: `local` for verified blocks. Called from blocking threads only, because an absent block is fetched from
 //! the bucket while the caller waits.
 
+use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +18,9 @@ use crate::store::StoreError;
 
 /// How many blocks a stream is ahead of itself: at 1 MiB each what a fast connection takes in a store's round trip.
 const AHEAD: u64 = 16;
+
+/// How many blocks one request holds on to, where the cache is large enough. They are mapped files, not memory.
+const HELD: usize = 256;
 
 /// The packs of one stack, by layer.
 #[derive(Clone)]
@@ -57,54 +61,43 @@ impl Blocks {
         Ok(())
     }
 
-    /// The same bytes for one stream, which reads ahead.
-    pub fn streaming(&self) -> Streaming<'_> {
-        Streaming { blocks: self, last: Mutex::new((usize::MAX, 0)) }
+    /// The same bytes for one request, which comes back to the same blocks again and again.
+    pub fn reader(&self) -> Reader<'_> {
+        let room = self.local.stats().max_bytes / 8;
+        let block = self.packs.iter().map(|pack| pack.block_size).max().unwrap_or(1).max(1);
+        let most = usize::try_from(room / block).unwrap_or(HELD).clamp(1, HELD);
+        Reader { blocks: self, most, held: Mutex::default(), last: None }
     }
-}
 
-/// One stream's way through the packs: while it goes straight on, the blocks ahead of it are fetched already.
-pub struct Streaming<'a> {
-    blocks: &'a Blocks,
-    /// Layer and block read last.
-    last: Mutex<(usize, u64)>,
-}
-
-impl Streaming<'_> {
-    fn look_ahead(&self, layer: usize, block: u64) {
-        let Ok(pack) = self.blocks.pack(layer) else { return };
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last == (layer, block) {
-            return;
-        }
-        let straight_on = *last == (layer, block.wrapping_sub(1)) || block == 0;
-        *last = (layer, block);
-        if straight_on {
-            let _inside = self.blocks.runtime.enter();
-            self.blocks.local.read_ahead(pack, block..block + AHEAD);
-        }
+    /// A [`Reader`] for one stream, which reads ahead.
+    pub fn streaming(&self) -> Reader<'_> {
+        Reader { last: Some(Mutex::new((usize::MAX, 0))), ..self.reader() }
     }
-}
 
-impl Source for Streaming<'_> {
-    fn read(&self, layer: usize, range: Range<u64>) -> io::Result<Bytes> {
-        let size = self.blocks.pack(layer)?.block_size.max(1);
-        self.look_ahead(layer, range.start / size);
-        self.blocks.read(layer, range)
-    }
-}
-
-impl Source for Blocks {
-    fn read(&self, layer: usize, range: Range<u64>) -> io::Result<Bytes> {
+    /// Block `n` of the pack of a layer, and whether it is mapped and not in memory.
+    fn block(&self, layer: usize, n: u64) -> io::Result<(Bytes, bool)> {
         let pack = self.pack(layer)?;
-        let size = pack.block_size.max(1);
+        match self.local.cached_block(pack, n) {
+            Some(block) => Ok((block, true)),
+            None => {
+                let fetched = self.runtime.block_on(self.local.block(pack, n));
+                fetched.map(|block| (block, false)).map_err(io::Error::other)
+            }
+        }
+    }
+
+    /// Reads `range` out of blocks that `block` gives.
+    fn join(
+        &self,
+        layer: usize,
+        range: Range<u64>,
+        block: impl Fn(u64) -> io::Result<Bytes>,
+    ) -> io::Result<Bytes> {
+        let size = self.pack(layer)?.block_size.max(1);
         let (first, last) = (range.start / size, range.end.saturating_sub(1).max(range.start) / size);
         let mut joined = BytesMut::new();
         for n in first..=last {
-            let block = match self.local.cached_block(pack, n) {
-                Some(block) => block,
-                None => self.runtime.block_on(self.local.block(pack, n)).map_err(io::Error::other)?,
-            };
+            let block = block(n)?;
             let start = range.start.saturating_sub(n * size) as usize;
             let end = (range.end - n * size).min(block.len() as u64) as usize;
             if start > end {
@@ -116,6 +109,62 @@ impl Source for Blocks {
             joined.extend_from_slice(&block[start..end]);
         }
         exact(joined.freeze(), &range)
+    }
+}
+
+/// One request's way through the packs. It holds on to the blocks that it read last, so that reading many small entries
+/// costs no system call each; and while a stream goes straight on, the blocks ahead of it are fetched already.
+pub struct Reader<'a> {
+    blocks: &'a Blocks,
+    /// How many blocks are held. A held block keeps its place on the disk.
+    most: usize,
+    held: Mutex<HashMap<(usize, u64), Bytes>>,
+    /// Layer and block read last; none where nothing is to be read ahead.
+    last: Option<Mutex<(usize, u64)>>,
+}
+
+impl Reader<'_> {
+    fn look_ahead(&self, layer: usize, block: u64) {
+        let (Some(last), Ok(pack)) = (&self.last, self.blocks.pack(layer)) else { return };
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last == (layer, block) {
+            return;
+        }
+        let straight_on = *last == (layer, block.wrapping_sub(1)) || block == 0;
+        *last = (layer, block);
+        if straight_on {
+            let _inside = self.blocks.runtime.enter();
+            self.blocks.local.read_ahead(pack, block..block + AHEAD);
+        }
+    }
+
+    fn held(&self, layer: usize, n: u64) -> io::Result<Bytes> {
+        let held = || self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(block) = held().get(&(layer, n)) {
+            return Ok(block.clone());
+        }
+        self.look_ahead(layer, n);
+        let (block, mapped) = self.blocks.block(layer, n)?;
+        if mapped {
+            let mut held = held();
+            if held.len() >= self.most {
+                held.clear();
+            }
+            held.insert((layer, n), block.clone());
+        }
+        Ok(block)
+    }
+}
+
+impl Source for Reader<'_> {
+    fn read(&self, layer: usize, range: Range<u64>) -> io::Result<Bytes> {
+        self.blocks.join(layer, range, |n| self.held(layer, n))
+    }
+}
+
+impl Source for Blocks {
+    fn read(&self, layer: usize, range: Range<u64>) -> io::Result<Bytes> {
+        self.join(layer, range, |n| Ok(self.block(layer, n)?.0))
     }
 }
 

@@ -109,6 +109,17 @@ pub fn object(
     Ok((kind, bytes))
 }
 
+/// Gives the bytes of the delta that an object is stored as; `None` if it is stored whole.
+pub fn stored_delta(
+    stack: &Stack,
+    source: &dyn Source,
+    gid: Gid,
+    scratch: &mut Scratch,
+) -> Result<Option<Vec<u8>>, DecodeError> {
+    let entry = stack.entry(gid);
+    entry.base_local.map(|_| read(source, &entry, scratch)).transpose()
+}
+
 fn damaged(entry: &Entry, error: BadData) -> DecodeError {
     DecodeError::Damaged { layer: entry.layer, position: entry.position, error }
 }

@@ -50,22 +50,13 @@ pub fn apply(base: &[u8], delta: &[u8], limit: u64) -> Result<Vec<u8>, BadData> 
     }
     let mut out = Vec::with_capacity(result_size as usize);
     let mut rest = delta.get(used..).unwrap_or_default();
-    while let Some((&command, after)) = rest.split_first() {
-        rest = after;
-        let piece = if command & 0x80 != 0 {
-            let offset = operand(command & 0x0f, &mut rest)?;
-            let len = match operand((command >> 4) & 0x07, &mut rest)? {
-                0 => 0x10000,
-                len => len,
-            };
-            base.get(offset..offset.saturating_add(len)).ok_or(BadData("delta copies beyond its base"))?
-        } else if command != 0 {
-            let (piece, after) =
-                rest.split_at_checked(command.into()).ok_or(BadData("delta is cut short"))?;
-            rest = after;
-            piece
-        } else {
-            return Err(BadData("delta command 0 is reserved"));
+    while let Some(command) = command(&mut rest)? {
+        let piece = match command {
+            Command::Copy { offset, len } => {
+                let piece = base.get(offset..offset.saturating_add(len));
+                piece.ok_or(BadData("delta copies beyond its base"))?
+            }
+            Command::Insert(piece) => piece,
         };
         if (out.len() + piece.len()) as u64 > result_size {
             return Err(BadData("delta gives more than it promised"));
@@ -76,6 +67,67 @@ pub fn apply(base: &[u8], delta: &[u8], limit: u64) -> Result<Vec<u8>, BadData> 
         return Err(BadData("delta gives less than it promised"));
     }
     Ok(out)
+}
+
+/// One step of making an object from its base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command<'d> {
+    /// Bytes of the base.
+    Copy {
+        /// The first byte.
+        offset: usize,
+        /// The number of bytes.
+        len: usize,
+    },
+    /// Bytes of the delta itself.
+    Insert(&'d [u8]),
+}
+
+/// Reads the next command from the front of `rest`; none at the end.
+pub fn command<'d>(rest: &mut &'d [u8]) -> Result<Option<Command<'d>>, BadData> {
+    let Some((&command, after)) = rest.split_first() else { return Ok(None) };
+    *rest = after;
+    if command & 0x80 != 0 {
+        let offset = operand(command & 0x0f, rest)?;
+        let len = match operand((command >> 4) & 0x07, rest)? {
+            0 => 0x10000,
+            len => len,
+        };
+        return Ok(Some(Command::Copy { offset, len }));
+    }
+    if command == 0 {
+        return Err(BadData("delta command 0 is reserved"));
+    }
+    let (piece, after) = rest.split_at_checked(command.into()).ok_or(BadData("delta is cut short"))?;
+    *rest = after;
+    Ok(Some(Command::Insert(piece)))
+}
+
+/// Appends a size as it stands at the front of a delta.
+pub fn put_size(mut size: u64, out: &mut Vec<u8>) {
+    while size >= 0x80 {
+        out.push(size as u8 | 0x80);
+        size >>= 7;
+    }
+    out.push(size as u8);
+}
+
+/// Appends a copy command; `len` is 1 to 0x10000.
+pub fn put_copy(offset: u32, len: u32, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.push(0x80);
+    let mut mask = 0x80;
+    // A length of 0x10000 is written as none at all.
+    let operands = offset.to_le_bytes().into_iter().chain(len.to_le_bytes().into_iter().take(2));
+    for (bit, byte) in operands.enumerate() {
+        if byte != 0 {
+            mask |= 1 << bit;
+            out.push(byte);
+        }
+    }
+    if let Some(command) = out.get_mut(start) {
+        *command = mask;
+    }
 }
 
 /// Reads the little-endian operand whose present bytes `mask` tells.

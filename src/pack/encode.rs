@@ -1,11 +1,60 @@
-//! Whole entries: an object packed anew, because the delta it is stored as leans on nothing in the answer.
+//! Entries made anew: of objects whose stored delta leans on nothing that the client will have, and of big ones that
+//! are stored whole and are better sent as a delta.
 //!
-//! Elsewhere: entry headers (`entry`), which objects need this (`plan`).
+//! Elsewhere: entry headers (`entry`), which objects need this (`plan`), what they have in common (`copies`).
 use gix_object::Kind;
 use gix_zlib::stream::deflate::{Compress, FlushCompress};
 use gix_zlib::{Compression, Status};
 
+use super::copies::Copies;
 use super::entry::{self, Header};
+use super::{DecodeError, Gid, Scratch, Source, Stack, decode};
+
+/// Makes the entry of the object `gid`: a delta on the last object of `path`, or whole where that does not pay.
+///
+/// `path` leads there from `gid` itself; of each two neighbours one is stored as a delta on the other.
+pub fn anew(
+    stack: &Stack,
+    source: &dyn Source,
+    gid: Gid,
+    path: &[Gid],
+    scratch: &mut Scratch,
+) -> Result<Vec<u8>, DecodeError> {
+    let (kind, object) = decode::object(stack, source, gid, scratch)?;
+    let Some(delta) = delta_along(stack, source, path, &object, scratch)? else {
+        return Ok(whole(kind, &object));
+    };
+    let base = path.last().copied().unwrap_or(gid);
+    let mut out = Vec::with_capacity(delta.len() / 2 + 64);
+    entry::encode(&Header::RefDelta { base: stack.oid(base) }, delta.len() as u64, &mut out);
+    deflate(&delta, &mut out);
+    Ok(out)
+}
+
+/// The delta that makes `object`, the first of `path`, from the last; `None` if it is not much shorter than the object.
+fn delta_along(
+    stack: &Stack,
+    source: &dyn Source,
+    path: &[Gid],
+    object: &[u8],
+    scratch: &mut Scratch,
+) -> Result<Option<Vec<u8>>, DecodeError> {
+    let mut copies: Option<Copies> = None;
+    for pair in path.windows(2) {
+        let &[to, from] = pair else { break };
+        let (layer, position) = stack.layer_of(from);
+        let leans = stack.entry(to).base_local == Some(position) && stack.layer_of(to).0 == layer;
+        let stored = decode::stored_delta(stack, source, if leans { to } else { from }, scratch)?;
+        let Some(step) = stored.and_then(|delta| Copies::of(&delta).ok()) else { return Ok(None) };
+        let step = if leans { step } else { step.reversed() };
+        copies = Some(copies.map_or_else(|| step.clone(), |copies| copies.through(&step)));
+    }
+    let base_len = path.last().map_or(0, |&base| stack.size(base));
+    let delta = copies
+        .filter(|copies| copies.copied() * 2 > object.len() as u64)
+        .and_then(|copies| copies.delta(base_len, object));
+    Ok(delta)
+}
 
 /// Makes the pack entry of an object: header, then its bytes deflated at the fastest level.
 ///

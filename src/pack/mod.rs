@@ -10,9 +10,10 @@
 //! - [`walk`], [`shallow`], [`negotiate`], [`reach`]: questions about history, answered by the graph.
 //! - [`rules`], [`sparse`], [`trees`]: filters, and the tree walks that some requests cannot do without.
 //! - [`select`]: which objects a request gets. [`plan`]: how they lie in its pack.
-//! - [`encode`], [`send`], [`write`](mod@write): the pack itself.
+//! - [`copies`], [`encode`], [`send`], [`write`](mod@write): the pack itself.
 //!
 //! Elsewhere: what is asked and answered on the wire (`git`), where packs are kept (`store`, `local`).
+pub mod copies;
 pub mod decode;
 pub mod delta;
 pub mod encode;

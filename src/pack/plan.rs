@@ -6,7 +6,9 @@
 //! rewritten: with the new distance, or with the base's id if the client did not say `ofs-delta`, if
 //! the base is the client's (a thin pack), or if the base is packed anew.
 //!
-//! Objects whose stored delta leans on nothing that the client will have are packed anew. They come
+//! Objects whose stored delta leans on nothing that the client will have are packed anew. So are big
+//! objects that are stored whole, if the client has one that is joined to them by stored deltas (an
+//! older version, most often): then as a delta on that ([`super::copies`]). They come
 //! first in the pack: their length is known only when they are sent, so standing in front of all
 //! else they shift every other entry by the same amount and all distances are known here. A delta on
 //! one of them names it by id.
@@ -27,6 +29,11 @@ use super::graph::NONE;
 use super::graph::view::GraphEntry;
 use super::set::{GidMap, GidSet, Gids};
 use super::{Gid, Selection, Stack};
+
+/// From this size on, in the pack, an object that is stored whole is worth a delta.
+const BIG: u64 = 512;
+/// How many objects are looked at to find one that the client has.
+const JOIN_SEARCH: usize = 48;
 
 /// What the client can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,7 +64,12 @@ pub enum Segment {
         len: u32,
     },
     /// An object, packed anew when it is sent.
-    Whole(Gid),
+    Anew {
+        /// The object.
+        gid: Gid,
+        /// Which of [`Plan::joins`] it may be a delta by; none sends it whole.
+        join: Option<u32>,
+    },
 }
 
 /// A pack without its trailer, as a list of segments. The same plan always makes the same bytes.
@@ -69,8 +81,11 @@ pub struct Plan {
     pub literals: Vec<u8>,
     /// Number of objects.
     pub objects: u32,
+    /// For objects packed anew as deltas: the object and those that join it to one of the client, which is the last.
+    /// Of each two neighbours one is stored as a delta on the other.
+    pub joins: Vec<Vec<Gid>>,
     /// Number of objects packed anew.
-    pub wholes: u32,
+    pub anew: u32,
     /// The hash of the repository, and of the trailer.
     pub hash: HashKind,
     /// Length of the pack in bytes, trailer included, without the objects packed anew.
@@ -81,23 +96,28 @@ pub struct Plan {
 pub fn plan(stack: &Stack, selection: &mut Selection<'_>, options: PlanOptions) -> Plan {
     let chosen = GidSet::from_roaring(&selection.objects, stack.len());
     let objects = selection.objects.len() as u32;
-    let wholes = Wholes::find(stack, &chosen, selection, options.thin);
-    let mut layout = Layout::new(stack, &chosen, &wholes, options.ofs_delta);
+    let mut anew = Anew::find(stack, &chosen, selection, options.thin);
+    let joined = std::mem::take(&mut anew.joined);
+    let mut layout = Layout::new(stack, &chosen, &anew, options.ofs_delta);
     layout.literal(&entry::pack_header(objects));
     layout.out = 0;
-    let mut whole_count = 0;
-    for gid in wholes.set.iter() {
-        layout.plan.segments.push(Segment::Whole(gid));
-        whole_count += 1;
+    let mut joined = joined.into_iter().peekable();
+    for gid in anew.set.iter() {
+        let path = joined.next_if(|path| path.first() == Some(&gid));
+        let join = path.map(|path| {
+            layout.plan.joins.push(path);
+            layout.plan.joins.len() as u32 - 1
+        });
+        layout.plan.segments.push(Segment::Anew { gid, join });
+        layout.plan.anew += 1;
     }
     each_entry(stack, &chosen, |gid, layer, position, entry| {
-        if !wholes.set.contains(gid) {
+        if !anew.set.contains(gid) {
             layout.object(gid, layer, position, entry);
         }
     });
     let mut plan = layout.plan;
     plan.objects = objects;
-    plan.wholes = whole_count;
     plan.known_len = entry::PACK_HEADER_LEN as u64 + layout.out + stack.hash().len_in_bytes() as u64;
     plan
 }
@@ -118,35 +138,49 @@ fn each_entry(stack: &Stack, chosen: &GidSet, mut each: impl FnMut(Gid, usize, u
     }
 }
 
-/// The objects that cannot go as they are stored.
-struct Wholes {
+/// The objects that do not go as they are stored.
+struct Anew {
     set: GidSet,
+    /// Ways from some of them to an object of the client, in the order of gids.
+    joined: Vec<Vec<Gid>>,
     /// Entries whose base stands behind them in the order of gids.
     forward: Gids,
 }
 
-impl Wholes {
+impl Anew {
     fn find(stack: &Stack, chosen: &GidSet, selection: &mut Selection<'_>, thin: bool) -> Self {
-        let mut wholes = Self { set: GidSet::new(stack.len()), forward: Gids::default() };
+        let set = GidSet::new(stack.len());
+        let mut anew = Self { set, joined: Vec::new(), forward: Gids::default() };
+        let thin = thin && selection.knows_client();
         let mut forward = Vec::new();
         each_entry(stack, chosen, |gid, layer, _, entry| {
-            let Some(base) = entry.base.map(|base| stack.canonical(layer, base)) else { return };
-            if !chosen.contains(base) {
-                if !(thin && selection.surely_has(base)) {
-                    wholes.set.insert(gid);
+            let base = entry.base.map(|base| stack.canonical(layer, base));
+            let is_big = entry.end - entry.offset >= BIG;
+            match base {
+                Some(base) if chosen.contains(base) => {
+                    if base >= gid {
+                        forward.push(gid);
+                    }
+                    return;
                 }
-            } else if base >= gid {
-                forward.push(gid);
+                Some(base) if thin && selection.surely_has(base) => return,
+                Some(_) => _ = anew.set.insert(gid),
+                None if is_big => {}
+                None => return,
+            }
+            if let Some(path) = (thin && stack.size(gid) >= BIG).then(|| join(stack, selection, gid)).flatten() {
+                anew.set.insert(gid);
+                anew.joined.push(path);
             }
         });
         for gid in forward {
-            if wholes.leans_on_itself(stack, chosen, gid) {
-                wholes.set.insert(gid);
+            if anew.leans_on_itself(stack, chosen, gid) {
+                anew.set.insert(gid);
             } else {
-                wholes.forward.insert(gid);
+                anew.forward.insert(gid);
             }
         }
-        wholes
+        anew
     }
 
     /// Follows the chain of deltas that go as stored. Every cycle has a member whose base stands behind it.
@@ -164,6 +198,41 @@ impl Wholes {
     }
 }
 
+/// Looks for the nearest object of the client that stored deltas join to `gid`, and gives the way to it.
+fn join(stack: &Stack, selection: &mut Selection<'_>, gid: Gid) -> Option<Vec<Gid>> {
+    // Each object met, and the index of the one that led to it.
+    let mut met: Vec<(Gid, usize)> = vec![(gid, 0)];
+    let mut known = Gids::from_iter([gid]);
+    let mut at = 0;
+    while let Some(&(here, _)) = met.get(at) {
+        for next in stack.joined(here) {
+            if met.len() == JOIN_SEARCH {
+                return None;
+            }
+            if !known.insert(next) {
+                continue;
+            }
+            met.push((next, at));
+            let (layer, position) = stack.layer_of(next);
+            if selection.surely_has(stack.canonical(layer, position)) {
+                let mut path = vec![next];
+                let mut back = at;
+                while let Some(&(gid, before)) = met.get(back) {
+                    path.push(gid);
+                    if back == 0 {
+                        break;
+                    }
+                    back = before;
+                }
+                path.reverse();
+                return Some(path);
+            }
+        }
+        at += 1;
+    }
+    None
+}
+
 /// Marks that from a position on, entries of a layer lie `shift` bytes from where they are stored.
 struct Break {
     position: u32,
@@ -175,7 +244,7 @@ struct Break {
 struct Layout<'p> {
     stack: &'p Stack,
     chosen: &'p GidSet,
-    wholes: &'p Wholes,
+    anew: &'p Anew,
     ofs_delta: bool,
     plan: Plan,
     out: u64,
@@ -191,19 +260,20 @@ struct Layout<'p> {
 }
 
 impl<'p> Layout<'p> {
-    fn new(stack: &'p Stack, chosen: &'p GidSet, wholes: &'p Wholes, ofs_delta: bool) -> Self {
+    fn new(stack: &'p Stack, chosen: &'p GidSet, anew: &'p Anew, ofs_delta: bool) -> Self {
         let plan = Plan {
             segments: Vec::new(),
             literals: Vec::new(),
             objects: 0,
-            wholes: 0,
+            joins: Vec::new(),
+            anew: 0,
             hash: stack.hash(),
             known_len: 0,
         };
         Self {
             stack,
             chosen,
-            wholes,
+            anew,
             ofs_delta,
             plan,
             out: 0,
@@ -221,7 +291,7 @@ impl<'p> Layout<'p> {
         if self.early.contains_key(&gid) {
             return;
         }
-        if self.wholes.forward.contains(&gid) {
+        if self.anew.forward.contains(&gid) {
             self.bases_first(gid);
         }
         let shift = self.out.wrapping_sub(entry.offset);
@@ -241,7 +311,7 @@ impl<'p> Layout<'p> {
         while let Some(base) = self.stack.entry(at).base
             && base > self.cursor
             && self.chosen.contains(base)
-            && !self.wholes.set.contains(base)
+            && !self.anew.set.contains(base)
             && !self.early.contains_key(&base)
         {
             chain.push(base);
@@ -301,7 +371,7 @@ impl<'p> Layout<'p> {
 
     /// Where an object was laid out; `None` if it was packed anew or is not in the answer.
     fn offset_of(&self, gid: Gid) -> Option<u64> {
-        if !self.chosen.contains(gid) || self.wholes.set.contains(gid) {
+        if !self.chosen.contains(gid) || self.anew.set.contains(gid) {
             return None;
         }
         if let Some(&offset) = self.early.get(&gid) {

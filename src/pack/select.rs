@@ -3,7 +3,9 @@
 //! For a want/have pair without shallow boundaries the answer is the union, over the commits that
 //! the wants reach and the haves do not, of the commit and the objects it introduced first. Each
 //! object of such a commit's tree was introduced by it or by an ancestor, and an ancestor is either
-//! sent too or the client's, with all it introduced. So no tree is read.
+//! sent too or the client's, with all it introduced. So no tree is read. An object that came in on
+//! several branches side by side is left out if the client has one of them: that makes the answer the
+//! exact difference, as far as the limits let the haves' history be looked at.
 //!
 //! Shallow boundaries cut ancestors away. Then each sent commit brings all it introduced (`first`
 //! and `again`: whatever its parents' trees lack), and a commit whose parents are neither sent nor
@@ -82,6 +84,11 @@ impl<'s> Selection<'s> {
         Self { objects, client: None }
     }
 
+    /// Says whether anything is known of the client's objects.
+    pub fn knows_client(&self) -> bool {
+        self.client.as_ref().is_some_and(|client| client.whole || !client.owned.is_roomless())
+    }
+
     /// Says whether the client surely has an object, so that a delta may lean on it.
     ///
     /// May look further down the haves' history, within the limit; "no" can mean "not known".
@@ -93,9 +100,11 @@ impl<'s> Selection<'s> {
         if !client.whole {
             return false;
         }
-        let commit =
-            if client.stack.kind(gid) == Kind::Commit { Some(gid) } else { client.stack.introducer(gid) };
-        commit.is_some_and(|commit| client.boundary.client_has(commit))
+        if client.stack.kind(gid) == Kind::Commit {
+            return client.boundary.client_has(gid);
+        }
+        let mut introducers = client.stack.introducers(gid);
+        introducers.any(|commit| client.boundary.client_has(commit))
     }
 }
 
@@ -129,7 +138,7 @@ pub fn select<'s>(
     unshallow.iter().for_each(|commit| _ = want_cut.remove(commit));
     want_cut.extend(query.shallow.iter().flat_map(|shallow| &shallow.shallow));
     let is_shallow = !have_cut.is_empty() || !want_cut.is_empty();
-    let boundary =
+    let mut boundary =
         Boundary::paint(stack, &wanted.commits, &had, want_cut.clone(), have_cut, limits.base_steps);
 
     let bases: Vec<Gid> =
@@ -152,6 +161,9 @@ pub fn select<'s>(
         picking.walk.given(tree, &mut picking.objects)?;
     }
     let Picking { walk, mut objects, .. } = picking;
+    if !had.is_empty() {
+        leave_out_had(stack, &mut boundary, &mut objects);
+    }
     // What was asked for by its id passes every filter (git's NOT_USER_GIVEN), unless the client has it.
     wanted.given.iter().for_each(|&gid| _ = objects.insert(gid));
     wanted.commits.iter().filter(|&&gid| !boundary.is_had(gid)).for_each(|&gid| _ = objects.insert(gid));
@@ -161,8 +173,20 @@ pub fn select<'s>(
         }
     }
     let owned = walk.into_owned();
-    let client = Client { stack, boundary, owned, whole: !is_shallow && query.filter.is_none() };
+    let whole = !had.is_empty() && !is_shallow && query.filter.is_none();
+    let client = Client { stack, boundary, owned, whole };
     Ok(Selection { objects: objects.to_roaring(), client: Some(client) })
+}
+
+/// Takes out trees and blobs that a commit of the client introduced as well.
+fn leave_out_had(stack: &Stack, boundary: &mut Boundary<'_, Stack>, objects: &mut GidSet) {
+    let is_content = |gid: &Gid| matches!(stack.kind(*gid), Kind::Tree | Kind::Blob);
+    let had: Vec<Gid> = objects
+        .iter()
+        .filter(is_content)
+        .filter(|&gid| stack.introducers(gid).any(|commit| boundary.client_has(commit)))
+        .collect();
+    had.into_iter().for_each(|gid| objects.remove(gid));
 }
 
 /// Follows wanted tags, as `handle_commit` in git's `revision.c`.
@@ -192,17 +216,17 @@ fn tag_chain(stack: &Stack, tag: Gid) -> impl Iterator<Item = Gid> + '_ {
 }
 
 /// A selection being made.
-struct Picking<'p, 's> {
+struct Picking<'p, 'w, 's> {
     stack: &'s Stack,
     boundary: &'p Boundary<'s, Stack>,
-    filter: Option<&'p Rules>,
+    filter: Option<&'w Rules>,
     had: &'p [Gid],
     is_shallow: bool,
-    walk: TreeWalk<'p>,
+    walk: TreeWalk<'w>,
     objects: GidSet,
 }
 
-impl Picking<'_, '_> {
+impl Picking<'_, '_, '_> {
     /// Filters by type and size need the graph only.
     fn by_introduction(&mut self, want_cut: &Gids) -> Result<(), TreeError> {
         let contents = self.filter.is_none_or(Rules::keeps_contents);

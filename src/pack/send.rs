@@ -9,7 +9,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use gix_hash::ObjectId;
+use gix_hash::{Kind as HashKind, ObjectId};
+use sha2::Digest;
 
 use super::Gid;
 use super::plan::{Plan, Segment};
@@ -26,8 +27,13 @@ pub enum Step {
         /// Bytes of its pack.
         range: Range<u64>,
     },
-    /// Decode this object, pack it with [`super::encode::whole`] and feed the entry.
-    NeedWhole(Gid),
+    /// Pack this object with [`super::encode::anew`] and feed the entry.
+    NeedAnew {
+        /// The object.
+        gid: Gid,
+        /// Which of the plan's joins it may be a delta by.
+        join: Option<u32>,
+    },
     /// All is sent.
     Done(Written),
 }
@@ -55,9 +61,45 @@ pub enum SendError {
     /// Bytes were fed that nobody asked for.
     #[error("a pack was fed without asking")]
     Unasked,
-    /// The hash function found an attack in the bytes.
-    #[error("the pack hashes to a collision")]
-    Collision,
+}
+
+/// The hash of a pack on its way out, with the processor's own instructions where it has them.
+///
+/// Collisions are looked for where objects come in (`gix_hash`): that costs many times more and says nothing new here.
+#[derive(Clone)]
+enum Hasher {
+    Sha1(sha1::Sha1),
+    Sha256(sha2::Sha256),
+}
+
+impl Hasher {
+    fn new(hash: HashKind) -> Self {
+        match hash {
+            HashKind::Sha256 => Self::Sha256(sha2::Sha256::new()),
+            _ => Self::Sha1(sha1::Sha1::new()),
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha1(hasher) => hasher.update(bytes),
+            Self::Sha256(hasher) => hasher.update(bytes),
+        }
+    }
+
+    fn finish(self) -> ObjectId {
+        match self {
+            Self::Sha1(hasher) => <[u8; 20]>::from(hasher.finalize()).into(),
+            Self::Sha256(hasher) => <[u8; 32]>::from(hasher.finalize()).into(),
+        }
+    }
+}
+
+/// The trailer, not yet given out or given.
+#[derive(Clone)]
+enum End {
+    Ahead(Hasher),
+    Given(ObjectId),
 }
 
 /// A plan on its way out.
@@ -70,17 +112,16 @@ pub struct Sender {
     within: u64,
     /// The longest range asked for at once.
     chunk: u64,
-    hasher: Option<gix_hash::Hasher>,
+    end: End,
     sent: u64,
     ready: Option<Bytes>,
-    trailer: Option<ObjectId>,
 }
 
 impl Sender {
     /// Starts at the beginning; asks for at most `chunk` bytes at a time.
     pub fn new(plan: Arc<Plan>, chunk: u64) -> Self {
-        let hasher = Some(gix_hash::hasher(plan.hash));
-        Self { plan, at: 0, within: 0, chunk: chunk.max(1), hasher, sent: 0, ready: None, trailer: None }
+        let end = End::Ahead(Hasher::new(plan.hash));
+        Self { plan, at: 0, within: 0, chunk: chunk.max(1), end, sent: 0, ready: None }
     }
 
     /// The plan being sent.
@@ -109,8 +150,8 @@ impl Sender {
                 self.at += 1;
                 Ok(self.give(bytes))
             }
-            Some(&Segment::Whole(gid)) => Ok(Step::NeedWhole(gid)),
-            None => self.finish(),
+            Some(&Segment::Anew { gid, join }) => Ok(Step::NeedAnew { gid, join }),
+            None => Ok(self.finish()),
         }
     }
 
@@ -121,7 +162,7 @@ impl Sender {
         }
         let asked = match self.plan.segments.get(self.at) {
             Some(&Segment::Copy { len, .. }) => (len - self.within).min(self.chunk),
-            Some(Segment::Whole(_)) => u64::MAX,
+            Some(Segment::Anew { .. }) => u64::MAX,
             Some(Segment::Literal { .. }) | None => return Err(SendError::Unasked),
         };
         let got = bytes.len() as u64;
@@ -160,40 +201,39 @@ impl Sender {
     }
 
     fn give(&mut self, bytes: Bytes) -> Step {
-        if let Some(hasher) = &mut self.hasher {
+        if let End::Ahead(hasher) = &mut self.end {
             hasher.update(&bytes);
         }
         self.sent += bytes.len() as u64;
         Step::Bytes(bytes)
     }
 
-    fn finish(&mut self) -> Result<Step, SendError> {
-        if let Some(hasher) = self.hasher.take() {
-            let trailer = hasher.try_finalize().map_err(|_| SendError::Collision)?;
-            self.trailer = Some(trailer);
-            self.sent += trailer.as_slice().len() as u64;
-            return Ok(Step::Bytes(Bytes::copy_from_slice(trailer.as_slice())));
-        }
-        let trailer = self.trailer.ok_or(SendError::Collision)?;
-        Ok(Step::Done(Written { trailer, bytes: self.sent }))
+    fn finish(&mut self) -> Step {
+        let trailer = match &self.end {
+            End::Ahead(hasher) => hasher.clone().finish(),
+            End::Given(trailer) => return Step::Done(Written { trailer: *trailer, bytes: self.sent }),
+        };
+        self.end = End::Given(trailer);
+        self.sent += trailer.as_slice().len() as u64;
+        Step::Bytes(Bytes::copy_from_slice(trailer.as_slice()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gix_hash::Kind as HashKind;
 
     fn plan() -> Arc<Plan> {
         let segments = vec![
             Segment::Literal { start: 0, len: 4 },
-            Segment::Whole(7),
+            Segment::Anew { gid: 7, join: None },
             Segment::Copy { layer: 0, start: 100, len: 10 },
             Segment::Literal { start: 4, len: 2 },
             Segment::Copy { layer: 1, start: 5, len: 3 },
         ];
         let literals = b"PACKab".to_vec();
-        Arc::new(Plan { segments, literals, objects: 3, wholes: 1, hash: HashKind::Sha1, known_len: 39 })
+        let hash = HashKind::Sha1;
+        Arc::new(Plan { segments, literals, objects: 3, joins: vec![], anew: 1, hash, known_len: 39 })
     }
 
     #[test]
@@ -204,8 +244,8 @@ mod tests {
         let written = loop {
             match sender.step().unwrap() {
                 Step::Bytes(bytes) => out.extend_from_slice(&bytes),
-                Step::NeedWhole(gid) => {
-                    assert_eq!(gid, 7);
+                Step::NeedAnew { gid, join } => {
+                    assert_eq!((gid, join), (7, None));
                     sender.feed(Bytes::from_static(b"whole")).unwrap();
                 }
                 Step::NeedRange { layer, range } => {
@@ -231,7 +271,7 @@ mod tests {
         let mut sender = Sender::new(plan(), 8);
         assert_eq!(sender.feed(Bytes::from_static(b"x")), Err(SendError::Unasked));
         assert!(matches!(sender.step(), Ok(Step::Bytes(_))));
-        assert_eq!(sender.step(), Ok(Step::NeedWhole(7)));
+        assert_eq!(sender.step(), Ok(Step::NeedAnew { gid: 7, join: None }));
         assert!(sender.feed(Bytes::new()).is_err());
         sender.feed(Bytes::from_static(b"w")).unwrap();
         assert_eq!(sender.feed(Bytes::from_static(b"w")), Err(SendError::Unasked));

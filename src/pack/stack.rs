@@ -191,6 +191,17 @@ impl Stack {
         }
     }
 
+    /// The objects that share a stored delta with `gid`: what leans on it and what it leans on, in its own layer; gids
+    /// of that layer, canonical or not.
+    pub fn joined(&self, gid: Gid) -> impl Iterator<Item = Gid> + '_ {
+        let (layer, position) = self.layer_of(gid);
+        let first = self.first_gid(layer);
+        let graph = self.layers.get(layer).map(|held| &held.graph);
+        let leaning = graph.into_iter().flat_map(move |graph| graph.leaning_on(position));
+        let base = graph.and_then(|graph| graph.entry(position)?.base);
+        leaning.chain(base).map(move |position| first + position)
+    }
+
     /// What the graph knows about a commit; `None` if the object is none.
     #[inline]
     pub fn commit(&self, gid: Gid) -> Option<Commit<'_>> {

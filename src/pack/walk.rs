@@ -42,6 +42,8 @@ impl History for Stack {
 
 const WANT: u8 = 1;
 const HAVE: u8 = 2;
+/// Taken from the queue: the colour is final.
+const FINAL: u8 = 4;
 
 /// The line between what the client wants and what it has, found by painting both downwards.
 ///
@@ -106,11 +108,11 @@ impl<'h, H: History> Boundary<'h, H> {
     pub fn client_has(&mut self, commit: Gid) -> bool {
         let generation = self.history.generation(commit);
         loop {
-            if let Some(colour) = self.colours.get(&commit) {
-                // A colour may still change while the commit waits in the queue.
-                if colour & HAVE != 0 {
-                    return true;
-                }
+            // Until it is final, a commit that is only wanted may still turn out to be had.
+            match self.colours.get(&commit) {
+                Some(colour) if colour & HAVE != 0 => return true,
+                Some(colour) if colour & FINAL != 0 => return false,
+                _ => {}
             }
             match self.queue.peek() {
                 Some(&(top, _)) if top > generation && self.steps > 0 => {
@@ -125,7 +127,10 @@ impl<'h, H: History> Boundary<'h, H> {
     /// Takes one commit from the queue and passes its colour on; false when the queue is empty.
     fn step(&mut self) -> bool {
         let Some((_, commit)) = self.queue.pop() else { return false };
-        let colour = self.colours.get(&commit).copied().unwrap_or_default();
+        let colour = self.colours.get_mut(&commit).map_or(0, |colour| {
+            *colour |= FINAL;
+            *colour
+        });
         let cut = if colour & HAVE != 0 {
             &self.have_cut
         } else {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::plan::Plan;
 use super::send::{SendError, Sender, Step, Written};
-use super::{DecodeError, Scratch, Source, Stack, decode, encode};
+use super::{DecodeError, Scratch, Source, Stack, encode};
 
 /// How much of a pack is read at once.
 const CHUNK: u64 = 1 << 20;
@@ -46,9 +46,9 @@ pub fn write(
             Step::NeedRange { layer, range } => {
                 sender.feed(source.read(layer as usize, range).map_err(WriteError::Read)?)?;
             }
-            Step::NeedWhole(gid) => {
-                let (kind, object) = decode::object(stack, source, gid, scratch)?;
-                sender.feed(Bytes::from(encode::whole(kind, &object)))?;
+            Step::NeedAnew { gid, join } => {
+                let path = join.and_then(|join| plan.joins.get(join as usize)).map_or(&[][..], Vec::as_slice);
+                sender.feed(Bytes::from(encode::anew(stack, source, gid, path, scratch)?))?;
             }
             Step::Done(written) => return Ok(written),
         }

@@ -308,7 +308,7 @@ async fn send(
 fn tell(pipe: &mut Pipe, plan: &Plan) -> io::Result<()> {
     let n = plan.objects;
     pipe.progress(&format!("Enumerating objects: {n}, done.\n"))?;
-    pipe.progress(&format!("Total {n} (delta 0), reused {} (delta 0), pack-reused {0}\n", n - plan.wholes))
+    pipe.progress(&format!("Total {n} (delta 0), reused {} (delta 0), pack-reused {0}\n", n - plan.anew))
 }
 
 /// Whether stored bytes are missing or wrong, anywhere down the chain of causes.

@@ -18,7 +18,7 @@ use crate::mirror::snapshot::Granted;
 use crate::pack::Gid;
 use crate::pack::decode::{self, Scratch};
 use crate::pack::negotiate::Negotiation;
-use crate::pack::plan::{Plan, PlanOptions, Segment, plan};
+use crate::pack::plan::{Plan, PlanOptions, plan};
 use crate::pack::rules::Rules;
 use crate::pack::select::{Limits, Query, select};
 use crate::pack::shallow::{Deepen, Shallow, deepen};
@@ -38,7 +38,9 @@ impl Prepared {
     /// About how many bytes it holds.
     pub fn size(&self) -> usize {
         let plan = self.plan.as_ref();
-        self.head.len() + plan.map_or(0, |p| p.literals.len() + p.segments.len() * size_of::<Segment>())
+        let joins = |plan: &Plan| plan.joins.iter().map(|path| size_of_val(&path[..])).sum::<usize>();
+        let pack = plan.map_or(0, |p| p.literals.len() + size_of_val(&p.segments[..]) + joins(p));
+        self.head.len() + pack
     }
 }
 
@@ -100,7 +102,7 @@ pub fn prepare(granted: &Granted, request: &FetchRequest, wants: &[ObjectId]) ->
         filter: rules.as_ref(),
         tags: &tags,
     };
-    let mut selection = select(stack, granted.source(), &query, &Limits::default())?;
+    let mut selection = select(stack, &granted.source().reader(), &query, &Limits::default())?;
     let options = PlanOptions { ofs_delta: request.ofs_delta, thin: request.thin_pack };
     Ok(Prepared { head, plan: Some(Arc::new(plan(stack, &mut selection, options))) })
 }

@@ -22,7 +22,7 @@ use super::facts::PackFacts;
 /// The first bytes of a graph file.
 pub const MAGIC: [u8; 4] = *b"PMGR";
 /// The version written and the only one read. A graph of another version is built again.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of the fixed header and of one section's row in the table.
 pub const HEADER_LEN: usize = 16;
 /// Bytes of one section's row in the table.
@@ -92,6 +92,8 @@ pub enum Section {
     OtherObjects = 27,
     /// u32, as many: position of that commit.
     OtherCommits = 28,
+    /// u32: positions of all deltas, sorted by their base, then by themselves.
+    Leaning = 29,
 }
 
 /// Gives the number a graph file uses for an object hash.
@@ -183,6 +185,7 @@ pub struct Draft {
     pub targets: Vec<u32>,
     pub other_objects: Vec<u32>,
     pub other_commits: Vec<u32>,
+    pub leaning: Vec<u32>,
 }
 
 /// One section about to be written.
@@ -277,6 +280,7 @@ impl Draft {
             (Section::Targets, U32(&self.targets)),
             (Section::OtherObjects, U32(&self.other_objects)),
             (Section::OtherCommits, U32(&self.other_commits)),
+            (Section::Leaning, U32(&self.leaning)),
         ]
     }
 

@@ -65,6 +65,7 @@ pub struct Graph {
     targets: U32s,
     other_objects: U32s,
     other_commits: U32s,
+    leaning: U32s,
 }
 
 /// Where an entry lies in its pack and how.
@@ -156,6 +157,7 @@ impl Graph {
             targets: u32s(Section::Targets)?,
             other_objects: u32s(Section::OtherObjects)?,
             other_commits: u32s(Section::OtherCommits)?,
+            leaning: u32s(Section::Leaning)?,
         };
         graph.check()?;
         Ok(graph)
@@ -202,6 +204,10 @@ impl Graph {
         )?;
         let others = within(&self.other_objects) && self.other_objects.iter().is_sorted();
         must(others && self.other_commits.iter().all(position), "the other introducers are broken")?;
+        let based = |delta: u32| (self.bases.get(delta).unwrap_or(NONE), delta);
+        let leaning = self.leaning.iter().all(|delta| based(delta).0 != NONE)
+            && self.leaning.iter().map(based).is_sorted_by(|a, b| a < b);
+        must(leaning, "the deltas are not sorted by their bases")?;
         must(self.parents.is_sound(c, refs), "the parents are broken")?;
         must(self.first.is_sound(c, refs), "the introductions are broken")?;
         must(self.again.is_sound(c, refs), "the repeated introductions are broken")
@@ -283,6 +289,15 @@ impl Graph {
             base: self.bases.get(position).filter(|&base| base != NONE),
             entry_size: self.entry_sizes.get(position)?,
         })
+    }
+
+    /// Positions of the deltas whose base is the object at `position`, sorted.
+    pub fn leaning_on(&self, position: u32) -> U32Iter<'_> {
+        let base = |bytes: &[u8; 4]| self.bases.get(u32::from_le_bytes(*bytes)).unwrap_or(NONE);
+        let deltas = self.leaning.0.as_chunks().0;
+        let start = deltas.partition_point(|delta| base(delta) < position);
+        let len = deltas.get(start..).unwrap_or_default().partition_point(|delta| base(delta) <= position);
+        self.leaning.slice(start as u32, (start + len) as u32)
     }
 
     /// Finds the object whose entry starts at `offset`.

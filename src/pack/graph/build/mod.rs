@@ -206,6 +206,9 @@ pub fn build(input: BuildInput<'_>) -> Result<Draft, BuildError> {
     let externals = refs.externals.iter().map(|&gid| objects_at.oid(gid)).collect();
     let dups = objects_at.dups().iter().map(|&(position, _)| position).collect();
     let entries = objects_at.into_entries();
+    let mut leaning: Vec<(u32, u32)> =
+        entries.bases.iter().copied().zip(0..).filter(|&(base, _)| base != NONE).collect();
+    leaning.sort_unstable();
     Ok(Draft {
         hash: input.hash,
         facts,
@@ -227,6 +230,7 @@ pub fn build(input: BuildInput<'_>) -> Result<Draft, BuildError> {
         targets,
         other_objects: others.iter().map(|&(object, _)| object).collect(),
         other_commits: others.iter().map(|&(_, commit)| commit).collect(),
+        leaning: leaning.into_iter().map(|(_, delta)| delta).collect(),
     })
 }
 

@@ -1,0 +1,224 @@
+//! What one object can copy from another, told by stored deltas without comparing any bytes.
+//!
+//! A stored delta says which ranges of an object lie in its base. Read the other way round it says what the base can
+//! copy from the object, and two deltas in a row say what the last object can copy from the first. So for any two
+//! objects that are joined by a path of stored deltas there is a delta from one to the other, at the cost of reading
+//! those deltas. That is how the newest version of a file, which git stores whole and the older ones as deltas on it,
+//! is sent as a delta on the version that the client has.
+//!
+//! Relies on: the bytes of deltas (`delta`). Elsewhere: which objects are joined (`graph`), when it pays (`plan`).
+use super::delta::{self, BadData, Command};
+
+/// A shorter copy costs about as much as its bytes.
+const SHORTEST: u64 = 8;
+/// The longest copy that git itself writes in one command (`diff-delta.c`).
+const LONGEST: u64 = 0x10000;
+/// The most bytes that one command inserts.
+const INSERT: usize = 0x7f;
+/// Beyond this a copy command cannot point.
+const FARTHEST: u64 = u32::MAX as u64;
+
+/// `len` bytes at `to` are those at `from` in the other object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Run {
+    to: u64,
+    from: u64,
+    len: u64,
+}
+
+/// The ranges of an object that lie in another one, in order and apart from each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copies {
+    runs: Vec<Run>,
+}
+
+impl Copies {
+    /// Reads what the result of `delta` copies from its base.
+    pub fn of(delta: &[u8]) -> Result<Self, BadData> {
+        let mut runs: Vec<Run> = Vec::new();
+        let mut to = 0;
+        let (_, _, used) = delta::sizes(delta)?;
+        let mut rest = delta.get(used..).unwrap_or_default();
+        while let Some(command) = delta::command(&mut rest)? {
+            let len = match command {
+                Command::Insert(bytes) => bytes.len() as u64,
+                Command::Copy { offset, len } => {
+                    let (from, len) = (offset as u64, len as u64);
+                    match runs.last_mut() {
+                        Some(last) if last.to + last.len == to && last.from + last.len == from => last.len += len,
+                        _ => runs.push(Run { to, from, len }),
+                    }
+                    len
+                }
+            };
+            to += len;
+        }
+        Ok(Self { runs })
+    }
+
+    /// What the other object can copy from this one.
+    pub fn reversed(&self) -> Self {
+        let mut runs: Vec<Run> =
+            self.runs.iter().map(|run| Run { to: run.from, from: run.to, len: run.len }).collect();
+        // Where ranges overlap, the longest of those that start first wins.
+        runs.sort_unstable_by_key(|run| (run.to, std::cmp::Reverse(run.len)));
+        let mut end = 0u64;
+        for run in &mut runs {
+            let skip = end.saturating_sub(run.to).min(run.len);
+            *run = Run { to: run.to + skip, from: run.from + skip, len: run.len - skip };
+            end = end.max(run.to + run.len);
+        }
+        runs.retain(|run| run.len >= SHORTEST);
+        Self { runs }
+    }
+
+    /// What this object can copy from a third, when `other` tells what the other one can copy from that.
+    pub fn through(&self, other: &Self) -> Self {
+        let mut runs = Vec::new();
+        for run in &self.runs {
+            let end = run.from + run.len;
+            let first = other.runs.partition_point(|below| below.to + below.len <= run.from);
+            for below in other.runs.get(first..).unwrap_or_default() {
+                if below.to >= end {
+                    break;
+                }
+                let start = below.to.max(run.from);
+                let len = end.min(below.to + below.len) - start;
+                if len >= SHORTEST {
+                    runs.push(Run {
+                        to: run.to + (start - run.from),
+                        from: below.from + (start - below.to),
+                        len,
+                    });
+                }
+            }
+        }
+        Self { runs }
+    }
+
+    /// How many bytes can be copied.
+    pub fn copied(&self) -> u64 {
+        self.runs.iter().map(|run| run.len).sum()
+    }
+
+    /// Writes `object` as a delta on the other object, which has `base_len` bytes. `None` if these copies do not fit
+    /// objects of such sizes.
+    pub fn delta(&self, base_len: u64, object: &[u8]) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        delta::put_size(base_len, &mut out);
+        delta::put_size(object.len() as u64, &mut out);
+        let mut at = 0;
+        for run in &self.runs {
+            if run.from + run.len > base_len || run.from + run.len > FARTHEST {
+                return None;
+            }
+            let to = usize::try_from(run.to).ok()?;
+            insert(object.get(at..to)?, &mut out);
+            let mut done = 0;
+            while done < run.len {
+                let len = (run.len - done).min(LONGEST);
+                delta::put_copy((run.from + done) as u32, len as u32, &mut out);
+                done += len;
+            }
+            at = to + usize::try_from(run.len).ok()?;
+        }
+        insert(object.get(at..)?, &mut out);
+        Some(out)
+    }
+}
+
+fn insert(bytes: &[u8], out: &mut Vec<u8>) {
+    for piece in bytes.chunks(INSERT) {
+        out.push(piece.len() as u8);
+        out.extend_from_slice(piece);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// An object made of pieces of `base` and new bytes, and the delta that says so.
+    fn derived(base: &[u8], plan: &[(prop::sample::Index, usize, Vec<u8>)]) -> (Vec<u8>, Vec<u8>) {
+        let (mut object, mut commands) = (Vec::new(), Vec::new());
+        for (at, len, new) in plan {
+            let start = at.index(base.len());
+            let end = (start + len).min(base.len());
+            if end > start {
+                object.extend_from_slice(&base[start..end]);
+                delta::put_copy(start as u32, (end - start) as u32, &mut commands);
+            }
+            insert(new, &mut commands);
+            object.extend_from_slice(new);
+        }
+        let mut delta = Vec::new();
+        delta::put_size(base.len() as u64, &mut delta);
+        delta::put_size(object.len() as u64, &mut delta);
+        delta.extend_from_slice(&commands);
+        (object, delta)
+    }
+
+    fn plans() -> impl Strategy<Value = Vec<(prop::sample::Index, usize, Vec<u8>)>> {
+        let piece = (any::<prop::sample::Index>(), 0usize..200, prop::collection::vec(any::<u8>(), 0..20));
+        prop::collection::vec(piece, 0..12)
+    }
+
+    proptest! {
+        #[test]
+        fn deltas_turned_and_joined_are_deltas(
+            base in prop::collection::vec(any::<u8>(), 1..400), one in plans(), two in plans(), other in plans(),
+        ) {
+            let (first, to_first) = derived(&base, &one);
+            prop_assert_eq!(&delta::apply(&base, &to_first, 1 << 20).unwrap(), &first);
+            // The base from what was made of it.
+            let back = Copies::of(&to_first).unwrap().reversed();
+            let delta = back.delta(first.len() as u64, &base).unwrap();
+            prop_assert_eq!(&delta::apply(&first, &delta, 1 << 20).unwrap(), &base);
+            if first.is_empty() {
+                return Ok(());
+            }
+            // The base from a version two steps away.
+            let (second, to_second) = derived(&first, &two);
+            let far = back.through(&Copies::of(&to_second).unwrap().reversed());
+            let delta = far.delta(second.len() as u64, &base).unwrap();
+            prop_assert_eq!(&delta::apply(&second, &delta, 1 << 20).unwrap(), &base);
+            // One of two siblings from the other.
+            let (sibling, to_sibling) = derived(&base, &other);
+            let across = Copies::of(&to_first).unwrap().through(&Copies::of(&to_sibling).unwrap().reversed());
+            let delta = across.delta(sibling.len() as u64, &first).unwrap();
+            prop_assert_eq!(&delta::apply(&sibling, &delta, 1 << 20).unwrap(), &first);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(delta in prop::collection::vec(any::<u8>(), 0..60), object in prop::collection::vec(any::<u8>(), 0..60)) {
+            if let Ok(copies) = Copies::of(&delta) {
+                let _ = copies.delta(100, &object);
+                let _ = copies.reversed().through(&copies).delta(100, &object);
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_word_costs_a_few_bytes() {
+        let old: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
+        let mut new = old.clone();
+        new.splice(70_000..70_004, *b"other word");
+        let mut stored = Vec::new();
+        delta::put_size(new.len() as u64, &mut stored);
+        delta::put_size(old.len() as u64, &mut stored);
+        // The old version on the new one, as git stores it.
+        for start in (0..70_000).step_by(0x10000) {
+            delta::put_copy(start, (70_000 - start).min(0x10000), &mut stored);
+        }
+        insert(&old[70_000..70_004], &mut stored);
+        for start in (70_010..new.len() as u32).step_by(0x10000) {
+            delta::put_copy(start, (new.len() as u32 - start).min(0x10000), &mut stored);
+        }
+        assert_eq!(delta::apply(&new, &stored, 1 << 20).unwrap(), old);
+        let copies = Copies::of(&stored).unwrap().reversed();
+        let delta = copies.delta(old.len() as u64, &new).unwrap();
+        assert_eq!(delta::apply(&old, &delta, 1 << 20).unwrap(), new);
+        assert!(delta.len() < 100, "{}", delta.len());
+    }
+}
