@@ -8,7 +8,8 @@
 //!
 //! Objects whose stored delta leans on nothing that the client will have are packed anew. So are big
 //! objects that are stored whole, if the client has one that is joined to them by stored deltas (an
-//! older version, most often): then as a delta on that ([`super::copies`]). They come
+//! older version, most often). They are sent as deltas on that or, where the base that is left out joins
+//! them to another one of their kind, on that one ([`super::copies`]); and else whole. They come
 //! first in the pack: their length is known only when they are sent, so standing in front of all
 //! else they shift every other entry by the same amount and all distances are known here. A delta on
 //! one of them names it by id.
@@ -22,6 +23,8 @@
 //!
 //! Relies on: gids as the stack numbers them. Elsewhere: what is in the answer (`select`), turning a
 //! plan into bytes (`send`, `write`).
+use std::sync::Arc;
+
 use gix_hash::Kind as HashKind;
 
 use super::entry::{self, Header, RawKind};
@@ -32,8 +35,14 @@ use super::{Gid, Selection, Stack};
 
 /// From this size on, in the pack, an object that is stored whole is worth a delta.
 const BIG: u64 = 512;
+/// An object of fewer bytes is not worth a delta, however it is stored.
+const SMALL: u64 = 64;
 /// How many objects are looked at to find one that the client has.
-const JOIN_SEARCH: usize = 48;
+const JOIN_SEARCH: usize = 200;
+/// How many objects a join may consist of.
+const LONGEST_JOIN: usize = 64;
+/// How many objects that are packed anew may lean on each other in a row; git's own limit for deltas is 50.
+const DEEPEST: u32 = 40;
 
 /// What the client can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,8 +90,8 @@ pub struct Plan {
     pub literals: Vec<u8>,
     /// Number of objects.
     pub objects: u32,
-    /// For objects packed anew as deltas: the object and those that join it to one of the client, which is the last.
-    /// Of each two neighbours one is stored as a delta on the other.
+    /// For objects packed anew as deltas: the object and those that join it to one that the client has or that was
+    /// packed anew before, which is the last. Of each two neighbours one is stored as a delta on the other.
     pub joins: Vec<Vec<Gid>>,
     /// Number of objects packed anew.
     pub anew: u32,
@@ -141,7 +150,7 @@ fn each_entry(stack: &Stack, chosen: &GidSet, mut each: impl FnMut(Gid, usize, u
 /// The objects that do not go as they are stored.
 struct Anew {
     set: GidSet,
-    /// Ways from some of them to an object of the client, in the order of gids.
+    /// Ways from some of them to what they are to lean on, in the order of gids.
     joined: Vec<Vec<Gid>>,
     /// Entries whose base stands behind them in the order of gids.
     forward: Gids,
@@ -153,6 +162,7 @@ impl Anew {
         let mut anew = Self { set, joined: Vec::new(), forward: Gids::default() };
         let thin = thin && selection.knows_client();
         let mut forward = Vec::new();
+        let mut orphans = Orphans::default();
         each_entry(stack, chosen, |gid, layer, _, entry| {
             let base = entry.base.map(|base| stack.canonical(layer, base));
             let is_big = entry.end - entry.offset >= BIG;
@@ -168,7 +178,12 @@ impl Anew {
                 None if is_big => {}
                 None => return,
             }
-            if let Some(path) = (thin && stack.size(gid) >= BIG).then(|| join(stack, selection, gid)).flatten() {
+            let to_client = (thin && stack.size(gid) >= SMALL).then(|| join(stack, selection, gid)).flatten();
+            let path = match base {
+                Some(_) if to_client.is_none() => orphans.join(stack, gid),
+                _ => to_client,
+            };
+            if let Some(path) = path {
                 anew.set.insert(gid);
                 anew.joined.push(path);
             }
@@ -195,6 +210,49 @@ impl Anew {
             }
         }
         false
+    }
+}
+
+/// Objects whose bases are left out, and how they hang together by those bases.
+#[derive(Default)]
+struct Orphans {
+    /// For an object that is left out: the orphan met last that leans on it, and the way down to it, both included.
+    below: GidMap<Arc<[Gid]>>,
+    /// How many objects an orphan leans on, one on the other.
+    depths: GidMap<u32>,
+}
+
+impl Orphans {
+    /// Gives the way from `gid` over bases that are left out to an orphan met before.
+    fn join(&mut self, stack: &Stack, gid: Gid) -> Option<Vec<Gid>> {
+        let mut up = vec![gid];
+        let mut found = None;
+        while let Some(entry) = up.last().map(|&at| stack.entry(at))
+            && let Some(base) = entry.base_local
+            && up.len() <= LONGEST_JOIN
+        {
+            let base = stack.first_gid(entry.layer) + base;
+            if let Some(down) = self.below.get(&base) {
+                found = Some(Arc::clone(down));
+                break;
+            }
+            up.push(base);
+        }
+        let top = found.as_ref().and_then(|down| down.first().copied());
+        let found = found.filter(|down| {
+            let depth = down.last().and_then(|orphan| self.depths.get(orphan)).copied().unwrap_or(0);
+            let fits = depth < DEEPEST && up.len() + down.len() <= LONGEST_JOIN;
+            if fits {
+                self.depths.insert(gid, depth + 1);
+            }
+            fits
+        });
+        for n in 1..up.len() + usize::from(top.is_some()) {
+            let Some(above) = up.get(n).copied().or(top) else { break };
+            let way = std::iter::once(above).chain(up.get(..n).into_iter().flatten().rev().copied());
+            self.below.insert(above, way.collect());
+        }
+        found.map(|down| up.into_iter().chain(down.iter().copied()).collect())
     }
 }
 
