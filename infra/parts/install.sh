@@ -3,22 +3,25 @@
 #
 #   minio versitygw    S3 servers              gitea    a Git host with accounts and webhooks
 #   git                git with its own tests  conformance-deps    system packages (apt-get, as root)
+#   clients            what tests/clients needs, with its programs in bin/
 #
 # They are pinned (lib.sh), go to ${PACKMIRROR_PARTS:-~/.cache/packmirror-parts}, and are built once.
 set -euo pipefail
 # shellcheck source=infra/parts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# What may be missing from a machine, as PROBE=PACKAGE: a command or a C header, and Debian's package of it.
+# What may be missing from a machine, as PROBE=PACKAGE: a command, a C header or a Python module, and Debian's package of it.
 # A probe and not the package's name, because the same header comes from several packages that exclude each other.
 compiler='cc=gcc stdlib.h=libc6-dev'
 git_build="$compiler make=make xz=xz-utils perl=perl curl/curl.h=libcurl4-openssl-dev expat.h=libexpat1-dev
 	zlib.h=zlib1g-dev openssl/ssl.h=libssl-dev"
 # apache2-bin is the server alone: the package apache2 would also start one on port 80.
 conformance="$git_build python3=python3 /usr/sbin/apache2=apache2-bin"
+clients="$compiler python3=python3 ensurepip.py=python3-venv javac=default-jdk-headless mvn=maven node=nodejs npm=npm"
 
 has() {
 	case $1 in
+	*.py) python3 -c "import ${1%.py}" 2>/dev/null ;;
 	*.h) printf '#include <%s>\n' "$1" | cc -E -x c - >/dev/null 2>&1 ;;
 	*) command -v "$1" >/dev/null ;;
 	esac
@@ -99,6 +102,44 @@ build_git() {
 	make -C "$1" -j"$(nproc)" NO_GETTEXT=1 NO_TCLTK=1 prefix="$1/inst" all install
 }
 
+check_clients() {
+	need_go
+	command -v cargo >/dev/null || die "cargo is missing: install Rust"
+	# shellcheck disable=SC2086  # words
+	need $clients
+}
+# Each gets its libraries, as its lock file has them, and a script in bin.
+build_clients() {
+	local at=$1 from name
+	from=$(cd "$clients_source" && pwd)
+	mkdir "$at/bin"
+	for name in dulwich pygit2; do
+		python3 -m venv "$at/$name"
+		"$at/$name/bin/pip" install --quiet --no-deps --requirement "$from/$name/requirements.txt"
+		cp "$from/$name/client.py" "$at/$name"
+		runs "$name" "'$at/$name/bin/python' '$at/$name/client.py'"
+	done
+	(cd "$from/go-git" && go build -buildvcs=false -o "$at/bin/go-git" .)
+	mkdir -p "$at/jgit/classes"
+	mvn -q -B -f "$from/jgit/pom.xml" "org.apache.maven.plugins:maven-dependency-plugin:$MAVEN_DEPENDENCY_VERSION:copy-dependencies" \
+		-DoutputDirectory="$at/jgit/lib"
+	javac -cp "$at/jgit/lib/*" -d "$at/jgit/classes" "$from/jgit/Client.java"
+	# These runs are too short for the better compiler.
+	runs jgit "java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -cp '$at/jgit/classes:$at/jgit/lib/*' Client"
+	mkdir "$at/isomorphic-git"
+	cp "$from"/isomorphic-git/* "$at/isomorphic-git"
+	npm --prefix "$at/isomorphic-git" ci --ignore-scripts --no-audit --no-fund
+	runs isomorphic-git "node '$at/isomorphic-git/client.js'"
+	cargo build --locked --manifest-path "$from/gix/Cargo.toml" --target-dir "$at/build"
+	mv "$at/build/debug/packmirror-test-client-gix" "$at/bin/gix"
+	rm -rf "$at/build"
+}
+# runs NAME COMMAND: makes bin/NAME.
+runs() {
+	printf '#!/bin/sh\nexec %s "$@"\n' "$2" >"$at/bin/$1"
+	chmod +x "$at/bin/$1"
+}
+
 # ensure PART: builds it, unless its marker is there. The marker is written last: what broke half-way is done anew.
 ensure() {
 	local part=$1 at log=$parts/$1.log
@@ -130,7 +171,7 @@ fi
 [ $# -gt 0 ] || set -- minio versitygw gitea git conformance-deps
 for part in "$@"; do
 	case $part in
-	minio | versitygw | gitea | git) ensure "$part" ;;
+	minio | versitygw | gitea | git | clients) ensure "$part" ;;
 	conformance-deps)
 		# shellcheck disable=SC2086  # words
 		need $conformance

@@ -6,11 +6,20 @@ readonly MINIO_VERSION=v0.0.0-20260212201848-7aac2a2c5b7c
 readonly VERSITYGW_VERSION=v1.8.0
 readonly GITEA_VERSION=v1.26.4
 readonly GIT_VERSION=2.47.3
+# Fetches what tests/clients/jgit/pom.xml names.
+readonly MAVEN_DEPENDENCY_VERSION=3.8.1
 
 parts=${PACKMIRROR_PARTS:-${XDG_CACHE_HOME:-$HOME/.cache}/packmirror-parts}
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "${0##*/}: $*"; exit 1; }
+
+# The other clients' programs, and beside them the versions of all that they need: what they hash to is their version.
+clients_source=$(dirname "${BASH_SOURCE[0]}")/../../tests/clients
+clients_version() {
+	(cd "$clients_source" && find . -type f -not -path '*/node_modules/*' -not -path '*/target/*' -not -name README.md -print0 |
+		sort -z | xargs -0 sha256sum | sha256sum | cut -c1-12)
+}
 
 # Prints the folder of a part; the version is in its name, so that two checkouts can share the cache.
 part_dir() {
@@ -19,6 +28,7 @@ part_dir() {
 	versitygw) echo "$parts/versitygw-${VERSITYGW_VERSION#v}" ;;
 	gitea) echo "$parts/gitea-${GITEA_VERSION#v}" ;;
 	git) echo "$parts/git-$GIT_VERSION" ;;
+	clients) echo "$parts/clients-$(clients_version)" ;;
 	*) die "no such part: $1" ;;
 	esac
 }

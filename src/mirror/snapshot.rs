@@ -187,8 +187,13 @@ impl Snapshot {
         oids.iter().all(|oid| self.is_tip(oid))
     }
 
+    /// What a tag leads to is shown beside it, and clients of other makes ask for that like for any tip.
     fn is_tip(&self, oid: &ObjectId) -> bool {
-        self.tip_set.get_or_init(|| self.refs.tips().into_iter().collect()).contains(oid)
+        let tips = self.tip_set.get_or_init(|| {
+            let peeled = self.refs.refs.iter().filter_map(|r| r.peeled);
+            self.refs.tips().into_iter().chain(peeled).collect()
+        });
+        tips.contains(oid)
     }
 
     /// Says whether each of `oids` is what a ref names, or a commit here.

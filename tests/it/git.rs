@@ -98,7 +98,8 @@ impl Git {
 
     /// The command itself, for tests that want to hold the process.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("git");
+        let chosen = std::env::var_os("PACKMIRROR_TEST_GIT");
+        let mut command = Command::new(chosen.unwrap_or_else(|| "git".into()));
         command.current_dir(&self.dir).args(args);
         clean(&mut command);
         let fixed = [

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::git::{Git, Output, git};
 use crate::node::Node;
-use crate::oracle::{State, mirrored};
+use crate::oracle::{State, from_bucket, mirrored};
 use crate::primary::{Primary, Repo};
 use crate::shapes;
 use crate::wire;
@@ -354,6 +354,8 @@ impl Town {
             ("{mid}", or_tip("refs/heads/main~4")),
             ("{old}", or_tip("refs/tags/v1^{commit}")),
             ("{tag}", or_tip("refs/tags/v1")),
+            // Shown beside its tag, and what no commit has.
+            ("{tagged}", or_tip("refs/tags/of-blob^{blob}")),
             ("{tree}", or_tip("refs/heads/main~2^{tree}")),
             ("{blob}", or_tip("refs/heads/main:README")),
             ("{merge}", or_tip("refs/pull/1/merge")),
@@ -890,7 +892,7 @@ mod wires {
             ("side-band-64k agent=JGit/6.0 ofs-delta", &[], &[], true),
         ];
         let mut wrong = String::new();
-        for want in ["{tip}", "{mid}", "{nowhere}"] {
+        for want in ["{tip}", "{mid}", "{tagged}", "{nowhere}"] {
             for (capabilities, lines, rounds, done) in requests {
                 if want != "{tip}" && !capabilities.starts_with("side-band-64k") {
                     continue;
@@ -924,6 +926,16 @@ mod wires {
             }
         }
         assert!(wrong.is_empty(), "{wrong}");
+    }
+
+    /// Clients of other makes want what the advertisement shows beside a tag.
+    #[test]
+    fn what_a_tag_leads_to_in_version_0() {
+        let town = Town::new(shapes::town, "sha1");
+        let want = wire::pkt(&town.fill("want {tagged} side-band-64k ofs-delta\n", ""));
+        let body = format!("{want}0000{}", wire::pkt("done\n"));
+        let found = from_bucket(&town.node, || differ(&town, &[], body.as_bytes(), true, false));
+        assert!(found.is_empty(), "{found}");
     }
 
     /// What the servers say they can do: the mirror never less than the primary, never more than it can keep.
