@@ -85,7 +85,7 @@ impl History<'_> {
         }
         let all: Vec<usize> = (0..self.files.len()).collect();
         let mut main = self.commit("refs/heads/main", &[], &all)?;
-        let (mut pulls, mut old) = (0, vec![main]);
+        let (mut pulls, mut old) = (0u32, vec![main]);
         for n in 1..size.commits.max(1) {
             while u64::from(pulls) * u64::from(size.commits) < u64::from(n) * u64::from(size.pulls) {
                 pulls += 1;

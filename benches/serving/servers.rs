@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::client::{Request, ask, page};
+use crate::client::{ask, page};
 use crate::procs::Procs;
 use crate::repo::PRIMARY;
 use crate::requests::{Repository, fetch};
