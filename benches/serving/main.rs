@@ -96,21 +96,15 @@ fn run(options: &Options, work: &Path) -> Result<()> {
         servers.push(servers::start_mirror(freshness, &binary, &servers[0], work, run.path(), &mirrored)?);
     }
 
-    let ticks_a_second = procs::ticks_a_second()?;
     let effort = match options.quick {
-        true => Effort {
-            rounds: 1,
-            cpu: Duration::from_millis(50),
-            wall: Duration::from_secs(1),
-            repeats: 20,
-            ticks_a_second,
-        },
+        true => {
+            Effort { rounds: 1, cpu: Duration::from_millis(50), wall: Duration::from_secs(1), repeats: 20 }
+        }
         false => Effort {
             rounds: options.rounds.max(1),
             cpu: Duration::from_millis(300),
             wall: Duration::from_secs(3),
             repeats: 400,
-            ticks_a_second,
         },
     };
     print_head();

@@ -17,7 +17,6 @@ pub struct Effort {
     pub cpu: Duration,
     pub wall: Duration,
     pub repeats: u32,
-    pub ticks_a_second: f64,
 }
 
 /// What one operation cost a server: times in milliseconds.
@@ -102,14 +101,14 @@ fn warm(row: &Row, new: bool, server: &Subject, checks: Option<&Path>) -> Result
 }
 
 fn round(row: &Row, new: bool, server: &Subject, effort: Effort) -> Result<Cost> {
-    let start = server.procs.ticks()?;
+    let start = server.procs.cpu()?;
     let (mut first, mut total, mut repeats, mut cpu) = (Duration::ZERO, Duration::ZERO, 0, 0.0);
     while cpu < effort.cpu.as_secs_f64() && total < effort.wall && repeats < effort.repeats {
         let answer = operation(row, new, server, None)?;
         first += answer.first;
         total += answer.total;
         repeats += 1;
-        cpu = (server.procs.ticks()? - start) as f64 / effort.ticks_a_second;
+        cpu = server.procs.cpu()? - start;
     }
     let each = |seconds: f64| seconds * 1000.0 / f64::from(repeats);
     Ok(Cost {

@@ -1,7 +1,7 @@
 //! What the processes of a server cost, from `/proc`.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,9 @@ const LINGER: Duration = Duration::from_secs(30);
 pub struct Procs {
     groups: Vec<u32>,
     standing: BTreeSet<u32>,
+    /// Seconds of processes that nobody waited for, written by themselves: user and system time in each line.
+    log: Option<PathBuf>,
+    ticks_a_second: f64,
 }
 
 struct Stat {
@@ -26,14 +29,23 @@ struct Stat {
 }
 
 impl Procs {
-    /// Takes what runs now in these groups as what always runs.
-    pub fn new(groups: Vec<u32>) -> Self {
-        let standing = members(&groups);
-        Self { groups, standing }
+    /// Waits until exactly `count` processes run in these groups: those are always there.
+    pub fn new(groups: Vec<u32>, count: usize, log: Option<PathBuf>) -> Result<Self> {
+        let end = Instant::now() + LINGER;
+        loop {
+            let standing = members(&groups);
+            if standing.len() == count {
+                return Ok(Self { groups, standing, log, ticks_a_second: ticks_a_second()? });
+            }
+            if Instant::now() > end {
+                return Err(format!("a server has {} processes instead of {count}", standing.len()).into());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
-    /// CPU ticks so far, once every process of past requests has been waited for: only then its time counts.
-    pub fn ticks(&self) -> Result<u64> {
+    /// CPU seconds so far, once every process of past requests has ended: only then its time is known.
+    pub fn cpu(&self) -> Result<f64> {
         let end = Instant::now() + LINGER;
         // Where one process does everything there is nothing to wait for.
         while self.standing.len() > 1 && members(&self.groups) != self.standing {
@@ -43,7 +55,13 @@ impl Procs {
             std::thread::sleep(Duration::from_millis(2));
         }
         let ticks = |pid: &u32| stat(*pid).map(|stat| stat.ticks).ok_or("a server process has ended");
-        Ok(self.standing.iter().map(ticks).sum::<std::result::Result<u64, _>>()?)
+        let ticks = self.standing.iter().map(ticks).sum::<std::result::Result<u64, _>>()?;
+        let text = match &self.log {
+            Some(log) => std::fs::read_to_string(log)?,
+            None => String::new(),
+        };
+        let logged: f64 = text.split_whitespace().filter_map(|number| number.parse::<f64>().ok()).sum();
+        Ok(ticks as f64 / self.ticks_a_second + logged)
     }
 
     /// Runs `work` and gives the most anonymous memory that all processes together had meanwhile, in bytes.
@@ -91,7 +109,7 @@ fn anonymous(pid: u32) -> Option<u64> {
 }
 
 /// How many ticks a second has.
-pub fn ticks_a_second() -> Result<f64> {
+fn ticks_a_second() -> Result<f64> {
     let out = std::process::Command::new("getconf").arg("CLK_TCK").output()?;
     Ok(String::from_utf8(out.stdout)?.trim().parse()?)
 }

@@ -14,6 +14,8 @@ use crate::{Result, requests};
 /// How long a server may take to start, and a mirror to be made.
 const START: Duration = Duration::from_secs(30);
 const SYNC: Duration = Duration::from_secs(3600);
+/// How many requests fcgiwrap answers at a time.
+const FCGI_CHILDREN: usize = 8;
 /// Between two looks at a page of a server.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -33,9 +35,10 @@ pub struct Subject {
 pub fn start_git(root: &Path, run: &Path, port: u16) -> Result<Subject> {
     let (nginx, fcgiwrap) = (find("nginx", "nginx-light")?, find("fcgiwrap", "fcgiwrap")?);
     let backend = PathBuf::from(git(root, &["--exec-path"])?.trim()).join("git-http-backend");
+    let (times, backend) = (run.join("git.times"), timed(&backend, run)?);
     let socket = run.join("fcgi.sock");
     let mut command = Command::new(fcgiwrap);
-    command.args(["-c", "8", "-s"]).arg(format!("unix:{}", socket.display()));
+    command.args(["-c", &FCGI_CHILDREN.to_string(), "-s"]).arg(format!("unix:{}", socket.display()));
     let fcgi = Server::start("fcgiwrap", command, run)?;
     let config = run.join("nginx.conf");
     std::fs::write(&config, nginx_config(root, run, &backend, &socket, port)?)?;
@@ -45,7 +48,32 @@ pub fn start_git(root: &Path, run: &Path, port: u16) -> Result<Subject> {
     let address = format!("127.0.0.1:{port}");
     let info = format!("/{PRIMARY}/info/refs?service=git-upload-pack");
     until(START, "git behind nginx", &mut servers, || Ok(page(&address, &info).is_ok()))?;
-    Ok(Subject { name: "git", address, procs: procs(&servers), mirror: false, _servers: servers })
+    // fcgiwrap and its children, nginx's master and two workers.
+    let processes = 1 + FCGI_CHILDREN + 3;
+    Ok(Subject {
+        name: "git",
+        address,
+        procs: procs(&servers, processes, Some(times))?,
+        mirror: false,
+        _servers: servers,
+    })
+}
+
+/// A script in place of `git http-backend` that notes what it cost: fcgiwrap does not wait for its children, so the
+/// system adds their time to nobody's. Bash, since its `time` counts in milliseconds; its own time is not counted.
+fn timed(backend: &Path, run: &Path) -> Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let (script, bash) = (run.join("timed-backend"), find("bash", "bash")?);
+    std::fs::write(run.join("git.times"), "")?;
+    let text = format!(
+        "#!{}\nexec 3>&2 2>>'{}'\nTIMEFORMAT='%U %S'\ntime '{}' 2>&3 3>&-\n",
+        bash.display(),
+        run.join("git.times").display(),
+        backend.display()
+    );
+    std::fs::write(&script, text)?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    Ok(script)
 }
 
 fn nginx_config(root: &Path, run: &Path, backend: &Path, socket: &Path, port: u16) -> Result<String> {
@@ -118,7 +146,13 @@ pub fn start_mirror(
         eprintln!("waiting for the {freshness} mirror of {}", repository.name);
         until(SYNC, "the mirror", &mut servers, || mirrored(&address, repository, freshness))?;
     }
-    Ok(Subject { name: freshness, address, procs: procs(&servers), mirror: true, _servers: servers })
+    Ok(Subject {
+        name: freshness,
+        address,
+        procs: procs(&servers, 1, None)?,
+        mirror: true,
+        _servers: servers,
+    })
 }
 
 /// Whether the mirror at `address` answers for `repository` without its primary. If not, it has been told to compare,
@@ -157,8 +191,8 @@ fn counter(text: &str, name: &str, labels: &[&str]) -> f64 {
     series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-fn procs(servers: &[Server]) -> Procs {
-    Procs::new(servers.iter().map(Server::group).collect())
+fn procs(servers: &[Server], count: usize, log: Option<PathBuf>) -> Result<Procs> {
+    Procs::new(servers.iter().map(Server::group).collect(), count, log)
 }
 
 /// Waits until `ready`, as long as the servers live.
