@@ -58,10 +58,10 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     let from = std::fs::canonicalize(from)?;
     let (from, to_text) = (from.to_str().ok_or("a path that is no text")?, to.to_str().ok_or("no text")?);
     git(Path::new("/"), &["clone", "-q", "--mirror", "--local", from, to_text])?;
-    // What another program has noted beside a pack, such as `.promisor` or an old bitmap, is not the repository.
+    // Says that a partial clone made the pack; this copy is to be a whole repository.
     for entry in std::fs::read_dir(to.join("objects/pack"))? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension != "pack" && extension != "idx") {
+        if path.extension().is_some_and(|extension| extension == "promisor") {
             std::fs::remove_file(path)?;
         }
     }
