@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::Result;
 
-/// Process groups of servers that run.
+/// Process groups of what runs.
 static GROUPS: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 /// A server, at the head of a process group of its own.
@@ -24,9 +24,7 @@ impl Server {
         let log = dir.join(format!("{name}.log"));
         let file = std::fs::File::create(&log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
-        let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
-        let child = command.spawn().map_err(|error| format!("{name}: {error}"))?;
-        groups.push(child.id());
+        let child = spawn(command).map_err(|error| format!("{name}: {error}"))?;
         Ok(Self { child, name: name.to_owned(), log })
     }
 
@@ -55,8 +53,20 @@ impl Drop for Server {
     fn drop(&mut self) {
         kill(self.group());
         let _ = self.child.wait();
-        GROUPS.lock().unwrap_or_else(PoisonError::into_inner).retain(|group| *group != self.child.id());
+        forget(self.group());
     }
+}
+
+/// Starts what will lead a process group, known to the end of the bench from its first moment.
+fn spawn(mut command: Command) -> std::io::Result<Child> {
+    let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
+    let child = command.spawn()?;
+    groups.push(child.id());
+    Ok(child)
+}
+
+fn forget(group: u32) {
+    GROUPS.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| *other != group);
 }
 
 fn kill(group: u32) {
@@ -109,7 +119,9 @@ pub fn feed(
 ) -> Result<Vec<u8>> {
     let mut command = Command::new("git");
     command.current_dir(dir).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn()?;
+    command.process_group(0);
+    let mut child = spawn(command)?;
+    let group = child.id();
     let stdin = child.stdin.take().ok_or("no stdin")?;
     let output = std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -118,7 +130,9 @@ pub fn feed(
             let _ = write(&mut stdin).and_then(|()| stdin.flush());
         });
         child.wait_with_output()
-    })?;
+    });
+    forget(group);
+    let output = output?;
     if !output.status.success() {
         return Err(format!("git {args:?}: {}", String::from_utf8_lossy(&output.stderr)).into());
     }
