@@ -109,7 +109,7 @@ impl History<'_> {
             if n % 50 == 0 {
                 let message = format!("Release {n}\n");
                 write!(self.out, "tag v{n}\nfrom :{main}\n")?;
-                write!(self.out, "tagger A U Thor <author@example.com> {} +0000\n", self.clock)?;
+                writeln!(self.out, "tagger A U Thor <author@example.com> {} +0000", self.clock)?;
                 write!(self.out, "data {}\n{message}\n", message.len())?;
             }
         }
@@ -140,14 +140,14 @@ impl History<'_> {
         self.clock += 600;
         let message = format!("Change {} files\n\n{}\n", files.len(), line(self.random.next()));
         write!(self.out, "commit {name}\nmark :{}\n", self.mark)?;
-        write!(self.out, "committer A U Thor <author@example.com> {} +0000\n", self.clock)?;
+        writeln!(self.out, "committer A U Thor <author@example.com> {} +0000", self.clock)?;
         write!(self.out, "data {}\n{message}\n", message.len())?;
         for (n, parent) in parents.iter().enumerate() {
-            write!(self.out, "{} :{parent}\n", if n == 0 { "from" } else { "merge" })?;
+            writeln!(self.out, "{} :{parent}", if n == 0 { "from" } else { "merge" })?;
         }
         for file in files {
             let text: String = self.files[*file].iter().map(|number| line(*number) + "\n").collect();
-            write!(self.out, "M 100644 inline part{}/piece{}/file{file}.txt\n", file % 20, file % 7)?;
+            writeln!(self.out, "M 100644 inline part{}/piece{}/file{file}.txt", file % 20, file % 7)?;
             write!(self.out, "data {}\n{text}\n", text.len())?;
         }
         Ok(self.mark)

@@ -45,7 +45,9 @@ impl Copies {
                 Command::Copy { offset, len } => {
                     let (from, len) = (offset as u64, len as u64);
                     match runs.last_mut() {
-                        Some(last) if last.to + last.len == to && last.from + last.len == from => last.len += len,
+                        Some(last) if last.to + last.len == to && last.from + last.len == from => {
+                            last.len += len
+                        }
                         _ => runs.push(Run { to, from, len }),
                     }
                     len

@@ -168,7 +168,9 @@ impl Anew {
                 None if is_big => {}
                 None => return,
             }
-            if let Some(path) = (thin && stack.size(gid) >= BIG).then(|| join(stack, selection, gid)).flatten() {
+            if let Some(path) =
+                (thin && stack.size(gid) >= BIG).then(|| join(stack, selection, gid)).flatten()
+            {
                 anew.set.insert(gid);
                 anew.joined.push(path);
             }
