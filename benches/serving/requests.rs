@@ -77,7 +77,12 @@ pub fn rows<'a>(primary: &'a Repository, many: &'a Repository) -> Result<Vec<Row
     let clone = oids(&["refs/heads", "refs/tags"])?;
     let history = primary.ids(&["rev-list", "--first-parent", "HEAD"])?;
     let middle = vec![history[history.len() / 2].clone()];
-    let blobs = primary.ids(&["ls-tree", "-r", "--object-only", "HEAD"])?;
+    // Submodules are commits of other repositories.
+    let tree = git(&primary.path, &["ls-tree", "-r", "HEAD"])?;
+    let blob = |line: &str| Some(line.split_once(" blob ")?.1.split('\t').next()?.to_owned());
+    let mut blobs: Vec<String> = tree.lines().filter_map(blob).collect();
+    blobs.sort();
+    blobs.dedup();
     let row = |name: &str, options: &[&str], wants: &[String], haves: Vec<String>| Row {
         name: name.to_owned(),
         repository: primary,
