@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Builds the fuzz targets and runs each for a short while, starting from its seeds; a finding ends it.
+#   fuzz/run.sh [SECONDS [TARGET...]]
+# Needs stable Rust and a C++ compiler (for libFuzzer). The flags are those of `cargo fuzz --sanitizer none`, which
+# does the same with more comfort; a finding lies in fuzz/artifacts/TARGET and is run again by naming it:
+#   cargo fuzz run --sanitizer none TARGET fuzz/artifacts/TARGET/crash-...
+set -euo pipefail
+cd "$(dirname "$0")"
+seconds=${1:-15}
+shift || true
+targets=("$@")
+[ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(sed -n 's/^path = "fuzz_targets\/\(.*\)\.rs"$/\1/p' Cargo.toml)
+
+host=$(rustc -vV | sed -n 's/^host: //p')
+# With --target the flags do not reach build scripts and macros.
+RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares" \
+	cargo build --release --locked --target "$host" --bins
+built=${CARGO_TARGET_DIR:-target}/$host/release
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+for target in "${targets[@]}"; do
+	printf -- '-- %s\n' "$target"
+	mkdir -p "$work/$target" "artifacts/$target"
+	# What is found on the way goes to the first directory and is thrown away; the seeds stay as they are.
+	if ! TMPDIR=$work "$built/$target" -max_total_time="$seconds" -timeout=10 -max_len=4096 -artifact_prefix="artifacts/$target/" \
+		"$work/$target" "seeds/$target" >"$work/log" 2>&1; then
+		cat "$work/log"
+		printf 'fuzz/artifacts/%s holds what %s stumbled over\n' "$target" "$target" >&2
+		exit 1
+	fi
+	grep -E '^Done|DONE' "$work/log" || cat "$work/log"
+done
