@@ -66,6 +66,29 @@ fn seal(file: &mut [u8]) {
     file[end..].copy_from_slice(&sum);
 }
 
+#[test]
+fn tags_that_lead_in_a_circle_are_damage() {
+    let repo = Repo::new(HashKind::Sha1);
+    random_history(&repo, 7, 24);
+    let mut file = repo.pack(&["--revs", "--all"], "").draft(HashKind::Sha1, None, &[]).unwrap().to_bytes();
+    let tags: Vec<u32> = Graph::open(file.clone().into()).unwrap().tags().iter().collect();
+    assert!(tags.len() > 1, "the sample has tags");
+    let mut rows = (0..).map(|n| format::HEADER_LEN + n * format::ROW_LEN);
+    let row = rows.find(|&row| file[row] == format::Section::Targets as u8).unwrap();
+    let targets = u64::from_le_bytes(*file[row + 8..].first_chunk().unwrap()) as usize;
+    let mut lead = |from: usize, to: u32| {
+        file[targets + 4 * from..][..4].copy_from_slice(&to.to_le_bytes());
+        seal(&mut file);
+        Graph::open(file.clone().into()).err()
+    };
+    for (from, &to) in tags.iter().enumerate().skip(1).map(|(n, to)| (n - 1, to)) {
+        assert_eq!(lead(from, to), None, "a tag of a tag is none");
+    }
+    let circle = Some(Damaged::Bytes("tags lead in a circle"));
+    assert_eq!(lead(tags.len() - 1, tags[0]), circle);
+    assert_eq!(lead(tags.len() - 1, tags[tags.len() - 1]), circle);
+}
+
 /// Asks a layer, and a stack with it on top, everything.
 fn ask_everything(layer: Layer, packs: &[Packed], below: Bytes) {
     let beside = [0, 1, layer.graph.len(), u32::MAX - 1, u32::MAX];

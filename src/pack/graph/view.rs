@@ -210,7 +210,26 @@ impl Graph {
         must(leaning, "the deltas are not sorted by their bases")?;
         must(self.parents.is_sound(c, refs), "the parents are broken")?;
         must(self.first.is_sound(c, refs), "the introductions are broken")?;
-        must(self.again.is_sound(c, refs), "the repeated introductions are broken")
+        must(self.again.is_sound(c, refs), "the repeated introductions are broken")?;
+        must(self.tags_end(), "tags lead in a circle")
+    }
+
+    /// Says whether every chain of tags ends: whoever peels one follows it to its end.
+    fn tags_end(&self) -> bool {
+        // The row from which each row was met first; a chain that meets itself has no end.
+        let mut met = vec![NONE; self.tags.len()];
+        (0..self.tags.len() as u32).all(|start| {
+            let mut next = Some(start);
+            while let Some(row) = next {
+                match met.get_mut(row as usize) {
+                    Some(from) if *from == NONE => *from = start,
+                    Some(from) => return *from != start,
+                    None => return false,
+                }
+                next = self.target(row).and_then(|target| self.tag_row(target));
+            }
+            true
+        })
     }
 
     /// The object hash of the repository.
