@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets and runs each for a short while, starting from its seeds; a finding ends it.
-#   fuzz/run.sh [SECONDS [TARGET...]]
+#   fuzz/run.sh [SECONDS [TARGET...]]        each target for so long (15)
 # Needs stable Rust and a C++ compiler (for libFuzzer). The flags are those of `cargo fuzz --sanitizer none`, which
 # does the same with more comfort; a finding lies in fuzz/artifacts/TARGET and is run again by naming it:
 #   cargo fuzz run --sanitizer none TARGET fuzz/artifacts/TARGET/crash-...
@@ -11,14 +11,16 @@ shift || true
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(sed -n 's/^path = "fuzz_targets\/\(.*\)\.rs"$/\1/p' Cargo.toml)
 
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/../target}/fuzz
 host=$(rustc -vV | sed -n 's/^host: //p')
 # With --target the flags do not reach build scripts and macros.
 RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
 -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares" \
 	cargo build --release --locked --target "$host" --bins
-built=${CARGO_TARGET_DIR:-target}/$host/release
+built=$CARGO_TARGET_DIR/$host/release
 
-work=$(mktemp -d)
+# The indexer wants files: better ones that no disk has to keep.
+work=$(mktemp -d -p /dev/shm 2>/dev/null || mktemp -d)
 trap 'rm -rf "$work"' EXIT
 for target in "${targets[@]}"; do
 	printf -- '-- %s\n' "$target"

@@ -87,7 +87,8 @@ impl World {
         let mut kind = [Kind::Commit, Kind::Tree, Kind::Blob, Kind::Tag][usize::from(what & 3)];
         let layer = self.layers.last_mut()?;
         let start = layer.entries.len();
-        let base = (what & 4 != 0).then(|| layer.places.len().checked_sub(1 + usize::from(what >> 5))).flatten();
+        let base =
+            (what & 4 != 0).then(|| layer.places.len().checked_sub(1 + usize::from(what >> 5))).flatten();
         match base.map(|base| layer.places[base]) {
             Some((base, place)) => {
                 let (id, base_kind, bytes) = &self.objects[base];
@@ -187,7 +188,8 @@ impl World {
 
     /// Everything that hangs on some objects, by reading them.
     fn closure(&self, from: &[ObjectId]) -> BTreeSet<ObjectId> {
-        let by_id: BTreeMap<_, _> = self.objects.iter().map(|(id, kind, bytes)| (*id, (*kind, bytes))).collect();
+        let by_id: BTreeMap<_, _> =
+            self.objects.iter().map(|(id, kind, bytes)| (*id, (*kind, bytes))).collect();
         let (mut seen, mut todo) = (BTreeSet::new(), from.to_vec());
         while let Some(id) = todo.pop() {
             if !seen.insert(id) {

@@ -1,12 +1,23 @@
 //! What lies in the bucket and in the cache: graphs, generation records, names of blobs. Checksums are made right, so
 //! that what is behind them is reached: a bucket can be written by others than us.
+use std::sync::Arc;
+
 use bytes::Bytes;
+use gix_hash::Kind as HashKind;
 use sha2::{Digest, Sha256};
 
 use crate::byte;
 use crate::pack::graph::{compress, decompress};
-use crate::pack::{Damaged, Graph};
+use crate::pack::select::{Limits, Query, select};
+use crate::pack::shallow::{Deepen, deepen};
+use crate::pack::trees::TreeLimits;
+use crate::pack::{
+    Damaged, Graph, Layer, PlanOptions, Reach, Scratch, Selection, Source, Stack, decode, plan,
+};
 use crate::store::{BlobId, Generation, read};
+
+/// The index of the pack whose graph is the seed `graph-1`.
+const IDX: &[u8] = include_bytes!("records.idx");
 
 /// One target: the first byte chooses what the rest is.
 pub fn run(mut data: &[u8]) {
@@ -21,9 +32,10 @@ pub fn run(mut data: &[u8]) {
 /// `data` is a graph file without its checksum.
 fn a_graph(data: &[u8]) {
     let file = Bytes::from([data, &Sha256::digest(data)].concat());
-    match Graph::open(file) {
+    match Graph::open(file.clone()) {
         Ok(graph) => {
             walk(&graph);
+            stacked(file);
             let cut = Bytes::copy_from_slice(data);
             assert!(Graph::open(cut).is_err(), "a checksum that is not there was accepted");
         }
@@ -66,6 +78,37 @@ fn walk(graph: &Graph) {
         let _ = (graph.parents(beyond).count(), graph.first(beyond).count(), graph.again(beyond).count());
     }
     let _ = (graph.pack_sha256(), graph.pack_trailer().len(), graph.dups().len(), graph.block_size());
+}
+
+/// A graph that opens but tells lies, with its index: questions end, whatever they answer. The pack cannot be read.
+fn stacked(graph: Bytes) {
+    let Ok(layer) = Layer::open(Bytes::from_static(IDX), graph, HashKind::Sha1) else { return };
+    let Ok(stack) = Stack::open(vec![Arc::new(layer)]) else { return };
+    let all: Vec<u32> = (0..stack.len()).collect();
+    for &gid in &all {
+        let _ = (stack.oid(gid), stack.peel(gid), stack.introducers(gid).count());
+        let _ = decode::object(&stack, &Unreadable, gid, &mut Scratch::new(1 << 16, 1 << 20));
+    }
+    let _ = Reach::new(&stack, &Unreadable, &all, &TreeLimits::default());
+    let (wants, haves) = all.split_at(all.len() / 2);
+    for how in [Deepen::Depth(2), Deepen::Relative(2), Deepen::RevList { since: Some(3), not: haves }] {
+        let shallow = deepen(&stack, wants, haves, how, |_| true).ok();
+        let query = Query { wants, haves, shallow: shallow.as_ref(), ..Query::default() };
+        let Ok(mut selection) = select(&stack, &Unreadable, &query, &Limits::default()) else { continue };
+        for thin in [true, false] {
+            plan::plan(&stack, &mut selection, PlanOptions { ofs_delta: thin, thin });
+        }
+    }
+    let mut whole = Selection::of(all.into_iter().collect());
+    plan::plan(&stack, &mut whole, PlanOptions { ofs_delta: true, thin: false });
+}
+
+struct Unreadable;
+
+impl Source for Unreadable {
+    fn read(&self, _: usize, _: std::ops::Range<u64>) -> std::io::Result<Bytes> {
+        Err(std::io::Error::other("no such pack"))
+    }
 }
 
 /// A frame never gives more than is asked for.

@@ -34,7 +34,9 @@ fn advertisement(body: &[u8]) {
             let mut out = Vec::new();
             let offer = V0Offer { version1: advert.version1, agent: "git/x".into(), ..V0Offer::default() };
             write_v0(&refs, &offer, &mut out);
-            let Ok(Advertisement::V0(again)) = Advertisement::parse(&out) else { panic!("not our own words") };
+            let Ok(Advertisement::V0(again)) = Advertisement::parse(&out) else {
+                panic!("not our own words")
+            };
             assert_eq!((again.version1, again.hash), (advert.version1, advert.hash));
             let again = to_refs(again.refs, again.hash).expect("our own words");
             assert_eq!((&again.refs, again.head_oid()), (&refs.refs, refs.head_oid()));
@@ -61,7 +63,8 @@ fn shown_and_stored(refs: &Refs) {
 
 fn packed_refs(text: &[u8], hash: HashKind) {
     let Ok(list) = Refs::parse_packed_refs(text, hash) else { return };
-    let refs = Refs::new(hash, Default::default(), list.clone(), Vec::new()).expect("what is stored is sound");
+    let refs =
+        Refs::new(hash, Default::default(), list.clone(), Vec::new()).expect("what is stored is sound");
     assert_eq!(refs.refs, list, "sorted, each once");
     shown_and_stored(&refs);
 }

@@ -3,7 +3,7 @@ use crate::git::ls_refs::{self, parse_answer};
 use crate::git::negotiate::{Next, Questions, answer_v0, answer_v2};
 use crate::git::request::{Command, Limits, parse_v2};
 use crate::git::v0::{RoundEnd, parse_v0};
-use crate::git::{Head, HashKind, Ref, Refs, V2Caps};
+use crate::git::{HashKind, Head, Ref, Refs, V2Caps};
 use crate::{byte, hash, must_be_packets};
 use gix_hash::ObjectId;
 
@@ -18,7 +18,11 @@ pub fn run(mut data: &[u8]) {
 
 fn v2(body: &[u8], hash: HashKind) {
     let Ok(Some(request)) = parse_v2(body, &LIMITS, hash) else { return };
-    assert_eq!(parse_v2(&request.encode(), &LIMITS, hash), Ok(Some(request.clone())), "what is written is read back");
+    assert_eq!(
+        parse_v2(&request.encode(), &LIMITS, hash),
+        Ok(Some(request.clone())),
+        "what is written is read back"
+    );
     let mut out = Vec::new();
     match &request.command {
         Command::LsRefs(ask) => {
