@@ -1,13 +1,14 @@
 //! The differential table: client operations × protocol versions × shapes of repositories. Each case is done against
 //! the primary and against the mirror, and everything the client ends up with must be the same: exit status, error
 //! text, refs, shallow file, objects present and missing. [`town`] does and compares, [`cases`] and [`ci_tools`] are the table,
-
+//! [`random`] makes histories and operations up.
 //!
 //! A case says where its answers must come from: `Bucket` for all that a mirrored repository has; `Any` where the primary
 //! has a say, as in objects that no ref reaches. The requests that a decent client does not send, but others do, are the table in `wires`.
 
 mod cases;
 mod ci_tools;
+mod random;
 mod town;
 mod wires;
 

@@ -175,9 +175,10 @@ impl Town {
     }
 }
 
-/// Lets clients ask for ids, refs by name, and sizes.
-fn allow_all(repo: &Repo) {
-    repo.configure("[uploadpack]\n\tallowTipSHA1InWant = true\n\tallowReachableSHA1InWant = true\n\tallowRefInWant = true\n[transfer]\n\tadvertiseObjectInfo = true\n");
+/// Lets clients ask for ids and sizes. Not for refs by name (`allowRefInWant`): git's own server then sends two
+/// sections in the wrong order, at which git's client gives up, so that nothing shallow would be compared.
+pub fn allow_all(repo: &Repo) {
+    repo.configure("[uploadpack]\n\tallowTipSHA1InWant = true\n\tallowReachableSHA1InWant = true\n[transfer]\n\tadvertiseObjectInfo = true\n");
 }
 
 /// Brings `repo` to where `whole` was after `step` of [`SYNCS`] parts of its commits; after the last, to what it is.
@@ -241,7 +242,13 @@ pub fn said(out: &Output, url: &str) -> String {
 /// Where upload-pack of git dies the client sees a connection that ends; the mirror has an `ERR` packet for it, as newer
 /// versions of git have.
 pub fn told_better(primary: &str, mirror: &str) -> bool {
-    let died = ["hung up unexpectedly", "expected 'packfile'", "early EOF", "bad pack header"];
+    let died = [
+        "hung up unexpectedly",
+        "expected 'packfile'",
+        "early EOF",
+        "bad pack header",
+        "error processing shallow info",
+    ];
     primary.starts_with("Some(128)")
         && mirror.starts_with("Some(128)")
         && mirror.contains("remote error: ")

@@ -99,7 +99,13 @@ fn differ(town: &Town, headers: &[(&str, &str)], body: &[u8], banded: bool, thin
 
 #[test]
 fn version_2() {
-    let town = Town::new(shapes::town, "sha1");
+    let town = Town::new(
+        |dir| {
+            shapes::town(dir);
+            git(dir).run("config uploadpack.allowRefInWant true");
+        },
+        "sha1",
+    );
     let past = git(&town.past).run("rev-parse refs/heads/main").line();
     let fetch: &[(&str, &[&str])] = &[
         ("a clone", &["want {tip}", "ofs-delta", "done"]),
