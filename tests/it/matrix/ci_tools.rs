@@ -92,4 +92,71 @@ pub const CI: &[Case] = &[
         &["init -q --bare", "fetch --no-tags --force --update-head-ok {url} +HEAD:refs/remotes/origin/HEAD"],
     ),
     (Bucket, &["clone --depth=1 -q -b v2 {url} .", "rev-parse HEAD"]),
+    // The same tools where the workspace of an earlier job lies.
+    (
+        Bucket,
+        &[
+            "clone -q --no-checkout {past} .",
+            "remote set-url origin {url}",
+            "rev-parse --symbolic-full-name --verify --quiet HEAD",
+            "rev-parse --symbolic-full-name --branches",
+            "submodule status",
+            "clean -ffdx",
+            "reset --hard HEAD",
+            "-c protocol.version=2 fetch --no-tags --prune --no-recurse-submodules --depth=1 origin +{merge}:refs/remotes/pull/1/merge",
+            "checkout -q --force refs/remotes/pull/1/merge",
+            "log -1 --format=%H",
+        ],
+    ),
+    (
+        Bucket,
+        &[
+            "clone -q --depth=2 {past} .",
+            "remote set-url origin {url}",
+            "-c http.userAgent=gitlab-runner fetch origin --no-recurse-submodules +{tip}:refs/pipelines/2 +refs/heads/main:refs/remotes/origin/main --depth 20 --prune --quiet",
+            "-c filter.lfs.smudge= -c filter.lfs.required=false checkout -f -q {tip}",
+            "clean -ffdx",
+        ],
+    ),
+    (
+        Bucket,
+        &[
+            "clone -q {past} .",
+            "rev-parse --is-inside-work-tree",
+            "config remote.origin.url {url}",
+            "fetch --no-tags --force --progress --prune -- {url} +refs/heads/*:refs/remotes/origin/* +refs/pull/*:refs/remotes/origin/pr/*",
+            "rev-parse refs/remotes/origin/main^{commit}",
+            "checkout -q -f {tip}",
+        ],
+    ),
+    // Buildkite's mirror of the repository on the agent's disk, and a checkout that borrows from it.
+    (
+        Bucket,
+        &[
+            "clone --mirror -q -- {past} mirror",
+            "--git-dir mirror remote set-url origin {url}",
+            "--git-dir mirror fetch --no-tags -q origin refs/pull/1/head",
+            "--git-dir mirror fetch -q origin main",
+            "clone -q --reference mirror -- {url} checkout",
+            "-C checkout fetch -q --prune -- origin {mid}",
+            "-C checkout checkout -q -f {mid}",
+        ],
+    ),
+    // A pull request by its name, without the id.
+    (
+        Bucket,
+        &[
+            "init -q .",
+            "fetch -q --no-tags --depth=50 {url} refs/pull/1/merge:refs/remotes/pull/1/merge",
+            "checkout -q --force refs/remotes/pull/1/merge",
+        ],
+    ),
+    (
+        Nowhere,
+        &[
+            "ls-remote -h -- {url}",
+            "ls-remote -h {url} main",
+            "ls-remote -q --exit-code {url} refs/heads/main",
+        ],
+    ),
 ];

@@ -241,7 +241,11 @@ impl Game {
                 drop(g.args(&["tag", "-f", "-a", "-m", "nested", &format!("nested-{name}"), &inner]).must());
             }
             4 => {
-                drop(g.args(&["tag", "-f", "-a", "-m", "tree", "of-tree", &format!("{at}^{{tree}}")]).must())
+                // Not a commit's own tree: with a filter by depth git sends less of one that is both.
+                let tree = g.args(&["rev-parse", "-q", "--verify", &format!("{at}:src")]);
+                if tree.ok() {
+                    g.args(&["tag", "-f", "-a", "-m", "tree", "of-tree", &tree.line()]).must();
+                }
             }
             5 if !tags.is_empty() => self.repo.delete_ref(&self.dice.one(&tags)),
             _ => self.repo.set_ref(&format!("refs/tags/light-{name}"), &at),
