@@ -137,8 +137,8 @@ impl Game {
                 for _ in 0..1 + self.dice.below(3) {
                     parents.push(self.repo.oid(&self.dice.one(&branches)));
                 }
-                let mut seen = Vec::new();
-                parents.retain(|p| !seen.contains(p) && (seen.push(p.clone()) == ()));
+                let mut seen = BTreeSet::new();
+                parents.retain(|parent| seen.insert(parent.clone()));
                 let changes = if self.dice.below(2) == 0 { String::new() } else { self.changes() };
                 self.commit(&branch, &parents, &changes);
             }
