@@ -1,8 +1,8 @@
 //! Selects, plans and writes the answers to common fetches of a repository, beside `git pack-objects`.
 //!
-//! `cargo bench --bench selection -- PATH-OF-A-BARE-REPOSITORY [--graph FILE] [--check]`. The
+//! `cargo bench --bench selection -- PATH-OF-A-BARE-REPOSITORY [--graph FILE] [--check] [--only WORD]`. The
 //! repository should be one well-packed pack (`git repack -ad`). `--graph` keeps the graph in a file
-//! between runs; `--check` has git index every answer strictly. Without a path there is nothing to do.
+//! between runs; `--check` has git index every answer strictly; `--only` takes the rows whose names have that word. Without a path there is nothing to do.
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -39,11 +39,12 @@ impl Source for OnePack {
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    let (mut repo, mut graph, mut check) = (None, None, false);
+    let (mut repo, mut graph, mut check, mut only) = (None, None, false, None);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--graph" => graph = arguments.next().map(PathBuf::from),
             "--check" => check = true,
+            "--only" => only = arguments.next(),
             _ => repo = Some(PathBuf::from(argument)),
         }
     }
@@ -69,7 +70,8 @@ fn main() -> Result<()> {
         "git's",
         "ratio"
     );
-    for fetch in fetches(&repo)? {
+    let wanted = |fetch: &Fetch| only.as_ref().is_none_or(|word| fetch.name.contains(word.as_str()));
+    for fetch in fetches(&repo)?.into_iter().filter(wanted) {
         measure(&repo, &stack, &source, &fetch, check)?;
     }
     Ok(())

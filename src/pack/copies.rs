@@ -1,10 +1,10 @@
-//! What one object can copy from another, told by stored deltas without comparing any bytes.
+//! What one object can copy from another: told by stored deltas, or found by comparing.
 //!
 //! A stored delta says which ranges of an object lie in its base. Read the other way round it says what the base can
 //! copy from the object, and two deltas in a row say what the last object can copy from the first. So for any two
 //! objects that are joined by a path of stored deltas there is a delta from one to the other, at the cost of reading
 //! those deltas. That is how the newest version of a file, which git stores whole and the older ones as deltas on it,
-//! is sent as a delta on the version that the client has.
+//! is sent as a delta on the version that the client has. Where no such path is known, [`Copies::between`] compares.
 //!
 //! Relies on: the bytes of deltas (`delta`). Elsewhere: which objects are joined (`graph`), when it pays (`plan`).
 use super::delta::{self, BadData, Command};
@@ -15,6 +15,8 @@ const SHORTEST: u64 = 8;
 const LONGEST: u64 = 0x10000;
 /// The most bytes that one command inserts.
 const INSERT: usize = 0x7f;
+/// Objects are compared by blocks of so many bytes, as in `diff-delta.c`.
+const BLOCK: usize = 16;
 /// Beyond this a copy command cannot point.
 const FARTHEST: u64 = u32::MAX as u64;
 
@@ -56,6 +58,33 @@ impl Copies {
             to += len;
         }
         Ok(Self { runs })
+    }
+
+    /// Finds what `object` can copy from `base` by comparing their bytes. Takes time in proportion to their lengths, and
+    /// memory to an eighth of that of `base`.
+    pub fn between(base: &[u8], object: &[u8]) -> Self {
+        let blocks = Blocks::of(base);
+        let mut runs: Vec<Run> = Vec::new();
+        let (mut at, mut copied) = (0, 0);
+        while let Some(block) = object.get(at..).and_then(|rest| rest.first_chunk()) {
+            let run = blocks.find(block).and_then(|start| {
+                let (before, after) = (base.get(..start)?, base.get(start..)?);
+                let free = object.get(copied..at)?;
+                let same = |(a, b): &(&u8, &u8)| a == b;
+                let back = free.iter().rev().zip(before.iter().rev()).take_while(same).count();
+                let len = object.get(at..)?.iter().zip(after).take_while(same).count();
+                (len >= BLOCK).then_some((start - back, at - back, len + back))
+            });
+            match run {
+                Some((from, to, len)) => {
+                    runs.push(Run { to: to as u64, from: from as u64, len: len as u64 });
+                    at = to + len;
+                    copied = at;
+                }
+                None => at += 1,
+            }
+        }
+        Self { runs }
     }
 
     /// What the other object can copy from this one.
@@ -129,6 +158,40 @@ impl Copies {
     }
 }
 
+/// Where the blocks of an object lie, by their content; of equal hashes the first counts.
+struct Blocks {
+    /// 1 + number of the block; 0 for none.
+    table: Vec<u32>,
+    shift: u32,
+}
+
+impl Blocks {
+    fn of(base: &[u8]) -> Self {
+        let blocks = base.as_chunks::<BLOCK>().0;
+        let bits = (blocks.len() * 2).next_power_of_two().trailing_zeros().clamp(4, 28);
+        let mut found = Self { table: vec![0; 1 << bits], shift: 64 - bits };
+        for (number, block) in (1u32..).zip(blocks) {
+            let slot = found.slot(block);
+            if let Some(free @ 0) = found.table.get_mut(slot) {
+                *free = number;
+            }
+        }
+        found
+    }
+
+    fn slot(&self, block: &[u8; BLOCK]) -> usize {
+        let word = u128::from_le_bytes(*block);
+        let mixed = (word as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ ((word >> 64) as u64).rotate_left(29);
+        (mixed.wrapping_mul(0xd6e8_feb8_6659_fd93) >> self.shift) as usize
+    }
+
+    /// The start of a block that may have this content.
+    fn find(&self, block: &[u8; BLOCK]) -> Option<usize> {
+        let number = *self.table.get(self.slot(block))?;
+        Some(number.checked_sub(1)? as usize * BLOCK)
+    }
+}
+
 fn insert(bytes: &[u8], out: &mut Vec<u8>) {
     for piece in bytes.chunks(INSERT) {
         out.push(piece.len() as u8);
@@ -193,6 +256,15 @@ mod tests {
         }
 
         #[test]
+        fn what_is_found_by_comparing_is_a_delta(
+            base in prop::collection::vec(0u8..4, 0..600), plan in plans(), noise in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
+            let object = if base.is_empty() { noise } else { derived(&base, &plan).0 };
+            let delta = Copies::between(&base, &object).delta(base.len() as u64, &object).unwrap();
+            prop_assert_eq!(delta::apply(&base, &delta, 1 << 20).unwrap(), object);
+        }
+
+        #[test]
         fn any_bytes_are_read_or_refused(delta in prop::collection::vec(any::<u8>(), 0..60), object in prop::collection::vec(any::<u8>(), 0..60)) {
             if let Ok(copies) = Copies::of(&delta) {
                 let _ = copies.delta(100, &object);
@@ -222,5 +294,8 @@ mod tests {
         let delta = copies.delta(old.len() as u64, &new).unwrap();
         assert_eq!(delta::apply(&old, &delta, 1 << 20).unwrap(), new);
         assert!(delta.len() < 100, "{}", delta.len());
+        let compared = Copies::between(&old, &new).delta(old.len() as u64, &new).unwrap();
+        assert_eq!(delta::apply(&old, &compared, 1 << 20).unwrap(), new);
+        assert!(compared.len() < 100, "{}", compared.len());
     }
 }

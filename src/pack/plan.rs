@@ -91,7 +91,8 @@ pub struct Plan {
     /// Number of objects.
     pub objects: u32,
     /// For objects packed anew as deltas: the object and those that join it to one that the client has or that was
-    /// packed anew before, which is the last. Of each two neighbours one is stored as a delta on the other.
+    /// packed anew before, which is the last. Of each two neighbours one is stored as a delta on the other, or there are
+    /// these two alone.
     pub joins: Vec<Vec<Gid>>,
     /// Number of objects packed anew.
     pub anew: u32,
@@ -178,7 +179,11 @@ impl Anew {
                 None if is_big => {}
                 None => return,
             }
-            let to_client = (thin && stack.size(gid) >= SMALL).then(|| join(stack, selection, gid)).flatten();
+            let to_client = (thin && stack.size(gid) >= SMALL).then(|| {
+                let before = selection.predecessor(gid).map(|before| vec![gid, before]);
+                before.or_else(|| join(stack, selection, gid))
+            });
+            let to_client = to_client.flatten();
             let path = match base {
                 Some(_) if to_client.is_none() => orphans.join(stack, gid),
                 _ => to_client,

@@ -20,7 +20,7 @@ use gix_object::Kind;
 use roaring::RoaringBitmap;
 
 use super::rules::Rules;
-use super::set::{GidSet, Gids};
+use super::set::{GidMap, GidSet, Gids};
 use super::shallow::Shallow;
 use super::trees::{TreeError, TreeLimits, TreeWalk};
 use super::walk::{Boundary, History};
@@ -51,13 +51,15 @@ pub struct Query<'a> {
 pub struct Limits {
     /// Tree walks.
     pub trees: TreeLimits,
-    /// Commits visited to find out whether the client has the bases of deltas.
-    pub base_steps: u32,
+    /// Commits of the client visited for each commit that is sent, to find out what else the client has.
+    pub steps: u32,
+    /// The same for the answer as a whole: at least and at most.
+    pub all_steps: (u32, u32),
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { trees: TreeLimits::default(), base_steps: 50_000 }
+        Self { trees: TreeLimits::default(), steps: 20, all_steps: (1_000, 100_000) }
     }
 }
 
@@ -74,6 +76,8 @@ struct Client<'s> {
     boundary: Boundary<'s, Stack>,
     /// Objects in trees of the haves.
     owned: GidSet,
+    /// For objects found in a tree walk: what the haves have at the same path.
+    before: GidMap<Gid>,
     /// Whether the client has all that hangs on the commits it has.
     whole: bool,
 }
@@ -87,6 +91,11 @@ impl<'s> Selection<'s> {
     /// Says whether anything is known of the client's objects.
     pub fn knows_client(&self) -> bool {
         self.client.as_ref().is_some_and(|client| client.whole || !client.owned.is_roomless())
+    }
+
+    /// An object of the client, of the same type, that lies where `gid` does; known for what a tree walk found.
+    pub fn predecessor(&self, gid: Gid) -> Option<Gid> {
+        self.client.as_ref()?.before.get(&gid).copied()
     }
 
     /// Says whether the client surely has an object, so that a delta may lean on it.
@@ -138,8 +147,10 @@ pub fn select<'s>(
     unshallow.iter().for_each(|commit| _ = want_cut.remove(commit));
     want_cut.extend(query.shallow.iter().flat_map(|shallow| &shallow.shallow));
     let is_shallow = !have_cut.is_empty() || !want_cut.is_empty();
-    let mut boundary =
-        Boundary::paint(stack, &wanted.commits, &had, want_cut.clone(), have_cut, limits.base_steps);
+    let mut boundary = Boundary::paint(stack, &wanted.commits, &had, want_cut.clone(), have_cut, 0);
+    let (least, most) = limits.all_steps;
+    let sent = u32::try_from(boundary.missing().len()).unwrap_or(u32::MAX);
+    boundary.allow(sent.saturating_mul(limits.steps).clamp(least, most.max(least)));
 
     let bases: Vec<Gid> =
         had.iter().chain(unshallow.iter().filter(|&&commit| boundary.is_had(commit))).copied().collect();
@@ -172,9 +183,9 @@ pub fn select<'s>(
             tag_chain(stack, tag).for_each(|gid| _ = objects.insert(gid));
         }
     }
-    let owned = walk.into_owned();
+    let (owned, before) = walk.into_owned();
     let whole = !had.is_empty() && !is_shallow && query.filter.is_none();
-    let client = Client { stack, boundary, owned, whole };
+    let client = Client { stack, boundary, owned, before, whole };
     Ok(Selection { objects: objects.to_roaring(), client: Some(client) })
 }
 

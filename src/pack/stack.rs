@@ -14,6 +14,7 @@ use gix_object::Kind;
 use super::entry::RawKind;
 use super::graph::columns::U32Iter;
 use super::graph::{Damaged, NONE};
+use super::walk::Place;
 use super::{Gid, Layer};
 
 /// The layers of one repository, lowest first.
@@ -315,6 +316,13 @@ impl<'a> Commit<'a> {
     #[inline]
     pub fn date(&self) -> u64 {
         self.layer().and_then(|layer| layer.graph.date(self.row)).unwrap_or(0)
+    }
+
+    /// Where it lies along the trunk of its layer.
+    #[inline]
+    pub fn place(&self) -> Option<Place> {
+        let graph = &self.layer()?.graph;
+        Some(Place { layer: self.layer, joins: graph.joins(self.row)?, leaves: graph.leaves(self.row)? })
     }
 
     /// The root tree.

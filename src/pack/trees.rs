@@ -68,6 +68,7 @@ pub struct TreeWalk<'a> {
     places: HashSet<(Gid, u32)>,
     paths: Paths,
     owned: GidSet,
+    before: GidMap<Gid>,
 }
 
 /// A tree that waits to be walked.
@@ -108,12 +109,14 @@ impl<'a> TreeWalk<'a> {
             places: HashSet::new(),
             paths: Paths::new(rules),
             owned: GidSet::default(),
+            before: GidMap::default(),
         }
     }
 
-    /// The entries of the base trees that were read: objects the client surely has.
-    pub fn into_owned(self) -> GidSet {
-        self.owned
+    /// The entries of the base trees that were read: objects the client surely has. And for objects that were found
+    /// where a base tree has something else of their type: that.
+    pub fn into_owned(self) -> (GidSet, GidMap<Gid>) {
+        (self.owned, self.before)
     }
 
     /// Adds to `found` the root tree of a commit and what is below it.
@@ -132,6 +135,11 @@ impl<'a> TreeWalk<'a> {
         }
         if self.rules.is_none_or(|rules| rules.keeps(Kind::Tree, || 0) && rules.keeps_level(0)) {
             found.insert(tree);
+        }
+        if let Some(&base) = bases.first()
+            && self.rules.is_none()
+        {
+            self.before.insert(tree, base);
         }
         self.below(Waiting { tree, path: 0, level: 1, bases: bases.to_vec() }, within, found)
     }
@@ -201,6 +209,9 @@ impl<'a> TreeWalk<'a> {
             if within.is_some_and(|within| !within.contains(gid)) {
                 continue;
             }
+            if let Some(held) = at_same_path().find(|held| held.kind == kind) {
+                self.note_before(gid, held);
+            }
             if kind == Kind::Tree {
                 if self.rules.is_none_or(|rules| rules.keeps(Kind::Tree, || 0)) {
                     found.insert(gid);
@@ -242,6 +253,15 @@ impl<'a> TreeWalk<'a> {
         }
         entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
+    }
+
+    fn note_before(&mut self, gid: Gid, held: &Held) {
+        // Under a filter the client may lack what its trees name.
+        if self.rules.is_none()
+            && let Some(before) = self.stack.lookup(&held.oid)
+        {
+            self.before.entry(gid).or_insert(before);
+        }
     }
 
     fn read(&mut self, tree: Gid) -> Result<bytes::Bytes, TreeError> {

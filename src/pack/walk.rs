@@ -18,8 +18,34 @@ pub trait History {
     fn date(&self, commit: Gid) -> u64;
     /// Calls `each` with the parents, in their order.
     fn each_parent(&self, commit: Gid, each: impl FnMut(Gid));
+    /// Where a commit lies along the trunk of its layer.
+    fn place(&self, commit: Gid) -> Option<Place>;
     /// The commit that `gid` is or, through tags, leads to.
     fn to_commit(&self, gid: Gid) -> Option<Gid>;
+}
+
+/// A commit and the trunk of its layer, a chain of commits each of which has the one before as its first parent.
+///
+/// Links are counted from the chain's root. Whether one commit is an ancestor of another can often be told from this alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The layer. A commit's ancestors are in its own layer and below.
+    pub layer: usize,
+    /// The first link that has the commit among its ancestors, or is it; `u32::MAX` if none has.
+    pub joins: u32,
+    /// 1 + the last link that the commit has among its ancestors, or is; 0 if none.
+    pub leaves: u32,
+}
+
+/// What is known of the client's commits in one layer.
+#[derive(Debug, Clone, Copy, Default)]
+struct Had {
+    /// How many of them wait in the queue.
+    queued: usize,
+    /// The highest [`Place::joins`].
+    joins: Option<u32>,
+    /// The highest [`Place::leaves`].
+    leaves: u32,
 }
 
 impl History for Stack {
@@ -33,6 +59,9 @@ impl History for Stack {
         if let Some(commit) = self.commit(commit) {
             commit.parents().for_each(each);
         }
+    }
+    fn place(&self, commit: Gid) -> Option<Place> {
+        self.commit(commit)?.place()
     }
     fn to_commit(&self, gid: Gid) -> Option<Gid> {
         let target = self.peel(gid);
@@ -61,6 +90,8 @@ pub struct Boundary<'h, H> {
     /// How many commits in the queue are wanted and not had.
     undecided: usize,
     missing: Vec<Gid>,
+    /// By layer; not kept where the client's history is cut, since ancestors are then not all the client's.
+    had: Vec<Had>,
     /// How many more commits questions may visit.
     steps: u32,
 }
@@ -86,12 +117,18 @@ impl<'h, H: History> Boundary<'h, H> {
             queue: BinaryHeap::new(),
             undecided: 0,
             missing: Vec::new(),
+            had: Vec::new(),
             steps,
         };
         haves.iter().for_each(|&commit| boundary.mark(commit, HAVE));
         wants.iter().for_each(|&commit| boundary.mark(commit, WANT));
         while boundary.undecided > 0 && boundary.step() {}
         boundary
+    }
+
+    /// Lets later questions visit `steps` more commits.
+    pub fn allow(&mut self, steps: u32) {
+        self.steps = self.steps.saturating_add(steps);
     }
 
     /// The commits to send: reached from the wants, not from the haves; descendants first.
@@ -114,6 +151,9 @@ impl<'h, H: History> Boundary<'h, H> {
                 Some(colour) if colour & FINAL != 0 => return false,
                 _ => {}
             }
+            if let Some(known) = self.by_place(commit) {
+                return known;
+            }
             match self.queue.peek() {
                 Some(&(top, _)) if top > generation && self.steps > 0 => {
                     self.steps -= 1;
@@ -121,6 +161,35 @@ impl<'h, H: History> Boundary<'h, H> {
                 }
                 _ => return false,
             }
+        }
+    }
+
+    /// Says whether the client has `commit`, if the trunks tell.
+    fn by_place(&self, commit: Gid) -> Option<bool> {
+        if !self.have_cut.is_empty() {
+            return None;
+        }
+        let place = self.history.place(commit)?;
+        let had = self.had.get(place.layer).copied().unwrap_or_default();
+        if place.joins < had.leaves {
+            return Some(true);
+        }
+        // What has a commit among its ancestors joins the trunk no earlier. All that the client has in this layer hangs on
+        // commits met already, unless some of those above were not followed yet.
+        let above = self.had.iter().skip(place.layer + 1).any(|had| had.queued > 0);
+        (!above && had.joins.is_none_or(|joins| joins < place.joins)).then_some(false)
+    }
+
+    /// Notes a commit in the queue as the client's.
+    fn note_had(&mut self, commit: Gid) {
+        let Some(place) = self.history.place(commit).filter(|_| self.have_cut.is_empty()) else { return };
+        if self.had.len() <= place.layer {
+            self.had.resize(place.layer + 1, Had::default());
+        }
+        if let Some(had) = self.had.get_mut(place.layer) {
+            had.queued += 1;
+            had.joins = had.joins.max(Some(place.joins));
+            had.leaves = had.leaves.max(place.leaves);
         }
     }
 
@@ -132,6 +201,10 @@ impl<'h, H: History> Boundary<'h, H> {
             *colour
         });
         let cut = if colour & HAVE != 0 {
+            let place = self.history.place(commit).filter(|_| self.have_cut.is_empty());
+            if let Some(had) = place.and_then(|place| self.had.get_mut(place.layer)) {
+                had.queued = had.queued.saturating_sub(1);
+            }
             &self.have_cut
         } else {
             self.undecided = self.undecided.saturating_sub(1);
@@ -155,7 +228,11 @@ impl<'h, H: History> Boundary<'h, H> {
             // Still in the queue: a commit leaves it only after all its descendants.
             self.undecided = self.undecided.saturating_sub(1);
         }
+        let news = colour & HAVE != 0 && *known & HAVE == 0;
         *known |= colour;
+        if news {
+            self.note_had(commit);
+        }
     }
 }
 
@@ -170,6 +247,9 @@ pub(crate) mod toy {
         pub parents: Vec<Vec<Gid>>,
         pub dates: Vec<u64>,
         generations: Vec<u32>,
+        /// How many commits a layer has; the whole history is one where this is 0.
+        pub layer: usize,
+        places: std::cell::OnceCell<Vec<Place>>,
     }
 
     impl Toy {
@@ -186,6 +266,38 @@ pub(crate) mod toy {
             self.generations.push(1 + above.unwrap_or(0));
             self.parents.push(parents);
             self.dates.push(date);
+        }
+
+        fn layer_of(&self, commit: Gid) -> usize {
+            (commit as usize).checked_div(self.layer).unwrap_or(0)
+        }
+
+        /// The places of all commits, by trying out what reaches what.
+        fn places(&self) -> Vec<Place> {
+            let mut places = Vec::new();
+            for layer in 0..=self.parents.len().checked_div(self.layer).unwrap_or(0) {
+                let here: Vec<Gid> =
+                    (0..self.parents.len() as Gid).filter(|&commit| self.layer_of(commit) == layer).collect();
+                let mut trunk: Vec<Gid> = Vec::new();
+                let mut next = here.iter().copied().max_by_key(|&commit| self.generations[commit as usize]);
+                while let Some(link) = next {
+                    trunk.push(link);
+                    next =
+                        self.parents[link as usize].first().copied().filter(|parent| here.contains(parent));
+                }
+                trunk.reverse();
+                for commit in here {
+                    let own = self.reach(&[commit], &[]);
+                    let joins = trunk.iter().position(|&link| self.reach(&[link], &[]).contains(&commit));
+                    let leaves = trunk.iter().rposition(|link| own.contains(link));
+                    places.push(Place {
+                        layer,
+                        joins: joins.map_or(u32::MAX, |link| link as u32),
+                        leaves: leaves.map_or(0, |link| link as u32 + 1),
+                    });
+                }
+            }
+            places
         }
 
         /// All commits reached from `tips`, not passing below `cut`.
@@ -209,6 +321,9 @@ pub(crate) mod toy {
         }
         fn each_parent(&self, commit: Gid, each: impl FnMut(Gid)) {
             self.parents[commit as usize].iter().copied().for_each(each);
+        }
+        fn place(&self, commit: Gid) -> Option<Place> {
+            self.places.get_or_init(|| self.places()).get(commit as usize).copied()
         }
         fn to_commit(&self, gid: Gid) -> Option<Gid> {
             ((gid as usize) < self.parents.len()).then_some(gid)
@@ -254,8 +369,11 @@ mod tests {
     proptest! {
         #[test]
         fn finds_exactly_what_is_missing(
-            toy in histories(24), wants in picks(4), haves in picks(4), want_cut in picks(4), have_cut in picks(4),
+            toy in histories(24), layer in 0usize..12, wants in picks(4), haves in picks(4), want_cut in picks(4),
+            have_cut in prop_oneof![Just(Vec::new()), picks(4)],
         ) {
+            let mut toy = toy;
+            toy.layer = layer;
             let pick = |list: &[prop::sample::Index]| -> Vec<Gid> {
                 list.iter().map(|index| index.index(toy.parents.len()) as Gid).collect()
             };
@@ -268,7 +386,9 @@ mod tests {
             let mut missing = boundary.missing().to_vec();
             missing.sort_unstable();
             prop_assert_eq!(missing, expected);
-            for commit in 0..toy.parents.len() as Gid {
+            // In any order: each question may look further down.
+            for n in 0..toy.parents.len() {
+                let commit = (n * 7 % toy.parents.len()) as Gid;
                 prop_assert_eq!(boundary.client_has(commit), had.contains(&commit), "commit {}", commit);
             }
         }
@@ -282,6 +402,9 @@ mod tests {
         let mut boundary = Boundary::paint(&toy, &[199], &[198], Gids::default(), Gids::default(), 10);
         assert_eq!(boundary.missing(), [199]);
         assert!(boundary.colours.len() <= 3, "looked at {} commits", boundary.colours.len());
+        assert!(boundary.client_has(190) && boundary.client_has(10));
+        assert!(boundary.colours.len() <= 3, "the trunk tells");
+        let mut boundary = Boundary::paint(&toy, &[199], &[198], Gids::default(), gids(&[5]), 10);
         assert!(boundary.client_has(190));
         assert!(!boundary.client_has(10), "the steps are used up, so nothing is sure");
     }

@@ -94,6 +94,11 @@ pub enum Section {
     OtherCommits = 28,
     /// u32: positions of all deltas, sorted by their base, then by themselves.
     Leaning = 29,
+    /// u32 × c: the first link of the layer's trunk (the chain of first parents of a commit of the highest generation,
+    /// counted from its root) that has the commit among its ancestors, or is it; NONE if no link has.
+    Joins = 30,
+    /// u32 × c: 1 + the last link of the trunk that is among the commit's ancestors, or is it; 0 if none is.
+    Leaves = 31,
 }
 
 /// Gives the number a graph file uses for an object hash.
@@ -158,6 +163,10 @@ pub struct CommitColumns {
     pub first: Lists,
     /// [`Section::Again`]
     pub again: Lists,
+    /// [`Section::Joins`]
+    pub joins: Vec<u32>,
+    /// [`Section::Leaves`]
+    pub leaves: Vec<u32>,
 }
 
 /// A graph in the making: every column as [`Section`] describes it.
@@ -281,6 +290,8 @@ impl Draft {
             (Section::OtherObjects, U32(&self.other_objects)),
             (Section::OtherCommits, U32(&self.other_commits)),
             (Section::Leaning, U32(&self.leaning)),
+            (Section::Joins, U32(&commits.joins)),
+            (Section::Leaves, U32(&commits.leaves)),
         ]
     }
 

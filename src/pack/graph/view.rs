@@ -66,6 +66,8 @@ pub struct Graph {
     other_objects: U32s,
     other_commits: U32s,
     leaning: U32s,
+    joins: U32s,
+    leaves: U32s,
 }
 
 /// Where an entry lies in its pack and how.
@@ -158,6 +160,8 @@ impl Graph {
             other_objects: u32s(Section::OtherObjects)?,
             other_commits: u32s(Section::OtherCommits)?,
             leaning: u32s(Section::Leaning)?,
+            joins: u32s(Section::Joins)?,
+            leaves: u32s(Section::Leaves)?,
         };
         graph.check()?;
         Ok(graph)
@@ -194,7 +198,12 @@ impl Graph {
         must(self.links.iter().all(|link| position(link) || link == NONE), "a link is out of bounds")?;
         let rising = |column: &U32s| column.iter().all(position) && column.iter().is_sorted_by(|a, b| a < b);
         must(rising(&self.dups) && rising(&self.commits) && rising(&self.tags), "positions do not rise")?;
-        must(self.generations.len() == c && self.trees.len() == c, "a commit column has a broken length")?;
+        must(
+            [&self.generations, &self.trees, &self.joins, &self.leaves]
+                .iter()
+                .all(|column| column.len() == c),
+            "a commit column has a broken length",
+        )?;
         must(self.dates.0.len() == c * 8 && self.targets.len() == t, "a commit column has a broken length")?;
         let within = |column: &U32s| column.iter().all(|value| u64::from(value) < refs);
         must(within(&self.trees) && within(&self.targets), "a ref is out of bounds")?;
@@ -379,6 +388,18 @@ impl Graph {
     #[inline]
     pub fn generation(&self, row: u32) -> Option<u32> {
         self.generations.get(row)
+    }
+
+    /// The first link of the trunk that has the commit in `row` among its ancestors, or is it; [`NONE`] if none has.
+    #[inline]
+    pub fn joins(&self, row: u32) -> Option<u32> {
+        self.joins.get(row)
+    }
+
+    /// 1 + the last link of the trunk that the commit in `row` has among its ancestors, or is; 0 if none.
+    #[inline]
+    pub fn leaves(&self, row: u32) -> Option<u32> {
+        self.leaves.get(row)
     }
 
     /// Committer seconds of the commit in `row`.

@@ -66,6 +66,11 @@ impl<'a> History<'a> {
         Ok(history)
     }
 
+    /// Per row: where it joins the trunk and where it leaves it.
+    pub fn into_trunk(self) -> (Vec<u32>, Vec<u32>) {
+        (self.trunk.joins, self.trunk.leaves)
+    }
+
     pub fn len(&self) -> usize {
         self.positions.len()
     }

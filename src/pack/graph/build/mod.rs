@@ -191,6 +191,7 @@ pub fn build(input: BuildInput<'_>) -> Result<Draft, BuildError> {
     commits.positions = history.positions.clone();
     commits.generations = history.generations.clone();
     commits.dates = history.dates.clone();
+    (commits.joins, commits.leaves) = history.into_trunk();
 
     let mut links = found.introducers;
     for (row, &position) in (0u32..).zip(&commits.positions) {
