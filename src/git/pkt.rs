@@ -228,6 +228,28 @@ pub fn band(out: &mut Vec<u8>, band: u8, payload: &[u8], max: usize) {
     }
 }
 
+/// Appends `payload` on a side band to the packet that starts at `open` in `out`, as the last thing there, and begins new
+/// ones as it fills up. However small the pieces are, the packets are full ones. For the next packet of another kind, or
+/// when `out` goes away, `open` is to be emptied.
+pub fn extend_band(out: &mut Vec<u8>, open: &mut Option<usize>, band: u8, mut payload: &[u8], max: usize) {
+    let max = max.clamp(1, MAX_BAND);
+    while !payload.is_empty() {
+        let start = *open.get_or_insert_with(|| {
+            band_head(out, band, 0);
+            out.len() - 5
+        });
+        let room = max.saturating_sub(out.len() - start - 5);
+        let (now, later) = payload.split_at(payload.len().min(room));
+        out.extend_from_slice(now);
+        payload = later;
+        let len = length(out.len() - start - 4);
+        out[start..start + 4].copy_from_slice(&len);
+        if now.len() == room {
+            *open = None;
+        }
+    }
+}
+
 /// Appends the five bytes before `payload` bytes (at most [`MAX_BAND`]) on a side band, for senders that
 /// pass the payload itself on without copying. With 0 it is git's keep-alive packet (`0005\1`).
 pub fn band_head(out: &mut Vec<u8>, band: u8, payload: usize) {
@@ -239,6 +261,23 @@ pub fn band_head(out: &mut Vec<u8>, band: u8, payload: usize) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn small_pieces_make_full_packets(pieces in proptest::collection::vec(0usize..9, 0..30), max in 1usize..12) {
+            let (mut out, mut open) = (Vec::new(), None);
+            let whole: Vec<u8> = (0..pieces.iter().sum::<usize>()).map(|n| n as u8).collect();
+            let mut rest = &whole[..];
+            for len in pieces {
+                let (now, later) = rest.split_at(len);
+                extend_band(&mut out, &mut open, 1, now, max);
+                rest = later;
+            }
+            let mut expected = Vec::new();
+            band(&mut expected, 1, &whole, max);
+            prop_assert_eq!(out, expected);
+        }
+    }
 
     #[test]
     fn reads_one_packet_or_says_why_not() {

@@ -16,7 +16,7 @@ use crate::git::refs::{Head, Refs};
 use crate::local::{BlockHashes, Local, PackBlob};
 use crate::mirror::blocks::Blocks;
 use crate::pack::Gid;
-use crate::pack::graph::view::Damaged;
+use crate::pack::graph::{self, Damaged};
 use crate::pack::layer::Layer;
 use crate::pack::reach::Reach;
 use crate::pack::stack::Stack;
@@ -48,6 +48,16 @@ pub enum OpenError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A newer packmirror wrote it; this node passes requests on until it is upgraded, and leaves it alone.
+    #[error(
+        "generation {number} was written by a newer packmirror (graph version {version}): upgrade this node"
+    )]
+    Newer {
+        /// The generation's number.
+        number: u64,
+        /// The version of its graph.
+        version: u32,
+    },
 }
 
 impl OpenError {
@@ -56,6 +66,7 @@ impl OpenError {
         match self {
             Self::Store { source, .. } => source.is_loss(),
             Self::Damaged { .. } => true,
+            Self::Newer { .. } => false,
         }
     }
 }
@@ -128,7 +139,7 @@ impl Snapshot {
                     let idx = local.mapped(&layer.idx).await.map_err(store("an index"))?;
                     let graph = local.mapped(&layer.graph).await.map_err(store("a graph"))?;
                     let opened = Layer::open(idx, graph, hash);
-                    Arc::new(opened.map_err(|e| damaged("a layer", number, &e))?)
+                    Arc::new(opened.map_err(|e| unusable("a layer", number, &e))?)
                 }
             };
             layers.push(open);
@@ -136,7 +147,7 @@ impl Snapshot {
         let seed = older.filter(|older| generation.layers.starts_with(&older.generation.layers));
         let seed = seed.and_then(|older| older.reach.get().cloned());
         let packs = generation.layers.iter().zip(&layers).map(|(r, l)| pack_blob(&r.pack, l)).collect();
-        let stack = Stack::open(layers).map_err(|e| damaged("the stack", number, &e))?;
+        let stack = Stack::open(layers).map_err(|e| unusable("the stack", number, &e))?;
         Ok(Self {
             generation,
             refs,
@@ -212,7 +223,12 @@ impl Snapshot {
     }
 }
 
-fn damaged(what: &'static str, number: u64, reason: &Damaged) -> OpenError {
+fn unusable(what: &'static str, number: u64, reason: &Damaged) -> OpenError {
+    if let Damaged::Version(version) = *reason
+        && version > graph::format::VERSION
+    {
+        return OpenError::Newer { number, version };
+    }
     OpenError::Damaged { what, number, reason: reason.to_string() }
 }
 

@@ -283,13 +283,17 @@ async fn publish(
     }
     let text = zstd::bulk::compress(&seen.packed_refs(), 3)?;
     let refs = put(mirror, BlobKind::Refs, text, repairing).await?;
-    let base_record = base.as_ref().map(|base| &base.generation);
+    let base_record = match base.as_ref().map(|base| base.generation.clone()) {
+        // What is mended may be a record that could not be opened at all: the new one follows it all the same.
+        _ if repairing => mirror.bucket.newest(&repo.path).await?,
+        known => known,
+    };
     let now = unix_now();
     let generation = Generation {
         version: VERSION,
         repo: repo.path.clone(),
-        number: base_record.map_or(1, |base| base.number + 1),
-        parent: base_record.map(Generation::id),
+        number: base_record.as_ref().map_or(1, |base| base.number + 1),
+        parent: base_record.as_ref().map(Generation::id),
         writer: nonce(),
         primary: mirror.primary.name(),
         object_format: seen.hash.to_string(),

@@ -16,8 +16,10 @@ use crate::serve::prepare::Prepared;
 
 /// How many plans are kept.
 const MOST: usize = 256;
+/// How many bytes they may have together. That of a whole clone of a large repository has a few million.
+const MOST_BYTES: usize = 64 << 20;
 /// A plan of more bytes is shared by those who ask while it is made, and not kept.
-const LARGEST: usize = 1 << 20;
+const LARGEST: usize = MOST_BYTES / 4;
 
 /// A published state and a normalised request, hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,7 +47,41 @@ type Cell = Arc<OnceCell<Arc<Prepared>>>;
 /// The plans of a node, the oldest going first.
 #[derive(Default)]
 pub struct Plans {
-    kept: Mutex<(HashMap<Key, Cell>, VecDeque<Key>)>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    cells: HashMap<Key, (Cell, usize)>,
+    /// Oldest first.
+    order: VecDeque<Key>,
+    /// Sum of the sizes of all that are made.
+    bytes: usize,
+}
+
+impl Kept {
+    fn remove(&mut self, key: &Key) {
+        if let Some((_, size)) = self.cells.remove(key) {
+            self.bytes -= size;
+            self.order.retain(|other| other != key);
+        }
+    }
+
+    /// Notes how large a plan turned out, and makes room for it.
+    fn made(&mut self, key: &Key, size: usize) {
+        if size > LARGEST {
+            return self.remove(key);
+        }
+        if let Some((_, noted)) = self.cells.get_mut(key) {
+            self.bytes = self.bytes - *noted + size;
+            *noted = size;
+        }
+        while self.bytes > MOST_BYTES
+            && let Some(oldest) = self.order.front().copied()
+        {
+            self.remove(&oldest);
+        }
+    }
 }
 
 impl Plans {
@@ -57,27 +93,26 @@ impl Plans {
     {
         let cell = self.cell(key);
         let prepared = cell.get_or_try_init(async || Ok(Arc::new(make.await?))).await.cloned();
-        if prepared.as_ref().map_or(true, |prepared| prepared.size() > LARGEST) {
-            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.0.remove(&key);
-            kept.1.retain(|other| *other != key);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        match &prepared {
+            Ok(prepared) => kept.made(&key, prepared.size()),
+            Err(_) => kept.remove(&key),
         }
         prepared
     }
 
     fn cell(&self, key: Key) -> Cell {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let (cells, order) = &mut *kept;
-        if let Some(cell) = cells.get(&key) {
+        if let Some((cell, _)) = kept.cells.get(&key) {
             return Arc::clone(cell);
         }
-        order.push_back(key);
-        if order.len() > MOST
-            && let Some(oldest) = order.pop_front()
+        if kept.order.len() >= MOST
+            && let Some(oldest) = kept.order.front().copied()
         {
-            cells.remove(&oldest);
+            kept.remove(&oldest);
         }
-        Arc::clone(cells.entry(key).or_default())
+        kept.order.push_back(key);
+        Arc::clone(&kept.cells.entry(key).or_default().0)
     }
 }
 
@@ -118,6 +153,17 @@ mod tests {
             plans.get(Key(key), async { Ok::<_, ()>(prepared(1)) }).await.unwrap();
         }
         let kept = plans.kept.lock().unwrap();
-        assert_eq!((kept.0.len(), kept.1.len()), (MOST, MOST));
+        assert_eq!((kept.cells.len(), kept.order.len(), kept.bytes), (MOST, MOST, MOST));
+    }
+
+    #[tokio::test]
+    async fn their_bytes_are_bounded() {
+        let plans = Plans::default();
+        for n in 0..9 {
+            plans.get(Key([n; 32]), async { Ok::<_, ()>(prepared(LARGEST)) }).await.unwrap();
+        }
+        let kept = plans.kept.lock().unwrap();
+        assert_eq!((kept.cells.len(), kept.order.len(), kept.bytes), (4, 4, MOST_BYTES));
+        assert!(kept.cells.contains_key(&Key([8; 32])), "the newest stays");
     }
 }

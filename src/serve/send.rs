@@ -40,6 +40,8 @@ pub struct Pipe {
     patience: Duration,
     queue: mpsc::Sender<io::Result<Bytes>>,
     piece: Vec<u8>,
+    /// Where the last packet of pack bytes starts in `piece`, if more of them belong to it.
+    open: Option<usize>,
     framing: Framing,
     /// Pack bytes that went through.
     pub sent: u64,
@@ -49,6 +51,7 @@ impl Pipe {
     /// A line for the client's user, on band 2.
     pub fn progress(&mut self, line: &str) -> io::Result<()> {
         if let Framing::Band(max) = self.framing {
+            self.open = None;
             pkt::band(&mut self.piece, 2, line.as_bytes(), max);
         }
         Ok(())
@@ -56,6 +59,7 @@ impl Pipe {
 
     /// Bytes outside the framing: section headers before the pack, the flush after it.
     pub fn plain(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.open = None;
         self.piece.extend_from_slice(bytes);
         self.spill(PIECE)
     }
@@ -64,6 +68,7 @@ impl Pipe {
         if self.piece.len() < at_least || self.piece.is_empty() {
             return Ok(());
         }
+        self.open = None;
         let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE + (PIECE >> 2)));
         // A client that takes nothing for so long has gone without saying so, or holds a thread for no good.
         let sent = self.queue.send_timeout(Ok(piece.into()), self.patience);
@@ -93,7 +98,7 @@ impl Pipe {
 impl Write for Pipe {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.framing {
-            Framing::Band(max) => pkt::band(&mut self.piece, 1, bytes, max),
+            Framing::Band(max) => pkt::extend_band(&mut self.piece, &mut self.open, 1, bytes, max),
             Framing::Bare => self.piece.extend_from_slice(bytes),
         }
         self.sent += bytes.len() as u64;
@@ -117,8 +122,15 @@ pub fn stream(
     let (queue, pieces) = mpsc::channel(QUEUE);
     let runtime = Handle::current();
     tokio::task::spawn_blocking(move || {
-        let mut pipe =
-            Pipe { runtime, patience, queue, piece: Vec::with_capacity(64 << 10), framing, sent: 0 };
+        let mut pipe = Pipe {
+            runtime,
+            patience,
+            queue,
+            piece: Vec::with_capacity(64 << 10),
+            open: None,
+            framing,
+            sent: 0,
+        };
         match job(&mut pipe).and_then(|()| pipe.flush()) {
             Ok(()) => {}
             Err(error) => pipe.fail(error),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use futures::StreamExt;
-use gix_hash::ObjectId;
+use gix_hash::{Kind as HashKind, ObjectId};
 
 use crate::git::line::text;
 use crate::git::ls_refs::RefLine;
@@ -30,11 +30,13 @@ pub fn watch(body: Body, repo: Arc<Repo>, form: Form) -> Body {
     let Some(known) = repo.snapshot() else { return body };
     let mut reader = Some(Reader::new());
     let mut asked = false;
+    let mut next = 0;
     Body::from_stream(body.into_data_stream().inspect(move |piece| {
         let (Some(packets), Ok(piece)) = (&mut reader, piece) else { return };
         packets.feed(piece);
         loop {
             match packets.packet() {
+                Ok(Some(OwnedPacket::Data(line))) if is_next(&line, &known, &mut next) => {}
                 Ok(Some(OwnedPacket::Data(line))) => match ref_of(&line, &known, form) {
                     Some(seen) if is_news(&seen, &known) => {
                         if seen.0.starts_with(b"refs/tags/") {
@@ -56,6 +58,20 @@ pub fn watch(body: Body, repo: Arc<Repo>, form: Form) -> Body {
         }
         reader = None;
     }))
+}
+
+/// Says whether a line shows the published ref at index `next`, and if so moves on to the one behind. Refs come in the
+/// order in which they are published, so this settles nearly all of them by one comparison.
+fn is_next(line: &[u8], known: &Snapshot, next: &mut usize) -> bool {
+    let Some(expected) = known.refs.refs.get(*next) else { return false };
+    let mut hex = [0; HashKind::longest().len_in_hex()];
+    let hex = expected.oid.hex_to_buf(&mut hex).as_bytes();
+    let rest = line.strip_prefix(hex).and_then(|rest| rest.strip_prefix(b" "));
+    let rest = rest.and_then(|rest| rest.strip_prefix(expected.name.as_slice()));
+    let shown = rest.and_then(|rest| rest.first()).is_none_or(|after| matches!(after, b' ' | b'\n'));
+    let found = rest.is_some() && shown;
+    *next += usize::from(found);
+    found
 }
 
 fn ref_of(line: &[u8], known: &Snapshot, form: Form) -> Option<(Vec<u8>, ObjectId)> {

@@ -318,3 +318,65 @@ fn a_node_that_slept_catches_up() {
     assert_eq!(primary.count(|s| s.is("fetch")), 0, "the bucket had it all");
     same(&world, &primary, &asleep, &repo.path);
 }
+
+/// Gives the newest generation of a repository a graph that says it has another version, as a program of that version
+/// would have left it.
+fn with_graph_version(world: &World, repo: &str, version: u32) {
+    use sha2::{Digest, Sha256};
+    let store = &world.store;
+    let name = store.generations(repo).swap_remove(0);
+    let mut record = store.newest(repo).expect("a generation");
+    for layer in record["layers"].as_array_mut().expect("layers") {
+        let id = layer["graph"]["id"].as_str().expect("an id").to_owned();
+        let frame = store.get(&format!("blobs/{}/{id}.graph", &id[..2]));
+        let mut graph = zstd::stream::decode_all(&frame[..]).expect("a frame");
+        graph[4..8].copy_from_slice(&version.to_le_bytes());
+        let body = graph.len() - 32;
+        let sum = Sha256::digest(&graph[..body]);
+        graph[body..].copy_from_slice(&sum);
+        let frame = zstd::bulk::compress(&graph, 3).expect("a frame");
+        let id = hex::encode(Sha256::digest(&frame));
+        layer["graph"]["id"] = id.clone().into();
+        layer["graph"]["len"] = frame.len().into();
+        store.put(&format!("blobs/{}/{id}.graph", &id[..2]), frame);
+    }
+    let line = format!("{record}\n");
+    let sum = hex::encode(Sha256::digest(&line));
+    store.put(&name, format!("{line}\"{sum}\"\n").into_bytes());
+}
+
+#[test]
+fn a_graph_of_an_older_version_is_made_anew() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", shapes::merges);
+    let one = world.node(&primary);
+    mirrored(&world, &one, &repo);
+    drop(one);
+    with_graph_version(&world, &repo.path, 1);
+    let cold = world.node(&primary);
+    same(&world, &primary, &cold, &repo.path);
+    eventually("a generation that can be read", || {
+        (world.store.generations(&repo.path).len() == 2).then_some(())
+    });
+    from_bucket(&cold, || same(&world, &primary, &cold, &repo.path));
+    world.store.audit();
+}
+
+#[test]
+fn a_graph_of_a_newer_version_is_left_alone() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", shapes::merges);
+    let one = world.node(&primary);
+    mirrored(&world, &one, &repo);
+    drop(one);
+    with_graph_version(&world, &repo.path, 1_000);
+    let cold = world.node(&primary);
+    same(&world, &primary, &cold, &repo.path);
+    eventually("the reason in the log", || {
+        cold.log().contains("written by a newer packmirror").then_some(())
+    });
+    same(&world, &primary, &cold, &repo.path);
+    assert_eq!(world.store.generations(&repo.path).len(), 1, "it was not replaced");
+}
