@@ -4,7 +4,7 @@
 //! content was proven in this process; a change of its size, time or inode makes it unproven again. All calls block: they
 //! belong on a blocking thread. Relies on: this process alone writing below the directory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,9 @@ use crate::store::{BlobId, BlobKind};
 
 /// How long a disk that refused a write is left alone by those who need not write.
 const REST: Duration = Duration::from_secs(10);
+
+/// How many mappings are kept for the next one who asks, as long as nobody needs their room.
+const KEPT: usize = 4096;
 
 /// What a file holds; its name on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,6 +87,8 @@ struct State {
     bytes: u64,
     clock: u64,
     refused: Option<Instant>,
+    /// Mappings of files used lately, the latest last: mapping and faulting in costs more than reading a small entry.
+    kept: VecDeque<Arc<Mmap>>,
 }
 
 /// The cache directory.
@@ -190,11 +195,14 @@ impl Disk {
     }
 
     /// Maps a file if it is here and `prove` accepts its content. One that is not as it should be is removed. A mapping
-    /// that somebody still holds is shared: it is of the very bytes that were proven.
+    /// that is still there is shared while the file is what was proven.
     pub(super) fn map(&self, name: Name, prove: impl FnOnce(&[u8]) -> bool) -> Option<Arc<Mmap>> {
         let (len, proven) = self.touch(name)?;
         if let Some(map) = self.mapped(name) {
-            return Some(map);
+            let stamp = std::fs::metadata(self.root.join(name.path())).map(|meta| Stamp::of(&meta));
+            if stamp.ok() == proven && proven.is_some() {
+                return Some(map);
+            }
         }
         let map = || -> io::Result<(Mmap, Stamp)> {
             let file = File::open(self.root.join(name.path()))?;
@@ -213,6 +221,7 @@ impl Disk {
                 }
                 let map = Arc::new(map);
                 self.proven(name, stamp, Arc::downgrade(&map));
+                self.keep(&map);
                 Some(map)
             }
             Ok(_) => {
@@ -318,6 +327,15 @@ impl Disk {
         self.lock().entries.get(&name)?.mapped.upgrade()
     }
 
+    /// Keeps a mapping for the next one who asks.
+    fn keep(&self, map: &Arc<Mmap>) {
+        let mut state = self.lock();
+        if state.kept.len() >= KEPT {
+            state.kept.pop_front();
+        }
+        state.kept.push_back(Arc::clone(map));
+    }
+
     fn proven(&self, name: Name, stamp: Stamp, mapped: Weak<Mmap>) {
         if let Some(entry) = self.lock().entries.get_mut(&name) {
             entry.proven = Some(stamp);
@@ -354,6 +372,7 @@ impl Disk {
         if state.bytes <= target {
             return;
         }
+        state.kept.clear();
         let mut left = state.bytes;
         let mut gone = Vec::new();
         for name in state.order.values() {
@@ -425,6 +444,9 @@ impl State {
 
     fn remove(&mut self, name: Name) {
         if let Some(entry) = self.entries.remove(&name) {
+            if let Some(map) = entry.mapped.upgrade() {
+                self.kept.retain(|kept| !Arc::ptr_eq(kept, &map));
+            }
             self.order.remove(&entry.used);
             self.bytes -= entry.len;
         }
