@@ -168,6 +168,12 @@ pub fn select<'s>(
     } else {
         picking.by_introduction(&want_cut)?;
     }
+    if query.filter.is_some() && !wanted.trees.is_empty() {
+        // What is also the root of a sent commit is filtered as such: git then forgets that it was asked for.
+        let root = |&commit: &Gid| stack.commit(commit).map(|commit| commit.tree());
+        let roots: Gids = picking.boundary.missing().iter().filter_map(root).collect();
+        wanted.trees.retain(|tree| !roots.contains(tree));
+    }
     for &tree in &wanted.trees {
         picking.walk.given(tree, &mut picking.objects)?;
     }

@@ -241,8 +241,9 @@ impl Game {
                 drop(g.args(&["tag", "-f", "-a", "-m", "nested", &format!("nested-{name}"), &inner]).must());
             }
             4 => {
-                // Not a commit's own tree: with a filter by depth git sends less of one that is both.
-                let tree = g.args(&["rev-parse", "-q", "--verify", &format!("{at}:src")]);
+                // A commit's own tree is not filtered like one that only a tag leads to.
+                let path = if self.dice.below(2) == 0 { "^{tree}" } else { ":src" };
+                let tree = g.args(&["rev-parse", "-q", "--verify", &format!("{at}{path}")]);
                 if tree.ok() {
                     g.args(&["tag", "-f", "-a", "-m", "tree", "of-tree", &tree.line()]).must();
                 }
