@@ -1,4 +1,5 @@
 //! Bytes inside a pack: entry headers, deltas, zlib data, and the objects themselves.
+use crate::pack::copies::Copies;
 use crate::pack::object::{TreeEntries, commit, tag};
 use crate::pack::{delta, encode, entry};
 use crate::{byte, hash};
@@ -39,6 +40,11 @@ fn a_delta(mut data: &[u8]) {
     if to > 0 {
         assert!(delta::apply(base, delta, to - 1).is_err(), "the limit is kept");
     }
+    let remade = |delta: Option<Vec<u8>>, base: &[u8]| delta::apply(base, &delta.expect("it fits"), LIMIT);
+    let back = Copies::of(delta).expect("it was applied").reversed().delta(to, base);
+    assert_eq!(remade(back, &made).as_deref(), Ok(base), "the base from its result");
+    let compared = Copies::between(base, &made).delta(from, &made);
+    assert_eq!(remade(compared, base), Ok(made), "the result by comparing");
 }
 
 fn zlib(mut data: &[u8]) {
