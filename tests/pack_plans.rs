@@ -8,7 +8,9 @@ use std::sync::Arc;
 use gix_object::Kind;
 use pack_support::*;
 use packmirror::pack::plan::{Plan, Segment};
-use packmirror::pack::{self, PlanOptions, Scratch, Selection, Stack};
+use packmirror::pack::select::Limits;
+use packmirror::pack::shallow::{Deepen, deepen};
+use packmirror::pack::{self, PlanOptions, Query, Scratch, Selection, Stack};
 
 fn id(hash: HashKind, object: &[u8]) -> ObjectId {
     gix_object::compute_hash(hash, Kind::Blob, object).unwrap()
@@ -139,4 +141,113 @@ fn distances_are_rewritten_only_where_something_is_left_out() {
         send(&stack, &mirror.packs, &dice.some(&ids, 20), true);
         send(&stack, &mirror.packs, &dice.some(&ids, 20), false);
     }
+}
+
+/// A file of lines that do not deflate, and its versions: in each, one line is another.
+struct Versions {
+    repo: tempfile::TempDir,
+    commits: Vec<ObjectId>,
+    blobs: Vec<ObjectId>,
+}
+
+impl Versions {
+    fn new(hash: HashKind, count: usize) -> Self {
+        let repo = tempfile::tempdir().unwrap();
+        let format = format!("--object-format={hash}");
+        git(repo.path(), &["init", "-q", "--bare", &format, "."], b"");
+        let mut dice = Dice(11);
+        let mut lines: Vec<String> =
+            (0..300).map(|_| format!("{:016x}{:016x}\n", dice.roll(), dice.roll())).collect();
+        let (mut commits, mut blobs) = (Vec::new(), Vec::new());
+        let mut feed = Vec::new();
+        for n in 0..count {
+            lines[n * 7 % 300] = format!("{:016x}{:016x}\n", dice.roll(), dice.roll());
+            let text = lines.concat();
+            blobs.push(id(hash, text.as_bytes()));
+            let from = if n == 0 { String::new() } else { format!("from :{n}\n") };
+            let commit = format!(
+                "commit refs/heads/main\nmark :{}\ncommitter A <a@example.com> {} +0000\ndata 1\nx\n{from}M 100644 inline file\ndata {}\n{text}\n",
+                n + 1,
+                1_000_000_000 + n,
+                text.len(),
+            );
+            feed.extend_from_slice(commit.as_bytes());
+        }
+        git(repo.path(), &["fast-import", "--quiet"], &feed);
+        let listed = git(repo.path(), &["rev-list", "--reverse", "main"], b"");
+        commits.extend(self::ids(&listed));
+        Self { repo, commits, blobs }
+    }
+}
+
+fn fetch(
+    stack: &Stack,
+    packs: &Packs,
+    wants: &[ObjectId],
+    haves: &[ObjectId],
+    depth: Option<u32>,
+) -> (Arc<Plan>, Vec<u8>) {
+    let (wants, haves) = (gids(stack, wants), gids(stack, haves));
+    let cut = if depth.is_some() { haves.clone() } else { Vec::new() };
+    let shallow = depth.map(|depth| deepen(stack, &wants, &cut, Deepen::Depth(depth), |_| true).unwrap());
+    let query = Query {
+        wants: &wants,
+        haves: &haves,
+        client_shallow: &cut,
+        shallow: shallow.as_ref(),
+        ..Query::default()
+    };
+    let mut selection = pack::select(stack, packs, &query, &Limits::default()).unwrap();
+    let plan = Arc::new(pack::plan::plan(stack, &mut selection, PlanOptions { ofs_delta: true, thin: true }));
+    let mut out = Vec::new();
+    pack::write::write(&plan, stack, packs, &mut Scratch::new(1 << 20, 1 << 30), &mut out).unwrap();
+    (plan, out)
+}
+
+/// git stores the newest version whole and the older ones as deltas: what every increment brings would go out whole.
+#[test]
+fn a_new_version_is_a_delta_on_the_one_that_the_client_has() {
+    for hash in [HashKind::Sha1, HashKind::Sha256] {
+        let versions = Versions::new(hash, 12);
+        let mut mirror = Mirror::new(hash);
+        mirror.sync(versions.repo.path(), &versions.commits[11..], true);
+        let stack = mirror.stack();
+        for (have, depth) in [(10, None), (3, None), (8, Some(1))] {
+            let client = Client::new(hash);
+            let (_, pack) = fetch(&stack, &mirror.packs, &versions.commits[have..=have], &[], depth);
+            client.take(&pack, false).unwrap();
+            let (plan, pack) =
+                fetch(&stack, &mirror.packs, &versions.commits[11..], &versions.commits[have..=have], depth);
+            let joined =
+                plan.segments.iter().filter(|segment| matches!(segment, Segment::Anew { join: Some(_), .. }));
+            assert!(joined.count() > 0, "have {have}: {plan:?}");
+            assert!(
+                pack.len() < 4_000,
+                "have {have}: {} bytes, with one version alone having 5,000",
+                pack.len()
+            );
+            let sent = client.take(&pack, true).unwrap();
+            assert!(sent.contains(&versions.blobs[11]));
+        }
+    }
+}
+
+#[test]
+fn objects_whose_base_is_left_out_lean_on_each_other() {
+    let hash = HashKind::Sha1;
+    let versions = Versions::new(hash, 12);
+    let mut mirror = Mirror::new(hash);
+    mirror.sync(versions.repo.path(), &versions.commits[11..], true);
+    let stack = mirror.stack();
+    // Every other version, without the one that all lean on in the end.
+    let wanted: Vec<ObjectId> = versions.blobs.iter().copied().take(11).step_by(2).collect();
+    let mut selection = Selection::of(gids(&stack, &wanted).into_iter().collect());
+    let plan =
+        Arc::new(pack::plan::plan(&stack, &mut selection, PlanOptions { ofs_delta: true, thin: false }));
+    assert!(plan.joins.len() + 1 >= wanted.len(), "{plan:?}");
+    let mut out = Vec::new();
+    pack::write::write(&plan, &stack, &mirror.packs, &mut Scratch::new(1 << 20, 1 << 30), &mut out).unwrap();
+    assert!(out.len() < 8_000, "{} bytes for {} versions of 5,000", out.len(), wanted.len());
+    let sent = Client::new(hash).take(&out, false).unwrap();
+    assert_eq!(sent, wanted.iter().copied().collect::<BTreeSet<_>>());
 }
