@@ -213,7 +213,10 @@ fn a_new_version_is_a_delta_on_the_one_that_the_client_has() {
         mirror.sync(versions.repo.path(), &versions.commits[11..], true);
         let stack = mirror.stack();
         for (have, depth) in [(10, None), (3, None), (8, Some(1))] {
-            let client = Client::new(hash);
+            let mut client = Client::new(hash);
+            if depth.is_some() {
+                client.set_shallow(&versions.commits[have..=have], &[]);
+            }
             let (_, pack) = fetch(&stack, &mirror.packs, &versions.commits[have..=have], &[], depth);
             client.take(&pack, false).unwrap();
             let (plan, pack) =
@@ -226,6 +229,9 @@ fn a_new_version_is_a_delta_on_the_one_that_the_client_has() {
                 "have {have}: {} bytes, with one version alone having 5,000",
                 pack.len()
             );
+            if depth.is_some() {
+                client.set_shallow(&versions.commits[11..], &[]);
+            }
             let sent = client.take(&pack, true).unwrap();
             assert!(sent.contains(&versions.blobs[11]));
         }
