@@ -12,7 +12,7 @@ use super::send::{SendError, Sender, Step, Written};
 use super::{DecodeError, Scratch, Source, Stack, encode};
 
 /// How much of a pack is read at once.
-const CHUNK: u64 = 1 << 20;
+pub const CHUNK: u64 = 1 << 20;
 
 /// A pack could not be written; what was written so far is no pack.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +39,18 @@ pub fn write(
     scratch: &mut Scratch,
     out: &mut dyn io::Write,
 ) -> Result<Written, WriteError> {
-    let mut sender = Sender::new(plan.clone(), CHUNK);
+    send(Sender::new(plan.clone(), CHUNK), stack, source, scratch, out)
+}
+
+/// Writes the pack of a sender that has not begun.
+pub fn send(
+    mut sender: Sender,
+    stack: &Stack,
+    source: &dyn Source,
+    scratch: &mut Scratch,
+    out: &mut dyn io::Write,
+) -> Result<Written, WriteError> {
+    let plan = sender.plan().clone();
     loop {
         match sender.step()? {
             Step::Bytes(bytes) => out.write_all(&bytes).map_err(WriteError::Write)?,

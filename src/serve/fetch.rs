@@ -18,10 +18,10 @@ use crate::git::response::unknown_ref;
 use crate::git::v0::parse_v0;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Granted;
-use crate::pack::Scratch;
 use crate::pack::plan::Plan;
 use crate::pack::trees::TreeError;
 use crate::pack::write::{self, WriteError};
+use crate::pack::{Scratch, Sender};
 use crate::primary::{Grant, Refusal};
 use crate::serve::app::App;
 use crate::serve::error::Failure;
@@ -228,7 +228,7 @@ async fn fetch(
         }
         return pass_on(app, asked, Reason::BucketDown).await;
     }
-    send(app, repo, granted, &request, &prepared).await
+    send(app, repo, granted, &request, prepared).await
 }
 
 /// Makes sure that sending can begin; a bucket that is silent is given little time, since the primary can answer.
@@ -264,7 +264,7 @@ async fn send(
     repo: &Arc<Repo>,
     granted: Granted,
     request: &FetchRequest,
-    prepared: &Prepared,
+    prepared: Arc<Prepared>,
 ) -> Result<Response, Failure> {
     let head = prepared.head.clone();
     let Some(plan) = prepared.plan.clone() else {
@@ -287,12 +287,20 @@ async fn send(
         }
         let begun = std::time::Instant::now();
         let mut scratch = Scratch::new(DECODE_CACHE, LARGEST_OBJECT);
-        if let Err(e) = write::write(&plan, &granted.stack, &granted.source().streaming(), &mut scratch, pipe)
-        {
-            if is_damage(&e) {
-                repo.report_damage();
+        let mut sender = Sender::new(plan, write::CHUNK);
+        let known = prepared.trailer();
+        if let Some(trailer) = known {
+            sender = sender.ending(trailer);
+        }
+        match write::send(sender, &granted.stack, &granted.source().streaming(), &mut scratch, pipe) {
+            Ok(written) if known.is_none() => prepared.ended(written.trailer),
+            Ok(_) => {}
+            Err(e) => {
+                if is_damage(&e) {
+                    repo.report_damage();
+                }
+                return Err(io::Error::other(e));
             }
-            return Err(io::Error::other(e));
         }
         metrics::counter!(names::FETCH_BYTES, "source" => "bucket").increment(pipe.sent);
         metrics::histogram!(names::FETCH_SECONDS, "phase" => "send").record(begun.elapsed().as_secs_f64());

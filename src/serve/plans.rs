@@ -122,7 +122,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     fn prepared(bytes: usize) -> Prepared {
-        Prepared { head: vec![0; bytes], plan: None }
+        Prepared::of_size(bytes)
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 //! Relies on: wants that were found reachable already. Elsewhere: grants, waiting and passing on (`fetch`), sending
 //! (`send`).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bstr::{BStr, BString};
 use gix_hash::{ObjectId, oid};
@@ -32,9 +32,31 @@ pub struct Prepared {
     pub head: Vec<u8>,
     /// The pack; none where the negotiation goes on.
     pub plan: Option<Arc<Plan>>,
+    ends: Ends,
 }
 
+/// What the pack ended with when it was sent before.
+#[derive(Default)]
+struct Ends(Mutex<Option<(ObjectId, bool)>>);
+
 impl Prepared {
+    fn new(head: Vec<u8>, plan: Option<Plan>) -> Self {
+        Self { head, plan: plan.map(Arc::new), ends: Ends::default() }
+    }
+
+    /// The trailer of the pack, once it was computed twice and the same: bytes that were spoilt on their way out then do
+    /// not spoil it for those who come later.
+    pub fn trailer(&self) -> Option<ObjectId> {
+        let ends = self.ends.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.and_then(|(trailer, sure)| sure.then_some(trailer))
+    }
+
+    /// Takes the trailer that a send has computed.
+    pub fn ended(&self, trailer: ObjectId) {
+        let mut ends = self.ends.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *ends = Some((trailer, ends.is_some_and(|(before, _)| before == trailer)));
+    }
+
     /// About how many bytes it holds.
     pub fn size(&self) -> usize {
         let plan = self.plan.as_ref();
@@ -81,7 +103,7 @@ pub fn prepare(granted: &Granted, request: &FetchRequest, wants: &[ObjectId]) ->
         }
     };
     if next == Next::Stop {
-        return Ok(Prepared { head, plan: None });
+        return Ok(Prepared::new(head, None));
     }
     if request.v0.is_none() {
         let mut sections = Sections::new(&mut head, request.sideband_all);
@@ -104,7 +126,7 @@ pub fn prepare(granted: &Granted, request: &FetchRequest, wants: &[ObjectId]) ->
     };
     let mut selection = select(stack, &granted.source().reader(), &query, &Limits::default())?;
     let options = PlanOptions { ofs_delta: request.ofs_delta, thin: request.thin_pack };
-    Ok(Prepared { head, plan: Some(Arc::new(plan(stack, &mut selection, options))) })
+    Ok(Prepared::new(head, Some(plan(stack, &mut selection, options))))
 }
 
 /// The negotiation's questions, answered by the commit graph.
@@ -237,4 +259,29 @@ fn blob_named(granted: &Granted, name: &BStr) -> Option<Gid> {
         at = granted.stack.lookup(entry.oid)?;
     }
     Some(at)
+}
+
+#[cfg(test)]
+impl Prepared {
+    /// An answer of so many bytes and no pack.
+    pub fn of_size(bytes: usize) -> Self {
+        Self::new(vec![0; bytes], None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trailer_is_believed_when_it_came_twice() {
+        let prepared = Prepared::of_size(0);
+        let [good, bad] = [1, 2].map(|byte| ObjectId::from([byte; 20]));
+        assert_eq!(prepared.trailer(), None);
+        prepared.ended(bad);
+        prepared.ended(good);
+        assert_eq!(prepared.trailer(), None, "one of them is wrong");
+        prepared.ended(good);
+        assert_eq!(prepared.trailer(), Some(good));
+    }
 }
