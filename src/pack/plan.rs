@@ -23,8 +23,6 @@
 //!
 //! Relies on: gids as the stack numbers them. Elsewhere: what is in the answer (`select`), turning a
 //! plan into bytes (`send`, `write`).
-use std::sync::Arc;
-
 use gix_hash::Kind as HashKind;
 
 use super::entry::{self, Header, RawKind};
@@ -40,7 +38,7 @@ const SMALL: u64 = 64;
 /// How many objects are looked at to find one that the client has.
 const JOIN_SEARCH: usize = 200;
 /// How many objects a join may consist of.
-const LONGEST_JOIN: usize = 64;
+const LONGEST_JOIN: usize = 32;
 /// How many objects that are packed anew may lean on each other in a row; git's own limit for deltas is 50.
 const DEEPEST: u32 = 40;
 
@@ -221,8 +219,8 @@ impl Anew {
 /// Objects whose bases are left out, and how they hang together by those bases.
 #[derive(Default)]
 struct Orphans {
-    /// For an object that is left out: the orphan met last that leans on it, and the way down to it, both included.
-    below: GidMap<Arc<[Gid]>>,
+    /// For an object that is left out: what leans on it on the way down to the orphan met last.
+    below: GidMap<Gid>,
     /// How many objects an orphan leans on, one on the other.
     depths: GidMap<u32>,
 }
@@ -230,34 +228,31 @@ struct Orphans {
 impl Orphans {
     /// Gives the way from `gid` over bases that are left out to an orphan met before.
     fn join(&mut self, stack: &Stack, gid: Gid) -> Option<Vec<Gid>> {
-        let mut up = vec![gid];
-        let mut found = None;
-        while let Some(entry) = up.last().map(|&at| stack.entry(at))
+        let mut path = vec![gid];
+        let mut meeting = None;
+        while let Some(entry) = path.last().map(|&at| stack.entry(at))
             && let Some(base) = entry.base_local
-            && up.len() <= LONGEST_JOIN
+            && path.len() < LONGEST_JOIN
+            && meeting.is_none()
         {
-            let base = stack.first_gid(entry.layer) + base;
-            if let Some(down) = self.below.get(&base) {
-                found = Some(Arc::clone(down));
-                break;
-            }
-            up.push(base);
+            path.push(stack.first_gid(entry.layer) + base);
+            meeting = path.last().and_then(|base| self.below.get(base)).copied();
         }
-        let top = found.as_ref().and_then(|down| down.first().copied());
-        let found = found.filter(|down| {
-            let depth = down.last().and_then(|orphan| self.depths.get(orphan)).copied().unwrap_or(0);
-            let fits = depth < DEEPEST && up.len() + down.len() <= LONGEST_JOIN;
-            if fits {
-                self.depths.insert(gid, depth + 1);
-            }
-            fits
-        });
-        for n in 1..up.len() + usize::from(top.is_some()) {
-            let Some(above) = up.get(n).copied().or(top) else { break };
-            let way = std::iter::once(above).chain(up.get(..n).into_iter().flatten().rev().copied());
-            self.below.insert(above, way.collect());
+        let up = path.len();
+        while let Some(next) = meeting {
+            path.push(next);
+            meeting = self.below.get(&next).copied();
         }
-        found.map(|down| up.into_iter().chain(down.iter().copied()).collect())
+        // Whoever comes next meets this one.
+        for (below, above) in path.iter().zip(path.get(1..up).unwrap_or_default()) {
+            self.below.insert(*above, *below);
+        }
+        let depth = path.last().and_then(|orphan| self.depths.get(orphan)).copied().unwrap_or(0) + 1;
+        let fits = path.len() > up && path.len() <= LONGEST_JOIN && depth <= DEEPEST;
+        if fits {
+            self.depths.insert(gid, depth);
+        }
+        fits.then_some(path)
     }
 }
 

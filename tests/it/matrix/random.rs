@@ -79,7 +79,8 @@ impl Game {
         let format = dice.pick(&["sha1", "sha1", "sha1", "sha256"]);
         let repo = primary.repo_with("team/app.git", format, |_| {});
         allow_all(&repo);
-        let node = world.node(&primary);
+        // Refs that only went away are found by comparing, not by what clients are shown.
+        let node = world.setup(&primary).set("compare_every = \"2s\"").start();
         let clock = 1_700_000_000;
         Game { seed, dice, world, primary, repo, node, clients: Vec::new(), clock, commits: 0 }
     }

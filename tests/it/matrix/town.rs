@@ -43,7 +43,8 @@ impl Town {
         whole.configure("[uploadpack]\n\tallowAnySHA1InWant = true\n");
         let repo = primary.repo_with("team/app.git", format, |_| {});
         allow_all(&repo);
-        let node = world.node(&primary);
+        // Refs that only went away are found by comparing, not by what clients are shown.
+        let node = world.setup(&primary).set("compare_every = \"2s\"").start();
         for step in 1..=SYNCS {
             grow(&whole, &repo, step);
             mirrored(&world, &node, &repo);
