@@ -69,11 +69,12 @@ impl Copies {
         while let Some(block) = object.get(at..).and_then(|rest| rest.first_chunk()) {
             let run = blocks.find(block).and_then(|start| {
                 let (before, after) = (base.get(..start)?, base.get(start..)?);
-                let free = object.get(copied..at)?;
                 let same = |(a, b): &(&u8, &u8)| a == b;
-                let back = free.iter().rev().zip(before.iter().rev()).take_while(same).count();
                 let len = object.get(at..)?.iter().zip(after).take_while(same).count();
-                (len >= BLOCK).then_some((start - back, at - back, len + back))
+                // Looking back only from a true match keeps the whole linear.
+                let free = object.get(copied..at).filter(|_| len >= BLOCK)?;
+                let back = free.iter().rev().zip(before.iter().rev()).take_while(same).count();
+                Some((start - back, at - back, len + back))
             });
             match run {
                 Some((from, to, len)) => {

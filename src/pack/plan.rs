@@ -35,6 +35,8 @@ use super::{Gid, Selection, Stack};
 const BIG: u64 = 512;
 /// An object of fewer bytes is not worth a delta, however it is stored.
 const SMALL: u64 = 64;
+/// An object of more bytes is copied as it is stored, which needs no memory.
+const HUGE: u64 = 16 << 20;
 /// How many objects are looked at to find one that the client has.
 const JOIN_SEARCH: usize = 200;
 /// How many objects a join may consist of.
@@ -177,8 +179,9 @@ impl Anew {
                 None if is_big => {}
                 None => return,
             }
-            let to_client = (thin && stack.size(gid) >= SMALL).then(|| {
-                let before = selection.predecessor(gid).map(|before| vec![gid, before]);
+            let to_client = (thin && (SMALL..=HUGE).contains(&stack.size(gid))).then(|| {
+                let before = selection.predecessor(gid).filter(|&before| stack.size(before) <= HUGE);
+                let before = before.map(|before| vec![gid, before]);
                 before.or_else(|| join(stack, selection, gid))
             });
             let to_client = to_client.flatten();

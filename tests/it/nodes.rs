@@ -345,20 +345,25 @@ fn with_graph_version(world: &World, repo: &str, version: u32) {
     store.put(&name, format!("{line}\"{sum}\"\n").into_bytes());
 }
 
-#[test]
-fn a_graph_of_an_older_version_is_made_anew() {
-    mirror_only!();
+/// A cold node on what a program of that version left.
+fn after_version(version: u32) -> (World, Primary, Repo, Node) {
     let (world, primary) = (World::new(), Primary::start());
     let repo = primary.repo("team/app.git", shapes::merges);
     let one = world.node(&primary);
     mirrored(&world, &one, &repo);
     drop(one);
-    with_graph_version(&world, &repo.path, 1);
+    with_graph_version(&world, &repo.path, version);
     let cold = world.node(&primary);
     same(&world, &primary, &cold, &repo.path);
-    eventually("a generation that can be read", || {
-        (world.store.generations(&repo.path).len() == 2).then_some(())
-    });
+    (world, primary, repo, cold)
+}
+
+#[test]
+fn a_graph_of_an_older_version_is_made_anew() {
+    mirror_only!();
+    let (world, primary, repo, cold) = after_version(1);
+    let made_anew = || (world.store.generations(&repo.path).len() == 2).then_some(());
+    eventually("a generation that can be read", made_anew);
     from_bucket(&cold, || same(&world, &primary, &cold, &repo.path));
     world.store.audit();
 }
@@ -366,17 +371,9 @@ fn a_graph_of_an_older_version_is_made_anew() {
 #[test]
 fn a_graph_of_a_newer_version_is_left_alone() {
     mirror_only!();
-    let (world, primary) = (World::new(), Primary::start());
-    let repo = primary.repo("team/app.git", shapes::merges);
-    let one = world.node(&primary);
-    mirrored(&world, &one, &repo);
-    drop(one);
-    with_graph_version(&world, &repo.path, 1_000);
-    let cold = world.node(&primary);
-    same(&world, &primary, &cold, &repo.path);
-    eventually("the reason in the log", || {
-        cold.log().contains("written by a newer packmirror").then_some(())
-    });
+    let (world, primary, repo, cold) = after_version(1_000);
+    let told = || cold.log().contains("written by a newer packmirror").then_some(());
+    eventually("the reason in the log", told);
     same(&world, &primary, &cold, &repo.path);
     assert_eq!(world.store.generations(&repo.path).len(), 1, "it was not replaced");
 }
