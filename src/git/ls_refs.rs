@@ -10,6 +10,7 @@ use super::reply::BadReply;
 use super::request::BadRequest;
 use super::{Head, Ref, Refs, line};
 use bstr::{BString, ByteSlice};
+use bytes::Bytes;
 use gix_hash::{Kind as HashKind, ObjectId};
 
 /// With this many prefixes or more git stops looking at them and shows all refs.
@@ -169,8 +170,60 @@ pub fn to_refs(lines: Vec<RefLine>, hash: HashKind) -> Result<Refs, BadReply> {
     Refs::new(all.hash, all.head, all.refs, all.symrefs).map_err(bad)
 }
 
+/// The lines of all refs of a repository, written once, with the attributes that git always asks for (`peel`, `symrefs`).
+#[derive(Debug)]
+pub struct Listing {
+    lines: Bytes,
+    /// Where the line of each ref ends.
+    ends: Vec<usize>,
+}
+
+impl Listing {
+    /// Writes the lines of `refs`.
+    pub fn of(refs: &Refs) -> Self {
+        let request = LsRefs { peel: true, symrefs: true, ..LsRefs::default() };
+        let (mut lines, mut ends) = (Vec::new(), Vec::with_capacity(refs.refs.len()));
+        for r in &refs.refs {
+            put(&request, &mut lines, &r.oid, &r.name, refs.symref_target(&r.name), r.peeled);
+            ends.push(lines.len());
+        }
+        Self { lines: lines.into(), ends }
+    }
+
+    /// Gives git's answer to `request`, flush included, in pieces; `None` if it asks for other attributes. `refs` are
+    /// those that this was made of.
+    pub fn answer(&self, request: &LsRefs, refs: &Refs) -> Option<Vec<Bytes>> {
+        if !(request.peel && request.symrefs) {
+            return None;
+        }
+        let mut head = Vec::new();
+        put_head(request, refs, &mut head);
+        let mut pieces = vec![Bytes::from(head)];
+        for prefix in request.disjoint_prefixes() {
+            let first = refs.refs.partition_point(|r| r.name.as_slice() < prefix);
+            let count = refs.with_prefix(prefix).len();
+            let end_of =
+                |refs: usize| refs.checked_sub(1).and_then(|last| self.ends.get(last)).copied().unwrap_or(0);
+            pieces.push(self.lines.slice(end_of(first)..end_of(first + count)));
+        }
+        pieces.push(Bytes::from_static(pkt::FLUSH));
+        pieces.retain(|piece| !piece.is_empty());
+        Some(pieces)
+    }
+}
+
 /// Appends git's answer to `request`, flush included.
 pub fn answer(request: &LsRefs, refs: &Refs, out: &mut Vec<u8>) {
+    put_head(request, refs, out);
+    for prefix in request.disjoint_prefixes() {
+        for r in refs.with_prefix(prefix) {
+            put(request, out, &r.oid, &r.name, refs.symref_target(&r.name), r.peeled);
+        }
+    }
+    out.extend_from_slice(pkt::FLUSH);
+}
+
+fn put_head(request: &LsRefs, refs: &Refs, out: &mut Vec<u8>) {
     if request.shows(b"HEAD") {
         let target = match &refs.head {
             Head::Symbolic { target } => Some(target),
@@ -182,12 +235,6 @@ pub fn answer(request: &LsRefs, refs: &Refs, out: &mut Vec<u8>) {
             None => {}
         }
     }
-    for prefix in request.disjoint_prefixes() {
-        for r in refs.with_prefix(prefix) {
-            put(request, out, &r.oid, &r.name, refs.symref_target(&r.name), r.peeled);
-        }
-    }
-    out.extend_from_slice(pkt::FLUSH);
 }
 
 fn put(
@@ -255,6 +302,19 @@ mod tests {
         ];
         assert_eq!(show(&all, &sample()), want);
         assert_eq!(show(&request(&[]), &sample())[0], "1 HEAD");
+    }
+
+    proptest! {
+        #[test]
+        fn a_listing_answers_as_line_by_line(
+            refs in any_refs(), unborn in any::<bool>(), prefixes in proptest::collection::vec("(HEAD|refs/[a-z/]{0,6}|)", 0..4),
+        ) {
+            let prefixes = prefixes.iter().map(|prefix| prefix.as_str().into()).collect();
+            let request = LsRefs { peel: true, symrefs: true, unborn, prefixes };
+            let mut out = Vec::new();
+            answer(&request, &refs, &mut out);
+            prop_assert_eq!(Listing::of(&refs).answer(&request, &refs).unwrap().concat(), out);
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
 
 use crate::git::HashKind;
+use crate::git::ls_refs::Listing;
 use crate::git::refs::{Head, Refs};
 use crate::local::{BlockHashes, Local, PackBlob};
 use crate::mirror::blocks::Blocks;
@@ -85,6 +86,7 @@ pub struct Snapshot {
     /// The reach of an older snapshot whose layers are the lower ones of this.
     seed: Option<Arc<Reach>>,
     tip_set: OnceLock<HashSet<ObjectId>>,
+    listing: OnceLock<Listing>,
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -156,6 +158,7 @@ impl Snapshot {
             reach: OnceLock::new(),
             seed,
             tip_set: OnceLock::new(),
+            listing: OnceLock::new(),
         })
     }
 
@@ -180,6 +183,11 @@ impl Snapshot {
             None => Reach::new(&self.stack, &self.blocks, &tips, &limits)?,
         };
         Ok(self.reach.get_or_init(|| Arc::new(reach)))
+    }
+
+    /// The refs as `ls-refs` shows them, written at first use.
+    pub fn listing(&self) -> &Listing {
+        self.listing.get_or_init(|| Listing::of(&self.refs))
     }
 
     /// The gids that refs and HEAD name.

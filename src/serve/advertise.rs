@@ -4,6 +4,7 @@
 //! comparison that found the primary equal began). Capabilities are the primary's own, as it gave them at that comparison,
 //! less what this mirror leaves to the primary.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -99,10 +100,17 @@ pub async fn info_refs(
 /// `ls-refs` from what is published.
 pub async fn ls_refs(app: &App, asked: &Asked, request: &LsRefs, when: When) -> Option<Response> {
     let known = known(app, &asked.path, &asked.client, when).await?;
-    let mut body = Vec::new();
-    answer(request, &known.granted.refs, &mut body);
+    let refs = &known.granted.refs;
+    let body = match known.granted.listing().answer(request, refs) {
+        Some(pieces) => Body::from_stream(futures::stream::iter(pieces.into_iter().map(Ok::<_, Infallible>))),
+        None => {
+            let mut body = Vec::new();
+            answer(request, refs, &mut body);
+            Body::from(body)
+        }
+    };
     counted();
-    Some(aged(upload_pack_result(Body::from(body)), known.age))
+    Some(aged(upload_pack_result(body), known.age))
 }
 
 fn counted() {
