@@ -257,3 +257,43 @@ fn objects_whose_base_is_left_out_lean_on_each_other() {
     let sent = Client::new(hash).take(&out, false).unwrap();
     assert_eq!(sent, wanted.iter().copied().collect::<BTreeSet<_>>());
 }
+
+/// A client that is sent again what it has: a file that was moved, below a shallow boundary.
+#[test]
+fn what_is_sent_anyway_is_no_base_of_what_it_leans_on() {
+    for hash in [HashKind::Sha1, HashKind::Sha256] {
+        let repo = tempfile::tempdir().unwrap();
+        let format = format!("--object-format={hash}");
+        git(repo.path(), &["init", "-q", "--bare", &format, "."], b"");
+        let mut dice = Dice(5);
+        let mut noise = |lines: usize| -> String {
+            (0..lines).map(|_| format!("{:016x}{:016x}\n", dice.roll(), dice.roll())).collect()
+        };
+        let old = noise(300);
+        let new = old.clone() + &noise(30);
+        let commit = |mark: usize, rest: String| {
+            let by = format!("committer A <a@example.com> {} +0000", 1_000_000_000 + mark);
+            format!("commit refs/heads/main\nmark :{mark}\n{by}\ndata 1\nx\n{rest}\n")
+        };
+        let file = |name: &str, text: &str| format!("M 100644 inline {name}\ndata {}\n{text}\n", text.len());
+        // The client has the second commit alone, so that what it has came in with one that it has not.
+        let feed = commit(1, file("old", &old))
+            + &commit(2, format!("from :1\n{}", file("other", "x")))
+            + &commit(3, format!("from :2\nD old\n{}{}", file("moved", &old), file("file", &new)));
+        git(repo.path(), &["fast-import", "--quiet"], feed.as_bytes());
+        let commits = ids(&git(repo.path(), &["rev-list", "--reverse", "main"], b""));
+        let mut mirror = Mirror::new(hash);
+        mirror.sync(repo.path(), &commits[2..], true);
+        let stack = mirror.stack();
+        let [old, new] = [old, new].map(|text| stack.lookup(&id(hash, text.as_bytes())).unwrap());
+        assert_eq!(stack.entry(old).base, Some(new), "the older one leans on the newer");
+        let mut client = Client::new(hash);
+        client.set_shallow(&commits[1..2], &[]);
+        client.take(&fetch(&stack, &mirror.packs, &commits[1..2], &[], Some(1)).1, false).unwrap();
+        let (plan, pack) = fetch(&stack, &mirror.packs, &commits[2..], &commits[1..2], Some(1));
+        client.set_shallow(&commits[2..], &[]);
+        let sent = client.take(&pack, true).unwrap();
+        assert!(sent.contains(&stack.oid(new)) && sent.contains(&stack.oid(old)), "{plan:?}");
+        assert!(plan.joins.iter().all(|path| path.last() != Some(&old)), "{plan:?}");
+    }
+}

@@ -14,7 +14,8 @@
 //! else they shift every other entry by the same amount and all distances are known here. A delta on
 //! one of them names it by id.
 //!
-//! No cycle of deltas can come out. An entry's base, as stored, lies in the same layer, and its
+//! No cycle of deltas can come out. What is packed anew leans only on what is not in the answer or was packed anew
+//! before. Of the others, an entry's base, as stored, lies in the same layer, and its
 //! canonical gid is in the same layer or a lower one. Along a cycle the layer would never rise, so
 //! all of it would lie in one layer, where entries follow that pack's own deltas, and those end.
 //! Only a pack that holds an object twice escapes that argument; there, and for deltas by id that
@@ -180,9 +181,9 @@ impl Anew {
                 None => return,
             }
             let to_client = (thin && (SMALL..=HUGE).contains(&stack.size(gid))).then(|| {
-                let before = selection.predecessor(gid).filter(|&before| stack.size(before) <= HUGE);
-                let before = before.map(|before| vec![gid, before]);
-                before.or_else(|| join(stack, selection, gid))
+                let fits = |before: &Gid| stack.size(*before) <= HUGE && !chosen.contains(*before);
+                let before = selection.predecessor(gid).filter(fits).map(|before| vec![gid, before]);
+                before.or_else(|| join(stack, chosen, selection, gid))
             });
             let to_client = to_client.flatten();
             let path = match base {
@@ -260,7 +261,9 @@ impl Orphans {
 }
 
 /// Looks for the nearest object of the client that stored deltas join to `gid`, and gives the way to it.
-fn join(stack: &Stack, selection: &mut Selection<'_>, gid: Gid) -> Option<Vec<Gid>> {
+///
+/// Not one that is sent all the same: that may lean on `gid`.
+fn join(stack: &Stack, chosen: &GidSet, selection: &mut Selection<'_>, gid: Gid) -> Option<Vec<Gid>> {
     // Each object met, and the index of the one that led to it.
     let mut met: Vec<(Gid, usize)> = vec![(gid, 0)];
     let mut known = Gids::from_iter([gid]);
@@ -275,7 +278,8 @@ fn join(stack: &Stack, selection: &mut Selection<'_>, gid: Gid) -> Option<Vec<Gi
             }
             met.push((next, at));
             let (layer, position) = stack.layer_of(next);
-            if selection.surely_has(stack.canonical(layer, position)) {
+            let canonical = stack.canonical(layer, position);
+            if !chosen.contains(canonical) && selection.surely_has(canonical) {
                 let mut path = vec![next];
                 let mut back = at;
                 while let Some(&(gid, before)) = met.get(back) {
