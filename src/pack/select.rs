@@ -8,9 +8,9 @@
 //! exact difference, as far as the limits let the haves' history be looked at.
 //!
 //! Shallow boundaries cut ancestors away. Then each sent commit brings all it introduced (`first`
-//! and `again`: whatever its parents' trees lack), and a commit whose parents are neither sent nor
-//! the client's brings its whole tree, by a tree walk, less what trees of the haves hold at the same
-//! paths. Filters by path walk trees as well.
+//! and `again`: whatever its parents' trees lack), and a commit whose parents are not sent
+//! brings its whole tree, by a tree walk, less what trees of the haves hold at the same
+//! paths; what they hold there instead is what a delta can lean on. Filters by path walk trees as well.
 //!
 //! The result may hold a little more than the client lacks, never less.
 //!
@@ -253,7 +253,7 @@ impl Picking<'_, '_, '_> {
             if !contents {
                 continue;
             }
-            if want_cut.contains(&gid) && !self.parents_are_there(gid, &sent) {
+            if want_cut.contains(&gid) && !self.parents_are_sent(gid, &sent) {
                 self.whole_tree(gid, None)?;
             } else {
                 introductions(self.stack, gid, self.is_shallow, &mut self.objects);
@@ -299,9 +299,9 @@ impl Picking<'_, '_, '_> {
         sent
     }
 
-    fn parents_are_there(&self, commit: Gid, sent: &GidSet) -> bool {
+    fn parents_are_sent(&self, commit: Gid, sent: &GidSet) -> bool {
         let mut all = true;
-        self.stack.each_parent(commit, |parent| all &= sent.contains(parent) || self.boundary.is_had(parent));
+        self.stack.each_parent(commit, |parent| all &= sent.contains(parent));
         all
     }
 
