@@ -9,7 +9,7 @@
 //! - [`decode`]: the bytes of one object through its chain of deltas.
 //! - [`walk`], [`shallow`], [`negotiate`], [`reach`]: questions about history, answered by the graph.
 //! - [`rules`], [`sparse`], [`trees`]: filters, and the tree walks that some requests cannot do without.
-//! - [`select`]: which objects a request gets. [`plan`]: how they lie in its pack.
+//! - [`select`]: which objects a request gets. [`plan`]: how they lie in its pack. `joins`: what leans on what in it.
 //! - [`copies`], [`encode`], [`send`], [`write`](mod@write): the pack itself.
 //!
 //! Elsewhere: what is asked and answered on the wire (`git`), where packs are kept (`store`, `local`).
@@ -19,6 +19,7 @@ pub mod delta;
 pub mod encode;
 pub mod entry;
 pub mod graph;
+mod joins;
 pub mod layer;
 mod lru;
 pub mod negotiate;

@@ -1,0 +1,96 @@
+//! Joins: the ways along stored deltas from an object that is packed anew to one that it can lean on.
+//!
+//! Relies on: stored deltas forming trees within a layer. Elsewhere: which objects need one (`plan`), the delta that a way
+//! makes (`copies`).
+use super::set::{GidMap, GidSet, Gids};
+use super::{Gid, Selection, Stack};
+
+/// How many objects are looked at to find one that the client has.
+const JOIN_SEARCH: usize = 200;
+/// How many objects a join may consist of.
+const LONGEST_JOIN: usize = 32;
+/// How many objects that are packed anew may lean on each other in a row; git's own limit for deltas is 50.
+const DEEPEST: u32 = 40;
+
+/// Objects whose bases are left out, and how they hang together by those bases.
+#[derive(Default)]
+pub(super) struct Orphans {
+    /// For an object that is left out: what leans on it on the way down to the orphan met last.
+    below: GidMap<Gid>,
+    /// How many objects an orphan leans on, one on the other.
+    depths: GidMap<u32>,
+}
+
+impl Orphans {
+    /// Gives the way from `gid` over bases that are left out to an orphan met before.
+    pub fn join(&mut self, stack: &Stack, gid: Gid) -> Option<Vec<Gid>> {
+        let mut path = vec![gid];
+        let mut meeting = None;
+        while let Some(entry) = path.last().map(|&at| stack.entry(at))
+            && let Some(base) = entry.base_local
+            && path.len() < LONGEST_JOIN
+            && meeting.is_none()
+        {
+            path.push(stack.first_gid(entry.layer) + base);
+            meeting = path.last().and_then(|base| self.below.get(base)).copied();
+        }
+        let up = path.len();
+        while let Some(next) = meeting {
+            path.push(next);
+            meeting = self.below.get(&next).copied();
+        }
+        // Whoever comes next meets this one.
+        for (below, above) in path.iter().zip(path.get(1..up).unwrap_or_default()) {
+            self.below.insert(*above, *below);
+        }
+        let depth = path.last().and_then(|orphan| self.depths.get(orphan)).copied().unwrap_or(0) + 1;
+        let fits = path.len() > up && path.len() <= LONGEST_JOIN && depth <= DEEPEST;
+        if fits {
+            self.depths.insert(gid, depth);
+        }
+        fits.then_some(path)
+    }
+}
+
+/// Looks for the nearest object of the client that stored deltas join to `gid`, and gives the way to it.
+///
+/// Not one that is sent all the same: that may lean on `gid`.
+pub(super) fn to_client(
+    stack: &Stack,
+    chosen: &GidSet,
+    selection: &mut Selection<'_>,
+    gid: Gid,
+) -> Option<Vec<Gid>> {
+    // Each object met, and the index of the one that led to it.
+    let mut met: Vec<(Gid, usize)> = vec![(gid, 0)];
+    let mut known = Gids::from_iter([gid]);
+    let mut at = 0;
+    while let Some(&(here, _)) = met.get(at) {
+        for next in stack.joined(here) {
+            if met.len() == JOIN_SEARCH {
+                return None;
+            }
+            if !known.insert(next) {
+                continue;
+            }
+            met.push((next, at));
+            let (layer, position) = stack.layer_of(next);
+            let canonical = stack.canonical(layer, position);
+            if !chosen.contains(canonical) && selection.surely_has(canonical) {
+                let mut path = vec![next];
+                let mut back = at;
+                while let Some(&(gid, before)) = met.get(back) {
+                    path.push(gid);
+                    if back == 0 {
+                        break;
+                    }
+                    back = before;
+                }
+                path.reverse();
+                return Some(path);
+            }
+        }
+        at += 1;
+    }
+    None
+}
