@@ -75,7 +75,7 @@ impl Reach {
             let commits: Vec<Gid> = tips.iter().filter_map(|&tip| stack.to_commit(tip)).collect();
             let none = Gids::default;
             // Old tips that the new tips do not reach are exactly what this walk finds missing.
-            let left = Boundary::paint(stack, &gone, &commits, none(), none(), 0);
+            let left = Boundary::paint(stack, &gone, &commits, none(), none());
             if !left.missing().is_empty() {
                 return Ok(None);
             }

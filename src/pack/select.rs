@@ -147,7 +147,7 @@ pub fn select<'s>(
     unshallow.iter().for_each(|commit| _ = want_cut.remove(commit));
     want_cut.extend(query.shallow.iter().flat_map(|shallow| &shallow.shallow));
     let is_shallow = !have_cut.is_empty() || !want_cut.is_empty();
-    let mut boundary = Boundary::paint(stack, &wanted.commits, &had, want_cut.clone(), have_cut, 0);
+    let mut boundary = Boundary::paint(stack, &wanted.commits, &had, want_cut.clone(), have_cut);
     let (least, most) = limits.all_steps;
     let sent = u32::try_from(boundary.missing().len()).unwrap_or(u32::MAX);
     boundary.allow(sent.saturating_mul(limits.steps).clamp(least, most.max(least)));

@@ -208,13 +208,13 @@ fn young<H: History>(history: &H, wants: &[Gid], since: u64) -> Gids {
 /// Differs from git where clocks are badly skewed: git's walk gives up early then, this one is exact.
 fn outside<H: History>(history: &H, wants: &[Gid], since: u64, not: &[Gid]) -> Gids {
     let none = Gids::default;
-    let candidates = Boundary::paint(history, wants, not, none(), none(), 0).missing().to_vec();
+    let candidates = Boundary::paint(history, wants, not, none(), none()).missing().to_vec();
     let old = candidates.iter().copied().filter(|&commit| history.date(commit) < since);
     let out: Vec<Gid> = not.iter().copied().chain(old).collect();
     if out.len() == not.len() {
         return candidates.into_iter().collect();
     }
-    Boundary::paint(history, wants, &out, none(), none(), 0).missing().iter().copied().collect()
+    Boundary::paint(history, wants, &out, none(), none()).missing().iter().copied().collect()
 }
 
 /// `selected` in the order of `rev-list`: the newest commit whose child was listed comes next.

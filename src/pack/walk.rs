@@ -100,15 +100,8 @@ impl<'h, H: History> Boundary<'h, H> {
     /// Paints until the commits that only the wants reach are known.
     ///
     /// `wants` and `haves` are commits. `want_cut` and `have_cut` are taken as having no parents on
-    /// the respective side. `steps` bounds the commits visited for later questions.
-    pub fn paint(
-        history: &'h H,
-        wants: &[Gid],
-        haves: &[Gid],
-        want_cut: Gids,
-        have_cut: Gids,
-        steps: u32,
-    ) -> Self {
+    /// the respective side. Later questions look no further until [`Self::allow`] lets them.
+    pub fn paint(history: &'h H, wants: &[Gid], haves: &[Gid], want_cut: Gids, have_cut: Gids) -> Self {
         let mut boundary = Self {
             history,
             want_cut,
@@ -118,7 +111,7 @@ impl<'h, H: History> Boundary<'h, H> {
             undecided: 0,
             missing: Vec::new(),
             had: Vec::new(),
-            steps,
+            steps: 0,
         };
         haves.iter().for_each(|&commit| boundary.mark(commit, HAVE));
         wants.iter().for_each(|&commit| boundary.mark(commit, WANT));
@@ -382,7 +375,8 @@ mod tests {
             // Wants stop at cuts and at what the client has.
             let stops: Vec<Gid> = want_cut.iter().copied().chain(had.iter().copied()).collect();
             let expected: Vec<Gid> = toy.reach(&wants, &stops).difference(&had).copied().collect();
-            let mut boundary = Boundary::paint(&toy, &wants, &haves, gids(&want_cut), gids(&have_cut), 1000);
+            let mut boundary = Boundary::paint(&toy, &wants, &haves, gids(&want_cut), gids(&have_cut));
+            boundary.allow(1000);
             let mut missing = boundary.missing().to_vec();
             missing.sort_unstable();
             prop_assert_eq!(missing, expected);
@@ -399,12 +393,14 @@ mod tests {
         // A long line of commits; the client has all but the last.
         let mut toy = Toy::default();
         (0..200).for_each(|n: Gid| toy.add(n.checked_sub(1).into_iter().collect(), 0));
-        let mut boundary = Boundary::paint(&toy, &[199], &[198], Gids::default(), Gids::default(), 10);
+        let mut boundary = Boundary::paint(&toy, &[199], &[198], Gids::default(), Gids::default());
+        boundary.allow(10);
         assert_eq!(boundary.missing(), [199]);
         assert!(boundary.colours.len() <= 3, "looked at {} commits", boundary.colours.len());
         assert!(boundary.client_has(190) && boundary.client_has(10));
         assert!(boundary.colours.len() <= 3, "the trunk tells");
-        let mut boundary = Boundary::paint(&toy, &[199], &[198], Gids::default(), gids(&[5]), 10);
+        let mut boundary = Boundary::paint(&toy, &[199], &[198], Gids::default(), gids(&[5]));
+        boundary.allow(10);
         assert!(boundary.client_has(190));
         assert!(!boundary.client_has(10), "the steps are used up, so nothing is sure");
     }
