@@ -190,12 +190,13 @@ impl Listing {
         Self { lines: lines.into(), ends }
     }
 
-    /// Gives git's answer to `request`, flush included, in pieces; `None` if it asks for other attributes. `refs` are
-    /// those that this was made of.
-    pub fn answer(&self, request: &LsRefs, refs: &Refs) -> Option<Vec<Bytes>> {
-        if !(request.peel && request.symrefs) {
-            return None;
-        }
+    /// Says whether `request` asks for the attributes that are written.
+    pub fn serves(request: &LsRefs) -> bool {
+        request.peel && request.symrefs
+    }
+
+    /// Gives git's answer, flush included, in pieces, to a request that this serves. `refs` are those that this was made of.
+    pub fn answer(&self, request: &LsRefs, refs: &Refs) -> Vec<Bytes> {
         let mut head = Vec::new();
         put_head(request, refs, &mut head);
         let mut pieces = vec![Bytes::from(head)];
@@ -208,7 +209,7 @@ impl Listing {
         }
         pieces.push(Bytes::from_static(pkt::FLUSH));
         pieces.retain(|piece| !piece.is_empty());
-        Some(pieces)
+        pieces
     }
 }
 
@@ -313,7 +314,7 @@ mod tests {
             let request = LsRefs { peel: true, symrefs: true, unborn, prefixes };
             let mut out = Vec::new();
             answer(&request, &refs, &mut out);
-            prop_assert_eq!(Listing::of(&refs).answer(&request, &refs).unwrap().concat(), out);
+            prop_assert_eq!(Listing::of(&refs).answer(&request, &refs).concat(), out);
         }
     }
 

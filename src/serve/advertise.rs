@@ -13,7 +13,7 @@ use axum::response::Response;
 use crate::config::{Freshness, OnPrimaryDown};
 use crate::git::advert::{V0Offer, write_service_line, write_v0};
 use crate::git::caps::V2Caps;
-use crate::git::ls_refs::{LsRefs, answer};
+use crate::git::ls_refs::{Listing, LsRefs, answer};
 use crate::git::path::{RepoPath, Service};
 use crate::mirror::snapshot::Granted;
 use crate::primary::ClientHeaders;
@@ -101,13 +101,13 @@ pub async fn info_refs(
 pub async fn ls_refs(app: &App, asked: &Asked, request: &LsRefs, when: When) -> Option<Response> {
     let known = known(app, &asked.path, &asked.client, when).await?;
     let refs = &known.granted.refs;
-    let body = match known.granted.listing().answer(request, refs) {
-        Some(pieces) => Body::from_stream(futures::stream::iter(pieces.into_iter().map(Ok::<_, Infallible>))),
-        None => {
-            let mut body = Vec::new();
-            answer(request, refs, &mut body);
-            Body::from(body)
-        }
+    let body = if Listing::serves(request) {
+        let pieces = known.granted.listing().answer(request, refs);
+        Body::from_stream(futures::stream::iter(pieces.into_iter().map(Ok::<_, Infallible>)))
+    } else {
+        let mut body = Vec::new();
+        answer(request, refs, &mut body);
+        Body::from(body)
     };
     counted();
     Some(aged(upload_pack_result(body), known.age))
