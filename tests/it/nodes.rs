@@ -377,3 +377,24 @@ fn a_graph_of_a_newer_version_is_left_alone() {
     same(&world, &primary, &cold, &repo.path);
     assert_eq!(world.store.generations(&repo.path).len(), 1, "it was not replaced");
 }
+
+/// Bounded freshness: while what is published is young enough, refs, grant and pack are answered with no trip to the
+/// primary.
+#[test]
+fn bounded_freshness_asks_the_primary_nothing() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", shapes::town);
+    let settings =
+        ["freshness = \"bounded\"", "max_age = \"1h\"", "grant_ttl = \"5m\"", "compare_every = \"1h\""];
+    let node = settings.into_iter().fold(world.setup(&primary), |setup, line| setup.set(line)).start();
+    mirrored(&world, &node, &repo);
+    same(&world, &primary, &node, &repo.path);
+    for version in [2, 1, 0] {
+        primary.forget_log();
+        let protocol = format!("-c protocol.version={version}");
+        from_bucket(&node, || world.clone_of(&node.repo(&repo.path), &format!("--mirror {protocol}")));
+        assert_eq!(primary.count(|_| true), 0, "version {version}: the primary was asked");
+    }
+    same(&world, &primary, &node, &repo.path);
+}
