@@ -3,11 +3,12 @@
 //! The rooms, from the outside in; each uses only rooms below it:
 //!
 //! - [`cli`]: one file per command. [`config`]: the settings. [`telemetry`]: log and metrics.
-//!   [`text`]: foreign text, made safe to print.
+//!   [`budget`]: bounds on memory. [`text`]: foreign text, made safe to print.
 //! - [`serve`]: Git over HTTP for clients, health, metrics.
 //! - [`mirror`]: the heart: an open repository, sync, comparison, freshness.
 //! - [`primary`], [`local`], [`store`]: the other end, this node's memory, the bucket.
 //! - [`pack`], [`git`]: what is inside a pack; Git's protocol. Pure: bytes in, values out.
+pub mod budget;
 pub mod cli;
 pub mod config;
 pub mod git;

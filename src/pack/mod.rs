@@ -11,6 +11,7 @@
 //! - [`rules`], [`sparse`], [`trees`]: filters, and the tree walks that some requests cannot do without.
 //! - [`select`]: which objects a request gets. [`plan`]: how they lie in its pack. `joins`: what leans on what in it.
 //! - [`copies`], [`encode`], [`send`], [`write`](mod@write): the pack itself.
+//! - [`meter`]: what a job may cost in steps and memory.
 //!
 //! Elsewhere: what is asked and answered on the wire (`git`), where packs are kept (`store`, `local`).
 pub mod copies;
@@ -22,6 +23,7 @@ pub mod graph;
 mod joins;
 pub mod layer;
 mod lru;
+pub mod meter;
 pub mod negotiate;
 pub mod object;
 pub mod plan;

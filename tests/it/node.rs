@@ -18,6 +18,8 @@ pub struct Setup {
     pub cache: PathBuf,
     settings: Vec<String>,
     env: Vec<(String, String)>,
+    /// The most private memory the process may have, in bytes.
+    memory: Option<u64>,
 }
 
 impl Setup {
@@ -28,6 +30,7 @@ impl Setup {
             store: world.store.url.clone(),
             cache: world.unused("cache"),
             env: Vec::new(),
+            memory: None,
             settings: vec!["log_format = \"text\"".into(), "log_level = \"debug\"".into()],
         }
     }
@@ -45,6 +48,12 @@ impl Setup {
         self
     }
 
+    /// Lets the process have at most `bytes` of private memory (`RLIMIT_DATA`): it ends where it would take more.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = Some(bytes);
+        self
+    }
+
     pub fn store(mut self, url: &str) -> Self {
         self.store = url.into();
         self
@@ -58,7 +67,15 @@ impl Setup {
     fn base(&self, first: &[&str], cache: &Path) -> Command {
         let file = self.folder.join("packmirror.toml");
         std::fs::write(&file, self.settings.join("\n") + "\n").expect("a settings file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_packmirror"));
+        let program = env!("CARGO_BIN_EXE_packmirror");
+        let mut command = match self.memory {
+            None => Command::new(program),
+            Some(bytes) => {
+                let mut limited = Command::new("prlimit");
+                limited.arg(format!("--data={bytes}")).arg(program);
+                limited
+            }
+        };
         clean(&mut command);
         for (key, value) in std::env::vars_os() {
             if key.to_string_lossy().starts_with("AWS_") {
@@ -163,6 +180,14 @@ impl Node {
 
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("a running node").id()
+    }
+
+    /// A line of `/proc/PID/status` with a size, in bytes: `RssAnon`, `VmHWM`.
+    pub fn status(&self, name: &str) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+        kib.unwrap_or_default() * 1024
     }
 
     pub fn log_path(&self) -> PathBuf {
