@@ -14,6 +14,7 @@ use bytes::Bytes;
 use gix_hash::ObjectId;
 use packmirror::git::filter::Filter;
 use packmirror::pack::graph::{self, BuildInput};
+use packmirror::pack::meter::Unlimited;
 use packmirror::pack::rules::Rules;
 use packmirror::pack::select::Limits;
 use packmirror::pack::shallow::{Deepen, deepen};
@@ -129,7 +130,7 @@ fn measure(repo: &Path, stack: &Stack, source: &OnePack, fetch: &Fetch, check: b
         let cut: Vec<Gid> = if fetch.depth.is_some() { haves.clone() } else { Vec::new() };
         let shallow = fetch
             .depth
-            .map(|depth| deepen(stack, &wants, &cut, Deepen::Depth(depth), |_| true))
+            .map(|depth| deepen(stack, &wants, &cut, Deepen::Depth(depth), |_| true, &Unlimited))
             .transpose()?;
         let query = Query {
             wants: &wants,
@@ -139,13 +140,13 @@ fn measure(repo: &Path, stack: &Stack, source: &OnePack, fetch: &Fetch, check: b
             filter: filter.as_ref(),
             tags: &[],
         };
-        let mut selection = pack::select(stack, source, &query, &Limits::default())?;
+        let mut selection = pack::select(stack, source, &query, &Limits::default(), &Unlimited)?;
         let selected = start.elapsed();
-        let plan = Arc::new(pack::plan::plan(stack, &mut selection, options));
+        let plan = Arc::new(pack::plan::plan(stack, &mut selection, options, &Unlimited).unwrap());
         let planned = start.elapsed();
         let mut out = Vec::with_capacity(plan.known_len as usize);
         let mut scratch = Scratch::new(64 << 20, 1 << 30);
-        pack::write::write(&plan, stack, source, &mut scratch, &mut out)?;
+        pack::write::write(&plan, stack, source, &mut scratch, &Unlimited, &mut out)?;
         let written = start.elapsed();
         if best.as_ref().is_none_or(|best| written < best.0) {
             best = Some((written, [selected, planned - selected, written - planned], plan, out));

@@ -51,12 +51,15 @@ impl Budget {
         permit.map(|permit| Room { permit, budget: self.clone() }).map_err(|_| Halt::Busy)
     }
 
+    /// Says whether `bytes` can be held by one at all.
+    pub fn fits(&self, bytes: u64) -> Result<(), Halt> {
+        let fits = bytes <= self.most && bytes.div_ceil(UNIT) <= u64::from(u32::MAX);
+        fits.then_some(()).ok_or(Halt::TooMuch { bytes, most: self.most, setting: self.setting })
+    }
+
     fn units(&self, bytes: u64) -> Result<u32, Halt> {
-        let too_much = Halt::TooMuch { bytes, most: self.most, setting: self.setting };
-        if bytes > self.most {
-            return Err(too_much);
-        }
-        u32::try_from(bytes.div_ceil(UNIT)).map_err(|_| too_much)
+        self.fits(bytes)?;
+        Ok(u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX))
     }
 }
 
@@ -75,9 +78,7 @@ impl Room {
 
     /// Holds at least `bytes` from now on, if the room is there now.
     pub fn grow_to(&mut self, bytes: u64) -> Result<(), Halt> {
-        if bytes > self.budget.most {
-            return Err(Halt::TooMuch { bytes, most: self.budget.most, setting: self.budget.setting });
-        }
+        self.budget.fits(bytes)?;
         let more = bytes.saturating_sub(self.bytes());
         if more > 0 {
             self.permit.merge(self.budget.try_take(more)?.permit);
@@ -87,9 +88,18 @@ impl Room {
 
     /// Gives back what is above `bytes`.
     pub fn shrink_to(&mut self, bytes: u64) {
-        let keep = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
-        let excess = self.permit.num_permits().saturating_sub(keep);
-        drop(self.permit.split(excess));
+        self.give_back(self.bytes().saturating_sub(bytes.next_multiple_of(UNIT)));
+    }
+
+    /// Gives back `bytes` of it, in whole KiB as they were taken.
+    pub fn give_back(&mut self, bytes: u64) {
+        let units = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
+        drop(self.permit.split(units.min(self.permit.num_permits())));
+    }
+
+    /// Adds other room of the same budget to this.
+    pub fn join(&mut self, other: Self) {
+        self.permit.merge(other.permit);
     }
 }
 

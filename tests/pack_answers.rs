@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use pack_support::*;
 use packmirror::git::filter::Filter;
+use packmirror::pack::meter::Unlimited;
 use packmirror::pack::negotiate::Negotiation;
 use packmirror::pack::rules::Rules;
 use packmirror::pack::select::Limits;
@@ -80,7 +81,7 @@ fn answer(stack: &Stack, packs: &Packs, tags: &[ObjectId], request: &Request) ->
         None => None,
     };
     let shallow = how
-        .map(|how| deepen(stack, &wants, &client, how, |_| true))
+        .map(|how| deepen(stack, &wants, &client, how, |_| true, &Unlimited))
         .transpose()
         .map_err(|error| error.to_string())?;
     let rules = request.filter.as_ref().map(|spec| {
@@ -88,7 +89,9 @@ fn answer(stack: &Stack, packs: &Packs, tags: &[ObjectId], request: &Request) ->
         Rules::compile(&filter, &mut |name| {
             let gid = stack.lookup(&ObjectId::from_hex(name).ok()?)?;
             let mut scratch = Scratch::new(1 << 20, 1 << 30);
-            Some(Patterns::parse(&pack::decode::object(stack, packs, gid, &mut scratch).unwrap().1))
+            Some(Patterns::parse(
+                &pack::decode::object(stack, packs, gid, &mut scratch, &Unlimited).unwrap().1,
+            ))
         })
         .unwrap()
     });
@@ -101,12 +104,12 @@ fn answer(stack: &Stack, packs: &Packs, tags: &[ObjectId], request: &Request) ->
         filter: rules.as_ref(),
         tags: if request.include_tag { &tags } else { &[] },
     };
-    let mut selection = pack::select(stack, packs, &query, &Limits::default()).unwrap();
+    let mut selection = pack::select(stack, packs, &query, &Limits::default(), &Unlimited).unwrap();
     let options = PlanOptions { ofs_delta: request.ofs_delta, thin: request.thin };
-    let plan = Arc::new(pack::plan::plan(stack, &mut selection, options));
+    let plan = Arc::new(pack::plan::plan(stack, &mut selection, options, &Unlimited).unwrap());
     let mut pack = Vec::new();
     let mut scratch = Scratch::new(16 << 20, 1 << 30);
-    let written = pack::write::write(&plan, stack, packs, &mut scratch, &mut pack).unwrap();
+    let written = pack::write::write(&plan, stack, packs, &mut scratch, &Unlimited, &mut pack).unwrap();
     assert_eq!(written.bytes, pack.len() as u64);
     if plan.anew == 0 {
         assert_eq!(plan.known_len, written.bytes);
@@ -396,19 +399,20 @@ fn reach_is_what_rev_list_lists() {
         let tips = |dice: &mut Dice| [dice.some(&history.commits, 3), dice.some(&history.tags, 2)].concat();
         let (first, then) = (tips(&mut dice), tips(&mut dice));
         let limits = Default::default();
-        let reach = Reach::new(&stack, &mirror.packs, &gids(&stack, &first), &limits).unwrap();
+        let reach = Reach::new(&stack, &mirror.packs, &gids(&stack, &first), &limits, &Unlimited).unwrap();
         let listed = |tips: &[ObjectId]| -> BTreeSet<Gid> {
             history.objects(&lines(tips.iter().copied())).iter().map(|id| stack.lookup(id).unwrap()).collect()
         };
         assert_eq!(reach.objects().iter().collect::<BTreeSet<_>>(), listed(&first), "seed {seed}");
-        let again = Reach::new(&stack, &mirror.packs, &gids(&stack, &then), &limits).unwrap();
+        let again = Reach::new(&stack, &mirror.packs, &gids(&stack, &then), &limits, &Unlimited).unwrap();
         let covered = listed(&then).is_superset(&listed(&first));
-        match reach.extend(&stack, &mirror.packs, &gids(&stack, &then), &limits).unwrap() {
+        match reach.extend(&stack, &mirror.packs, &gids(&stack, &then), &limits, &Unlimited).unwrap() {
             Some(grown) => assert_eq!(grown, again, "seed {seed}"),
             None => assert!(!covered || first.iter().any(|id| history.tags.contains(id)), "seed {seed}"),
         }
         let both = [first, then].concat();
-        let grown = reach.extend(&stack, &mirror.packs, &gids(&stack, &both), &limits).unwrap().unwrap();
+        let grown =
+            reach.extend(&stack, &mirror.packs, &gids(&stack, &both), &limits, &Unlimited).unwrap().unwrap();
         assert_eq!(grown.objects().iter().collect::<BTreeSet<_>>(), listed(&both), "seed {seed}");
     }
 }

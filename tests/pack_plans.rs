@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use gix_object::Kind;
 use pack_support::*;
+use packmirror::pack::meter::Unlimited;
 use packmirror::pack::plan::{Plan, Segment};
 use packmirror::pack::select::Limits;
 use packmirror::pack::shallow::{Deepen, deepen};
@@ -20,9 +21,10 @@ fn id(hash: HashKind, object: &[u8]) -> ObjectId {
 fn send(stack: &Stack, packs: &Packs, ids: &[ObjectId], ofs_delta: bool) -> Arc<Plan> {
     let mut selection = Selection::of(gids(stack, ids).into_iter().collect());
     let options = PlanOptions { ofs_delta, thin: true };
-    let plan = Arc::new(pack::plan::plan(stack, &mut selection, options));
+    let plan = Arc::new(pack::plan::plan(stack, &mut selection, options, &Unlimited).unwrap());
     let mut out = Vec::new();
-    pack::write::write(&plan, stack, packs, &mut Scratch::new(1 << 20, 1 << 30), &mut out).unwrap();
+    pack::write::write(&plan, stack, packs, &mut Scratch::new(1 << 20, 1 << 30), &Unlimited, &mut out)
+        .unwrap();
     let sent = Client::new(stack.hash()).take(&out, false).unwrap();
     assert_eq!(sent, ids.iter().copied().collect::<BTreeSet<_>>());
     plan
@@ -189,7 +191,8 @@ fn fetch(
 ) -> (Arc<Plan>, Vec<u8>) {
     let (wants, haves) = (gids(stack, wants), gids(stack, haves));
     let cut = if depth.is_some() { haves.clone() } else { Vec::new() };
-    let shallow = depth.map(|depth| deepen(stack, &wants, &cut, Deepen::Depth(depth), |_| true).unwrap());
+    let shallow =
+        depth.map(|depth| deepen(stack, &wants, &cut, Deepen::Depth(depth), |_| true, &Unlimited).unwrap());
     let query = Query {
         wants: &wants,
         haves: &haves,
@@ -197,10 +200,14 @@ fn fetch(
         shallow: shallow.as_ref(),
         ..Query::default()
     };
-    let mut selection = pack::select(stack, packs, &query, &Limits::default()).unwrap();
-    let plan = Arc::new(pack::plan::plan(stack, &mut selection, PlanOptions { ofs_delta: true, thin: true }));
+    let mut selection = pack::select(stack, packs, &query, &Limits::default(), &Unlimited).unwrap();
+    let plan = Arc::new(
+        pack::plan::plan(stack, &mut selection, PlanOptions { ofs_delta: true, thin: true }, &Unlimited)
+            .unwrap(),
+    );
     let mut out = Vec::new();
-    pack::write::write(&plan, stack, packs, &mut Scratch::new(1 << 20, 1 << 30), &mut out).unwrap();
+    pack::write::write(&plan, stack, packs, &mut Scratch::new(1 << 20, 1 << 30), &Unlimited, &mut out)
+        .unwrap();
     (plan, out)
 }
 
@@ -248,11 +255,21 @@ fn objects_whose_base_is_left_out_lean_on_each_other() {
     // Every other version, without the one that all lean on in the end.
     let wanted: Vec<ObjectId> = versions.blobs.iter().copied().take(11).step_by(2).collect();
     let mut selection = Selection::of(gids(&stack, &wanted).into_iter().collect());
-    let plan =
-        Arc::new(pack::plan::plan(&stack, &mut selection, PlanOptions { ofs_delta: true, thin: false }));
+    let plan = Arc::new(
+        pack::plan::plan(&stack, &mut selection, PlanOptions { ofs_delta: true, thin: false }, &Unlimited)
+            .unwrap(),
+    );
     assert!(plan.joins.len() + 1 >= wanted.len(), "{plan:?}");
     let mut out = Vec::new();
-    pack::write::write(&plan, &stack, &mirror.packs, &mut Scratch::new(1 << 20, 1 << 30), &mut out).unwrap();
+    pack::write::write(
+        &plan,
+        &stack,
+        &mirror.packs,
+        &mut Scratch::new(1 << 20, 1 << 30),
+        &Unlimited,
+        &mut out,
+    )
+    .unwrap();
     assert!(out.len() < 8_000, "{} bytes for {} versions of 5,000", out.len(), wanted.len());
     let sent = Client::new(hash).take(&out, false).unwrap();
     assert_eq!(sent, wanted.iter().copied().collect::<BTreeSet<_>>());

@@ -10,6 +10,7 @@ use gix_object::Kind;
 
 use crate::pack::entry::{self, Header};
 use crate::pack::graph::{BuildInput, build};
+use crate::pack::meter::Unlimited;
 use crate::pack::object::{TreeEntries, commit, tag};
 use crate::pack::select::{Limits, Query, select};
 use crate::pack::trees::TreeLimits;
@@ -149,7 +150,7 @@ impl World {
         for (id, kind, bytes) in &self.objects {
             let gid = stack.lookup(id).expect("each object is found");
             assert_eq!((stack.oid(gid), stack.kind(gid), stack.size(gid)), (*id, *kind, bytes.len() as u64));
-            let (kind_there, there) = decode::object(stack, packs, gid, &mut scratch).expect("it decodes");
+            let (kind_there, there) = decode::object(stack, packs, gid, &mut scratch, &Unlimited).expect("it decodes");
             assert_eq!((kind_there, &there[..]), (*kind, &bytes[..]));
         }
     }
@@ -160,22 +161,22 @@ impl World {
         let Some(have) = tips.get(usize::from(choice >> 4) % tips.len().max(1)) else { return };
         let all = self.closure(&tips);
         let gids: Vec<Gid> = tips.iter().filter_map(|tip| stack.lookup(tip)).collect();
-        let reach = Reach::new(stack, packs, &gids, &TreeLimits::default()).expect("trees that are there");
+        let reach = Reach::new(stack, packs, &gids, &TreeLimits::default(), &Unlimited).expect("trees that are there");
         assert_eq!(ids(stack, reach.objects()), all, "reachable is what hangs on the tips");
         for haves in [vec![], vec![*have]] {
             let had: Vec<Gid> = haves.iter().filter_map(|id| stack.lookup(id)).collect();
             let query = Query { wants: &gids, haves: &had, ..Query::default() };
             let mut selection =
-                select(stack, packs, &query, &Limits::default()).expect("trees that are there");
+                select(stack, packs, &query, &Limits::default(), &Unlimited).expect("trees that are there");
             let chosen = ids(stack, &selection.objects);
             let owned = self.closure(&haves);
             // A want that is had is sent where it is no commit; nothing else may be, and nothing may lack.
             let lost: Vec<_> = all.difference(&owned).filter(|id| !chosen.contains(*id)).collect();
             assert!(lost.is_empty(), "not sent: {lost:?}");
             assert!(chosen.is_subset(&all) && (!haves.is_empty() || chosen == all));
-            let plan = Arc::new(plan::plan(stack, &mut selection, options));
+            let plan = Arc::new(plan::plan(stack, &mut selection, options, &Unlimited).unwrap());
             let mut out = Vec::new();
-            write::write(&plan, stack, packs, &mut Scratch::new(1 << 16, 1 << 20), &mut out).expect("a pack");
+            write::write(&plan, stack, packs, &mut Scratch::new(1 << 16, 1 << 20), &Unlimited, &mut out).expect("a pack");
             assert_eq!(entry::parse_pack_header(&out), Ok(chosen.len() as u32));
             if haves.is_empty() && !chosen.is_empty() {
                 let (_, idx) = index(&out, self.hash).expect("a clone's pack is complete");

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::byte;
 use crate::pack::graph::{compress, decompress};
+use crate::pack::meter::Unlimited;
 use crate::pack::select::{Limits, Query, select};
 use crate::pack::shallow::{Deepen, deepen};
 use crate::pack::trees::TreeLimits;
@@ -87,20 +88,20 @@ fn stacked(graph: Bytes) {
     let all: Vec<u32> = (0..stack.len()).collect();
     for &gid in &all {
         let _ = (stack.oid(gid), stack.peel(gid), stack.introducers(gid).count());
-        let _ = decode::object(&stack, &Unreadable, gid, &mut Scratch::new(1 << 16, 1 << 20));
+        let _ = decode::object(&stack, &Unreadable, gid, &mut Scratch::new(1 << 16, 1 << 20), &Unlimited);
     }
-    let _ = Reach::new(&stack, &Unreadable, &all, &TreeLimits::default());
+    let _ = Reach::new(&stack, &Unreadable, &all, &TreeLimits::default(), &Unlimited);
     let (wants, haves) = all.split_at(all.len() / 2);
     for how in [Deepen::Depth(2), Deepen::Relative(2), Deepen::RevList { since: Some(3), not: haves }] {
-        let shallow = deepen(&stack, wants, haves, how, |_| true).ok();
+        let shallow = deepen(&stack, wants, haves, how, |_| true, &Unlimited).ok();
         let query = Query { wants, haves, shallow: shallow.as_ref(), ..Query::default() };
-        let Ok(mut selection) = select(&stack, &Unreadable, &query, &Limits::default()) else { continue };
+        let Ok(mut selection) = select(&stack, &Unreadable, &query, &Limits::default(), &Unlimited) else { continue };
         for thin in [true, false] {
-            plan::plan(&stack, &mut selection, PlanOptions { ofs_delta: thin, thin });
+            plan::plan(&stack, &mut selection, PlanOptions { ofs_delta: thin, thin }, &Unlimited).unwrap();
         }
     }
     let mut whole = Selection::of(all.into_iter().collect());
-    plan::plan(&stack, &mut whole, PlanOptions { ofs_delta: true, thin: false });
+    plan::plan(&stack, &mut whole, PlanOptions { ofs_delta: true, thin: false }, &Unlimited).unwrap();
 }
 
 struct Unreadable;

@@ -161,6 +161,8 @@ pub const KEYS: &[Key] = &[
         "Allow plain HTTP to an S3 server that is not on this machine"),
     key("limits.request", Kind::Size, Standard::Is("32MiB"), Group::Limits,
         "Largest fetch request after decompression"),
+    key("limits.memory", Kind::Size, Standard::Is("512MiB"), Group::Limits,
+        "Memory for all that is held for clients: requests, plans, streams, objects packed anew; what needs more is passed on or refused"),
     key("limits.object", Kind::Size, Standard::Is("4GiB"), Group::Limits,
         "Largest single object that a sync accepts"),
     key("limits.connections", Kind::Count, Standard::Is("4096"), Group::Limits, "Open client connections"),

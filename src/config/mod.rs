@@ -126,6 +126,9 @@ pub struct Limits {
     /// Largest request body the mirror reads itself, in bytes after decompression.
     #[serde(with = "size")]
     pub request: u64,
+    /// Memory for all that is held for clients, in bytes.
+    #[serde(with = "size")]
+    pub memory: u64,
     /// Largest single object a sync accepts, in bytes.
     #[serde(with = "size")]
     pub object: u64,

@@ -18,6 +18,7 @@ use crate::local::map_file;
 use crate::mirror::snapshot::Snapshot;
 use crate::pack::graph::build::{self, BuildError, BuildInput};
 use crate::pack::layer::Layer;
+use crate::pack::meter::Unlimited;
 use crate::pack::{Scratch, Source, decode};
 
 /// Why a pack was not taken in. Nothing was published.
@@ -133,7 +134,7 @@ impl gix_object::Find for Bases<'_> {
     ) -> gix_error::Result<Option<gix_object::Data<'a>>> {
         let Some(gid) = self.snapshot.stack.lookup(id) else { return Ok(None) };
         let mut scratch = Scratch::new(0, self.largest_object);
-        match decode::object(&self.snapshot.stack, &self.snapshot.blocks, gid, &mut scratch) {
+        match decode::object(&self.snapshot.stack, &self.snapshot.blocks, gid, &mut scratch, &Unlimited) {
             Ok((kind, data)) => {
                 buffer.clear();
                 buffer.extend_from_slice(&data);

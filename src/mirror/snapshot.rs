@@ -19,6 +19,7 @@ use crate::mirror::blocks::Blocks;
 use crate::pack::Gid;
 use crate::pack::graph::{self, Damaged};
 use crate::pack::layer::Layer;
+use crate::pack::meter::Meter;
 use crate::pack::reach::Reach;
 use crate::pack::stack::Stack;
 use crate::pack::trees::{TreeError, TreeLimits};
@@ -169,18 +170,18 @@ impl Snapshot {
 
     /// The set of objects that the published refs reach. Computed at first use (from that of an older snapshot where refs
     /// only advanced, else by a walk over the commit graph) and kept. Blocks meanwhile.
-    pub fn reach(&self) -> Result<&Arc<Reach>, TreeError> {
+    pub fn reach(&self, meter: &dyn Meter) -> Result<&Arc<Reach>, TreeError> {
         if let Some(reach) = self.reach.get() {
             return Ok(reach);
         }
         let (tips, limits) = (self.tips(), TreeLimits::default());
         let grown = match &self.seed {
-            Some(seed) => seed.extend(&self.stack, &self.blocks, &tips, &limits)?,
+            Some(seed) => seed.extend(&self.stack, &self.blocks, &tips, &limits, meter)?,
             None => None,
         };
         let reach = match grown {
             Some(reach) => reach,
-            None => Reach::new(&self.stack, &self.blocks, &tips, &limits)?,
+            None => Reach::new(&self.stack, &self.blocks, &tips, &limits, meter)?,
         };
         Ok(self.reach.get_or_init(|| Arc::new(reach)))
     }
@@ -196,9 +197,9 @@ impl Snapshot {
     }
 
     /// The object, if the published refs reach it: what may be sent. `None` says nothing about the primary.
-    pub fn published(&self, oid: &oid) -> Result<Option<Gid>, TreeError> {
+    pub fn published(&self, oid: &oid, meter: &dyn Meter) -> Result<Option<Gid>, TreeError> {
         let Some(gid) = self.stack.lookup(oid) else { return Ok(None) };
-        Ok(self.reach()?.contains(gid).then_some(gid))
+        Ok(self.reach(meter)?.contains(gid).then_some(gid))
     }
 
     /// Says whether each of `oids` is what a ref or HEAD names: then no walk is needed to know that it is published.

@@ -8,6 +8,7 @@ use gix_zlib::Inflate;
 
 use super::delta::{self, BadData};
 use super::lru::ByteLru;
+use super::meter::{Halt, Meter};
 use super::stack::Entry;
 use super::{Gid, Source, Stack};
 
@@ -42,7 +43,13 @@ pub enum DecodeError {
         /// Bytes allowed.
         limit: u64,
     },
+    /// The meter ended the job.
+    #[error(transparent)]
+    Halt(#[from] Halt),
 }
+
+/// Decoding or copying so many bytes counts as one step.
+const BYTES_A_STEP: u64 = 64;
 
 /// What decoding keeps between objects: zlib state and a bounded cache of results.
 ///
@@ -63,12 +70,14 @@ impl Scratch {
 /// Gives type and bytes of an object.
 ///
 /// Every object on its delta chain passes through the cache of `scratch`, so objects that follow
-/// each other in a pack cost one delta each. `source` is asked once per entry on the chain.
+/// each other in a pack cost one delta each. `source` is asked once per entry on the chain. Bytes count as steps on
+/// `meter`; the memory that is needed for a moment, [`peak`], is the caller's to count.
 pub fn object(
     stack: &Stack,
     source: &dyn Source,
     gid: Gid,
     scratch: &mut Scratch,
+    meter: &dyn Meter,
 ) -> Result<(Kind, Bytes), DecodeError> {
     let kind = stack.kind(gid);
     let mut chain: Vec<(Gid, Entry)> = Vec::new();
@@ -86,10 +95,12 @@ pub fn object(
                 if chain.len() as u64 > u64::from(stack.len()) {
                     return Err(damaged(&entry, BadData("delta chain has no end")));
                 }
+                meter.step(1)?;
                 chain.push((at, entry));
                 at = first + base;
             }
             None => {
+                meter.step(entry.entry_size / BYTES_A_STEP)?;
                 let whole = read(source, &entry, scratch)?;
                 let whole = Bytes::from(whole);
                 scratch.cache.put(at, whole.clone(), kind);
@@ -103,10 +114,29 @@ pub fn object(
         if size > scratch.limit {
             return Err(DecodeError::TooLarge { size, limit: scratch.limit });
         }
+        meter.step((entry.entry_size + size) / BYTES_A_STEP)?;
         bytes = delta::apply(&bytes, &delta, size).map_err(|error| damaged(&entry, error))?.into();
         scratch.cache.put(gid, bytes.clone(), kind);
     }
     Ok((kind, bytes))
+}
+
+/// Gives the most bytes that [`object`] holds at once, by what the graph says of sizes: a base, a delta and their result.
+pub fn peak(stack: &Stack, gid: Gid, meter: &dyn Meter) -> Result<u64, Halt> {
+    let (layer, _) = stack.layer_of(gid);
+    let first = stack.first_gid(layer);
+    let (mut at, mut most) = (gid, stack.size(gid));
+    // No chain is longer than its layer; one that has no end is found when it is read.
+    for _ in 0..stack.len() {
+        let entry = stack.entry(at);
+        let Some(base) = entry.base_local else { break };
+        meter.step(1)?;
+        let base = first + base;
+        let sum = stack.size(base).saturating_add(entry.entry_size).saturating_add(stack.size(at));
+        most = most.max(sum);
+        at = base;
+    }
+    Ok(most)
 }
 
 /// Gives the bytes of the delta that an object is stored as; `None` if it is stored whole.
@@ -115,8 +145,10 @@ pub fn stored_delta(
     source: &dyn Source,
     gid: Gid,
     scratch: &mut Scratch,
+    meter: &dyn Meter,
 ) -> Result<Option<Vec<u8>>, DecodeError> {
     let entry = stack.entry(gid);
+    meter.step(entry.entry_size / BYTES_A_STEP)?;
     entry.base_local.map(|_| read(source, &entry, scratch)).transpose()
 }
 

@@ -8,21 +8,26 @@ use gix_zlib::{Compression, Status};
 
 use super::copies::Copies;
 use super::entry::{self, Header};
+use super::meter::{Halt, Held, Meter};
 use super::{DecodeError, Gid, Scratch, Source, Stack, decode};
 
 /// Makes the entry of the object `gid`: a delta on the last object of `path`, or whole where that does not pay.
 ///
 /// `path` leads there from `gid` itself; of each two neighbours one is stored as a delta on the other, or there are
-/// these two alone.
+/// these two alone. Steps count on `meter`, and the memory of an object that is not small.
 pub fn anew(
     stack: &Stack,
     source: &dyn Source,
     gid: Gid,
     path: &[Gid],
     scratch: &mut Scratch,
+    meter: &dyn Meter,
 ) -> Result<Vec<u8>, DecodeError> {
-    let (kind, object) = decode::object(stack, source, gid, scratch)?;
-    let Some(delta) = delta_along(stack, source, path, &object, scratch)? else {
+    let room = room(stack, gid, path, meter)?;
+    let _held = (room > SMALL).then(|| Held::new(meter, room)).transpose()?;
+    let (kind, object) = decode::object(stack, source, gid, scratch, meter)?;
+    meter.step(object.len() as u64 / BYTES_A_STEP)?;
+    let Some(delta) = delta_along(stack, source, path, &object, scratch, meter)? else {
         return Ok(whole(kind, &object));
     };
     let base = path.last().copied().unwrap_or(gid);
@@ -32,6 +37,24 @@ pub fn anew(
     Ok(out)
 }
 
+/// What needs no more than this at once is not counted object by object: it is part of what a stream holds anyway.
+pub const SMALL: u64 = 1 << 20;
+/// Deflating so many bytes counts as one step.
+const BYTES_A_STEP: u64 = 16;
+
+/// Gives the most bytes that packing `gid` anew along `path` holds at once.
+pub fn room(stack: &Stack, gid: Gid, path: &[Gid], meter: &dyn Meter) -> Result<u64, Halt> {
+    let size = stack.size(gid);
+    let decoding = decode::peak(stack, gid, meter)?;
+    // Noise does not shrink, and the output grows by doubling.
+    let deflating = size.saturating_mul(3);
+    let base = match path {
+        [_, .., last] => decode::peak(stack, *last, meter)?,
+        _ => 0,
+    };
+    Ok(decoding.max(deflating).max(size.saturating_add(base)))
+}
+
 /// The delta that makes `object`, the first of `path`, from the last; `None` if it is not much shorter than the object.
 fn delta_along(
     stack: &Stack,
@@ -39,18 +62,19 @@ fn delta_along(
     path: &[Gid],
     object: &[u8],
     scratch: &mut Scratch,
+    meter: &dyn Meter,
 ) -> Result<Option<Vec<u8>>, DecodeError> {
     let mut copies: Option<Copies> = None;
     for pair in path.windows(2) {
         let &[to, from] = pair else { break };
         let step = if leans_on(stack, to, from) {
-            let stored = decode::stored_delta(stack, source, to, scratch)?;
+            let stored = decode::stored_delta(stack, source, to, scratch, meter)?;
             stored.and_then(|delta| Copies::of(&delta).ok())
         } else if leans_on(stack, from, to) {
-            let stored = decode::stored_delta(stack, source, from, scratch)?;
+            let stored = decode::stored_delta(stack, source, from, scratch, meter)?;
             stored.and_then(|delta| Copies::of(&delta).ok()).map(|copies| copies.reversed())
         } else {
-            let (_, base) = decode::object(stack, source, from, scratch)?;
+            let (_, base) = decode::object(stack, source, from, scratch, meter)?;
             Some(Copies::between(&base, object))
         };
         let Some(step) = step else { return Ok(None) };

@@ -2,6 +2,7 @@
 //!
 //! Relies on: stored deltas forming trees within a layer. Elsewhere: which objects need one (`plan`), the delta that a way
 //! makes (`copies`).
+use super::meter::{Halt, Meter};
 use super::set::{GidMap, GidSet, Gids};
 use super::{Gid, Selection, Stack};
 
@@ -60,7 +61,8 @@ pub(super) fn to_client(
     chosen: &GidSet,
     selection: &mut Selection<'_>,
     gid: Gid,
-) -> Option<Vec<Gid>> {
+    meter: &dyn Meter,
+) -> Result<Option<Vec<Gid>>, Halt> {
     // Each object met, and the index of the one that led to it.
     let mut met: Vec<(Gid, usize)> = vec![(gid, 0)];
     let mut known = Gids::from_iter([gid]);
@@ -68,15 +70,16 @@ pub(super) fn to_client(
     while let Some(&(here, _)) = met.get(at) {
         for next in stack.joined(here) {
             if met.len() == JOIN_SEARCH {
-                return None;
+                return Ok(None);
             }
+            meter.step(1)?;
             if !known.insert(next) {
                 continue;
             }
             met.push((next, at));
             let (layer, position) = stack.layer_of(next);
             let canonical = stack.canonical(layer, position);
-            if !chosen.contains(canonical) && selection.surely_has(canonical) {
+            if !chosen.contains(canonical) && selection.surely_has(canonical, meter)? {
                 let mut path = vec![next];
                 let mut back = at;
                 while let Some(&(gid, before)) = met.get(back) {
@@ -87,10 +90,10 @@ pub(super) fn to_client(
                     back = before;
                 }
                 path.reverse();
-                return Some(path);
+                return Ok(Some(path));
             }
         }
         at += 1;
     }
-    None
+    Ok(None)
 }

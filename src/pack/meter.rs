@@ -9,7 +9,7 @@ pub trait Meter: Sync {
     /// Counts `n` steps, each about what reading one entry of a tree costs.
     fn step(&self, n: u64) -> Result<(), Halt>;
 
-    /// Asks for room for `bytes` more; they count until they are given back with [`Meter::release`].
+    /// Asks for room for `bytes` more; they count until they are given back with [`Meter::release`] or the job ends.
     fn hold(&self, bytes: u64) -> Result<(), Halt>;
 
     /// Gives back room that [`Meter::hold`] gave.

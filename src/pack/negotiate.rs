@@ -6,8 +6,9 @@
 //!
 //! Elsewhere: acknowledgments on the wire (`git::response`), the walk that makes the answer (`walk`).
 use super::Gid;
+use super::meter::{Halt, Meter};
 use super::set::{GidMap, Gids};
-use super::walk::History;
+use super::walk::{COMMIT, History};
 
 /// What is known of the client so far.
 #[derive(Debug)]
@@ -59,25 +60,29 @@ impl<'h, H: History> Negotiation<'h, H> {
     /// Says whether each want leads down to something the client has (`ok_to_give_up`).
     ///
     /// As in git, the way down must not pass commits older than the oldest have, and wants that are
-    /// no commits do not matter. Commits below all haves cannot lead to one and are not looked at.
-    pub fn ready(&self, wants: &[Gid]) -> bool {
+    /// no commits do not matter. Commits below all haves cannot lead to one and are not looked at. Each commit looked at
+    /// counts on `meter`.
+    pub fn ready(&self, wants: &[Gid], meter: &dyn Meter) -> Result<bool, Halt> {
         if self.common.is_empty() {
-            return false;
+            return Ok(false);
         }
         // What was visited, and whether it leads to a have: each commit is looked at once.
         let mut visited: GidMap<bool> = GidMap::default();
-        wants
-            .iter()
-            .filter_map(|&want| self.history.to_commit(want))
-            .all(|want| self.leads_to_have(want, &mut visited))
+        for want in wants.iter().filter_map(|&want| self.history.to_commit(want)) {
+            if !self.leads_to_have(want, &mut visited, meter)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// `can_all_from_reach_with_flag` for one want: depth first, so that finding a have settles the whole way to it.
-    fn leads_to_have(&self, want: Gid, visited: &mut GidMap<bool>) -> bool {
+    fn leads_to_have(&self, want: Gid, visited: &mut GidMap<bool>, meter: &dyn Meter) -> Result<bool, Halt> {
         let oldest = self.oldest.unwrap_or(0);
         let mut way = vec![want];
         visited.entry(want).or_insert(false);
         while let Some(&commit) = way.last() {
+            meter.step(COMMIT)?;
             if self.known.contains(&commit) || visited.get(&commit) == Some(&true) {
                 way.pop();
                 if let Some(&below) = way.last() {
@@ -107,12 +112,13 @@ impl<'h, H: History> Negotiation<'h, H> {
                 }
             }
         }
-        self.known.contains(&want) || visited.get(&want) == Some(&true)
+        Ok(self.known.contains(&want) || visited.get(&want) == Some(&true))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::meter::Unlimited;
     use super::super::walk::toy::{Toy, histories};
     use super::*;
     use proptest::prelude::*;
@@ -122,14 +128,14 @@ mod tests {
         // 0 - 1 - 2 - 3, and 4 alone.
         let toy = Toy::new(&[&[], &[0], &[1], &[2], &[]]);
         let mut talk = Negotiation::new(&toy);
-        assert!(!talk.ready(&[3]), "nothing is known yet");
+        assert!(!talk.ready(&[3], &Unlimited).unwrap(), "nothing is known yet");
         assert!(talk.got(1));
         assert!(!talk.got(0), "its child was named before");
         assert!(!talk.got(1));
         assert_eq!(talk.common(), [1]);
-        assert!(talk.ready(&[3]));
-        assert!(!talk.ready(&[3, 4]));
-        assert!(talk.ready(&[]), "wants that are no commits do not matter");
+        assert!(talk.ready(&[3], &Unlimited).unwrap());
+        assert!(!talk.ready(&[3, 4], &Unlimited).unwrap());
+        assert!(talk.ready(&[], &Unlimited).unwrap(), "wants that are no commits do not matter");
     }
 
     #[test]
@@ -140,8 +146,8 @@ mod tests {
         toy.dates = vec![50, 10, 60, 70];
         let mut talk = Negotiation::new(&toy);
         talk.got(0);
-        assert!(talk.ready(&[1]));
-        assert!(!talk.ready(&[3]));
+        assert!(talk.ready(&[1], &Unlimited).unwrap());
+        assert!(!talk.ready(&[3], &Unlimited).unwrap());
     }
 
     proptest! {
@@ -170,7 +176,7 @@ mod tests {
                 }
                 found
             });
-            prop_assert_eq!(talk.ready(&wants), expected);
+            prop_assert_eq!(talk.ready(&wants, &Unlimited).unwrap(), expected);
         }
     }
 }

@@ -26,10 +26,12 @@
 //! plan into bytes (`send`, `write`).
 use gix_hash::Kind as HashKind;
 
+use super::encode;
 use super::entry::{self, Header, RawKind};
 use super::graph::NONE;
 use super::graph::view::GraphEntry;
 use super::joins::{self, Orphans};
+use super::meter::{Halt, Meter};
 use super::set::{GidMap, GidSet, Gids};
 use super::{Gid, Selection, Stack};
 
@@ -39,6 +41,9 @@ const BIG: u64 = 512;
 const SMALL: u64 = 64;
 /// An object of more bytes is copied as it is stored, which needs no memory.
 const HUGE: u64 = 16 << 20;
+/// A plan's memory is counted whenever it has grown by so many bytes.
+const COUNTED: u64 = 1 << 20;
+
 /// What the client can take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PlanOptions {
@@ -91,21 +96,37 @@ pub struct Plan {
     pub joins: Vec<Vec<Gid>>,
     /// Number of objects packed anew.
     pub anew: u32,
+    /// The most bytes of memory that packing one of them anew takes ([`super::encode::room`]).
+    pub room: u64,
     /// The hash of the repository, and of the trailer.
     pub hash: HashKind,
     /// Length of the pack in bytes, trailer included, without the objects packed anew.
     pub known_len: u64,
 }
 
-/// Lays out the objects of `selection`.
-pub fn plan(stack: &Stack, selection: &mut Selection<'_>, options: PlanOptions) -> Plan {
+impl Plan {
+    /// Gives about how many bytes of memory it takes.
+    pub fn bytes(&self) -> u64 {
+        let joins = self.joins.iter().map(|path| size_of_val(&path[..])).sum::<usize>();
+        (self.literals.len() + size_of_val(&self.segments[..]) + joins) as u64
+    }
+}
+
+/// Lays out the objects of `selection`. Objects, and what is looked at to find deltas, count on `meter`.
+pub fn plan(
+    stack: &Stack,
+    selection: &mut Selection<'_>,
+    options: PlanOptions,
+    meter: &dyn Meter,
+) -> Result<Plan, Halt> {
     let chosen = GidSet::from_roaring(&selection.objects, stack.len());
     let objects = selection.objects.len() as u32;
-    let mut anew = Anew::find(stack, &chosen, selection, options.thin);
+    let mut anew = Anew::find(stack, &chosen, selection, options.thin, meter)?;
     let joined = std::mem::take(&mut anew.joined);
     let mut layout = Layout::new(stack, &chosen, &anew, options.ofs_delta);
     layout.literal(&entry::pack_header(objects));
     layout.out = 0;
+    let mut counted = 0;
     let mut joined = joined.into_iter().peekable();
     for gid in anew.set.iter() {
         let path = joined.next_if(|path| path.first() == Some(&gid));
@@ -113,6 +134,8 @@ pub fn plan(stack: &Stack, selection: &mut Selection<'_>, options: PlanOptions) 
             layout.plan.joins.push(path);
             layout.plan.joins.len() as u32 - 1
         });
+        let path = join.and_then(|join| layout.plan.joins.get(join as usize)).map_or(&[][..], Vec::as_slice);
+        layout.plan.room = layout.plan.room.max(encode::room(stack, gid, path, meter)?);
         layout.plan.segments.push(Segment::Anew { gid, join });
         layout.plan.anew += 1;
     }
@@ -120,15 +143,25 @@ pub fn plan(stack: &Stack, selection: &mut Selection<'_>, options: PlanOptions) 
         if !anew.set.contains(gid) {
             layout.object(gid, layer, position, entry);
         }
-    });
+        let bytes = (layout.plan.literals.len() + size_of_val(&layout.plan.segments[..])) as u64;
+        if bytes >= counted + COUNTED {
+            meter.hold(bytes - counted)?;
+            counted = bytes;
+        }
+        meter.step(1)
+    })?;
     let mut plan = layout.plan;
     plan.objects = objects;
     plan.known_len = entry::PACK_HEADER_LEN as u64 + layout.out + stack.hash().len_in_bytes() as u64;
-    plan
+    Ok(plan)
 }
 
-/// Calls `each` with gid, layer, position and entry of each chosen object in order.
-fn each_entry(stack: &Stack, chosen: &GidSet, mut each: impl FnMut(Gid, usize, u32, &GraphEntry)) {
+/// Calls `each` with gid, layer, position and entry of each chosen object in order, until it fails.
+fn each_entry(
+    stack: &Stack,
+    chosen: &GidSet,
+    mut each: impl FnMut(Gid, usize, u32, &GraphEntry) -> Result<(), Halt>,
+) -> Result<(), Halt> {
     let mut layer = 0;
     let mut end = stack.first_gid(1);
     for gid in chosen.iter() {
@@ -138,9 +171,10 @@ fn each_entry(stack: &Stack, chosen: &GidSet, mut each: impl FnMut(Gid, usize, u
         }
         let position = gid - stack.first_gid(layer);
         if let Some(entry) = stack.layers().get(layer).and_then(|held| held.graph.entry(position)) {
-            each(gid, layer, position, &entry);
+            each(gid, layer, position, &entry)?;
         }
     }
+    Ok(())
 }
 
 /// The objects that do not go as they are stored.
@@ -153,13 +187,20 @@ struct Anew {
 }
 
 impl Anew {
-    fn find(stack: &Stack, chosen: &GidSet, selection: &mut Selection<'_>, thin: bool) -> Self {
+    fn find(
+        stack: &Stack,
+        chosen: &GidSet,
+        selection: &mut Selection<'_>,
+        thin: bool,
+        meter: &dyn Meter,
+    ) -> Result<Self, Halt> {
         let set = GidSet::new(stack.len());
         let mut anew = Self { set, joined: Vec::new(), forward: Gids::default() };
         let thin = thin && selection.knows_client();
         let mut forward = Vec::new();
         let mut orphans = Orphans::default();
         each_entry(stack, chosen, |gid, layer, _, entry| {
+            meter.step(1)?;
             let base = entry.base.map(|base| stack.canonical(layer, base));
             let is_big = entry.end - entry.offset >= BIG;
             match base {
@@ -167,19 +208,21 @@ impl Anew {
                     if base >= gid {
                         forward.push(gid);
                     }
-                    return;
+                    return Ok(());
                 }
-                Some(base) if thin && selection.surely_has(base) => return,
+                Some(base) if thin && selection.surely_has(base, meter)? => return Ok(()),
                 Some(_) => _ = anew.set.insert(gid),
                 None if is_big => {}
-                None => return,
+                None => return Ok(()),
             }
-            let to_client = (thin && (SMALL..=HUGE).contains(&stack.size(gid))).then(|| {
+            let mut to_client = None;
+            if thin && (SMALL..=HUGE).contains(&stack.size(gid)) {
                 let fits = |before: &Gid| stack.size(*before) <= HUGE && !chosen.contains(*before);
-                let before = selection.predecessor(gid).filter(fits).map(|before| vec![gid, before]);
-                before.or_else(|| joins::to_client(stack, chosen, selection, gid))
-            });
-            let to_client = to_client.flatten();
+                to_client = selection.predecessor(gid).filter(fits).map(|before| vec![gid, before]);
+                if to_client.is_none() {
+                    to_client = joins::to_client(stack, chosen, selection, gid, meter)?;
+                }
+            }
             let path = match base {
                 Some(_) if to_client.is_none() => orphans.join(stack, gid),
                 _ => to_client,
@@ -188,29 +231,37 @@ impl Anew {
                 anew.set.insert(gid);
                 anew.joined.push(path);
             }
-        });
+            Ok(())
+        })?;
         for gid in forward {
-            if anew.leans_on_itself(stack, chosen, gid) {
+            if anew.leans_on_itself(stack, chosen, gid, meter)? {
                 anew.set.insert(gid);
             } else {
                 anew.forward.insert(gid);
             }
         }
-        anew
+        Ok(anew)
     }
 
     /// Follows the chain of deltas that go as stored. Every cycle has a member whose base stands behind it.
-    fn leans_on_itself(&self, stack: &Stack, chosen: &GidSet, gid: Gid) -> bool {
+    fn leans_on_itself(
+        &self,
+        stack: &Stack,
+        chosen: &GidSet,
+        gid: Gid,
+        meter: &dyn Meter,
+    ) -> Result<bool, Halt> {
         let mut seen = Gids::default();
         let mut at = gid;
         while !self.set.contains(at) && seen.insert(at) {
             match stack.entry(at).base.filter(|&base| chosen.contains(base)) {
-                Some(base) if base == gid => return true,
+                Some(base) if base == gid => return Ok(true),
                 Some(base) => at = base,
-                None => return false,
+                None => return Ok(false),
             }
+            meter.step(1)?;
         }
-        false
+        Ok(false)
     }
 }
 
@@ -248,6 +299,7 @@ impl<'p> Layout<'p> {
             objects: 0,
             joins: Vec::new(),
             anew: 0,
+            room: 0,
             hash: stack.hash(),
             known_len: 0,
         };

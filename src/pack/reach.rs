@@ -9,9 +9,10 @@
 use gix_object::Kind;
 use roaring::RoaringBitmap;
 
+use super::meter::Meter;
 use super::set::{GidSet, Gids};
 use super::trees::{TreeError, TreeLimits, TreeWalk};
-use super::walk::{Boundary, History};
+use super::walk::{Boundary, COMMIT, History};
 use super::{Gid, Source, Stack};
 
 /// The objects reachable from a set of tips.
@@ -28,8 +29,10 @@ impl Reach {
         source: &dyn Source,
         tips: &[Gid],
         limits: &TreeLimits,
+        meter: &dyn Meter,
     ) -> Result<Self, TreeError> {
-        Self { objects: RoaringBitmap::new(), tips: RoaringBitmap::new() }.grown(stack, source, tips, limits)
+        let none = Self { objects: RoaringBitmap::new(), tips: RoaringBitmap::new() };
+        none.grown(stack, source, tips, limits, meter)
     }
 
     /// Says whether an object is reachable.
@@ -64,6 +67,7 @@ impl Reach {
         source: &dyn Source,
         tips: &[Gid],
         limits: &TreeLimits,
+        meter: &dyn Meter,
     ) -> Result<Option<Self>, TreeError> {
         let kept: RoaringBitmap = tips.iter().copied().collect();
         let gone: Vec<Gid> = (&self.tips - &kept).into_iter().collect();
@@ -75,12 +79,12 @@ impl Reach {
             let commits: Vec<Gid> = tips.iter().filter_map(|&tip| stack.to_commit(tip)).collect();
             let none = Gids::default;
             // Old tips that the new tips do not reach are exactly what this walk finds missing.
-            let left = Boundary::paint(stack, &gone, &commits, none(), none());
+            let left = Boundary::paint(stack, &gone, &commits, none(), none(), meter)?;
             if !left.missing().is_empty() {
                 return Ok(None);
             }
         }
-        self.clone().grown(stack, source, tips, limits).map(Some)
+        self.clone().grown(stack, source, tips, limits, meter).map(Some)
     }
 
     fn grown(
@@ -89,9 +93,10 @@ impl Reach {
         source: &dyn Source,
         tips: &[Gid],
         limits: &TreeLimits,
+        meter: &dyn Meter,
     ) -> Result<Self, TreeError> {
         let mut found = GidSet::from_roaring(&self.objects, stack.len());
-        let mut walk = TreeWalk::new(stack, source, None, limits);
+        let mut walk = TreeWalk::new(stack, source, None, limits, meter);
         let mut commits = Vec::new();
         for &tip in tips {
             let mut at = tip;
@@ -110,12 +115,14 @@ impl Reach {
             }
         }
         while let Some(gid) = commits.pop() {
+            meter.step(COMMIT)?;
             // A commit that is in has all its history in.
             if !found.insert(gid) {
                 continue;
             }
             let Some(commit) = stack.commit(gid) else { continue };
-            commit.first().for_each(|gid| _ = found.insert(gid));
+            let introduced = commit.first().map(|gid| found.insert(gid)).count();
+            meter.step(introduced as u64)?;
             commits.extend(commit.parents());
         }
         self.objects = found.to_roaring();

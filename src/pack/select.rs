@@ -19,15 +19,18 @@
 use gix_object::Kind;
 use roaring::RoaringBitmap;
 
+use super::meter::{Halt, Meter};
 use super::rules::Rules;
 use super::set::{GidMap, GidSet, Gids};
 use super::shallow::Shallow;
 use super::trees::{TreeError, TreeLimits, TreeWalk};
-use super::walk::{Boundary, History};
+use super::walk::{Boundary, COMMIT, History};
 use super::{Gid, Source, Stack};
 
 /// How many haves serve as bases when a boundary's tree is walked.
 const BASES: usize = 2;
+/// How many haves on either side of a boundary in age are looked at to find them: several may share a tree.
+const NEAR: usize = 8;
 
 /// A fetch, in gids of the stack.
 #[derive(Debug, Clone, Copy, Default)]
@@ -101,19 +104,15 @@ impl<'s> Selection<'s> {
     /// Says whether the client surely has an object, so that a delta may lean on it.
     ///
     /// May look further down the haves' history, within the limit; "no" can mean "not known".
-    pub fn surely_has(&mut self, gid: Gid) -> bool {
-        let Some(client) = &mut self.client else { return false };
-        if client.owned.contains(gid) {
-            return true;
-        }
-        if !client.whole {
-            return false;
+    pub fn surely_has(&mut self, gid: Gid, meter: &dyn Meter) -> Result<bool, Halt> {
+        let Some(client) = &mut self.client else { return Ok(false) };
+        if client.owned.contains(gid) || !client.whole {
+            return Ok(client.owned.contains(gid));
         }
         if client.stack.kind(gid) == Kind::Commit {
-            return client.boundary.client_has(gid);
+            return Ok(client.boundary.client_has(gid));
         }
-        let mut introducers = client.stack.introducers(gid);
-        introducers.any(|commit| client.boundary.client_has(commit))
+        introduced_to_client(client.stack, &mut client.boundary, gid, meter)
     }
 }
 
@@ -126,12 +125,13 @@ struct Wanted {
     given: Vec<Gid>,
 }
 
-/// Selects the objects of the answer to `query`.
+/// Selects the objects of the answer to `query`. Commits visited and objects selected count on `meter`.
 pub fn select<'s>(
     stack: &'s Stack,
     source: &dyn Source,
     query: &Query<'_>,
     limits: &Limits,
+    meter: &dyn Meter,
 ) -> Result<Selection<'s>, TreeError> {
     let unshallow = query.shallow.map_or(&[][..], |shallow| &shallow.unshallow);
     let mut wanted = wanted(stack, query.wants, query.haves);
@@ -147,21 +147,23 @@ pub fn select<'s>(
     unshallow.iter().for_each(|commit| _ = want_cut.remove(commit));
     want_cut.extend(query.shallow.iter().flat_map(|shallow| &shallow.shallow));
     let is_shallow = !have_cut.is_empty() || !want_cut.is_empty();
-    let mut boundary = Boundary::paint(stack, &wanted.commits, &had, want_cut.clone(), have_cut);
+    let mut boundary = Boundary::paint(stack, &wanted.commits, &had, want_cut.clone(), have_cut, meter)?;
     let (least, most) = limits.all_steps;
     let sent = u32::try_from(boundary.missing().len()).unwrap_or(u32::MAX);
     boundary.allow(sent.saturating_mul(limits.steps).clamp(least, most.max(least)));
 
-    let bases: Vec<Gid> =
-        had.iter().chain(unshallow.iter().filter(|&&commit| boundary.is_had(commit))).copied().collect();
+    let bases = had.iter().chain(unshallow.iter().filter(|&&commit| boundary.is_had(commit)));
+    let mut bases: Vec<(u32, Gid)> = bases.map(|&commit| (stack.generation(commit), commit)).collect();
+    bases.sort_unstable();
     let mut picking = Picking {
         stack,
         boundary: &boundary,
         filter: query.filter,
         had: &bases,
         is_shallow,
-        walk: TreeWalk::new(stack, source, query.filter, &limits.trees),
+        walk: TreeWalk::new(stack, source, query.filter, &limits.trees, meter),
         objects: GidSet::new(stack.len()),
+        meter,
     };
     if query.filter.is_some_and(Rules::by_path) {
         picking.by_path(&want_cut)?;
@@ -179,7 +181,7 @@ pub fn select<'s>(
     }
     let Picking { walk, mut objects, .. } = picking;
     if !had.is_empty() {
-        leave_out_had(stack, &mut boundary, &mut objects);
+        leave_out_had(stack, &mut boundary, &mut objects, meter)?;
     }
     // What was asked for by its id passes every filter (git's NOT_USER_GIVEN), unless the client has it.
     wanted.given.iter().for_each(|&gid| _ = objects.insert(gid));
@@ -196,14 +198,35 @@ pub fn select<'s>(
 }
 
 /// Takes out trees and blobs that a commit of the client introduced as well.
-fn leave_out_had(stack: &Stack, boundary: &mut Boundary<'_, Stack>, objects: &mut GidSet) {
+fn leave_out_had(
+    stack: &Stack,
+    boundary: &mut Boundary<'_, Stack>,
+    objects: &mut GidSet,
+    meter: &dyn Meter,
+) -> Result<(), Halt> {
     let is_content = |gid: &Gid| matches!(stack.kind(*gid), Kind::Tree | Kind::Blob);
-    let had: Vec<Gid> = objects
-        .iter()
-        .filter(is_content)
-        .filter(|&gid| stack.introducers(gid).any(|commit| boundary.client_has(commit)))
-        .collect();
+    let mut had = Vec::new();
+    for gid in objects.iter().filter(is_content) {
+        if introduced_to_client(stack, boundary, gid, meter)? {
+            had.push(gid);
+        }
+    }
     had.into_iter().for_each(|gid| objects.remove(gid));
+    Ok(())
+}
+
+/// Says whether a commit of the client introduced a tree or blob.
+fn introduced_to_client(
+    stack: &Stack,
+    boundary: &mut Boundary<'_, Stack>,
+    gid: Gid,
+    meter: &dyn Meter,
+) -> Result<bool, Halt> {
+    let mut asked = 0;
+    let mut introducers = stack.introducers(gid).inspect(|_| asked += 1);
+    let found = introducers.any(|commit| boundary.client_has(commit));
+    meter.step(asked)?;
+    Ok(found)
 }
 
 /// Follows wanted tags, as `handle_commit` in git's `revision.c`.
@@ -237,10 +260,12 @@ struct Picking<'p, 'w, 's> {
     stack: &'s Stack,
     boundary: &'p Boundary<'s, Stack>,
     filter: Option<&'w Rules>,
-    had: &'p [Gid],
+    /// Commits of the client with their generations, sorted.
+    had: &'p [(u32, Gid)],
     is_shallow: bool,
     walk: TreeWalk<'w>,
     objects: GidSet,
+    meter: &'p dyn Meter,
 }
 
 impl Picking<'_, '_, '_> {
@@ -256,7 +281,8 @@ impl Picking<'_, '_, '_> {
             if want_cut.contains(&gid) && !self.parents_are_sent(gid, &sent) {
                 self.whole_tree(gid, None)?;
             } else {
-                introductions(self.stack, gid, self.is_shallow, &mut self.objects);
+                let objects = &mut self.objects;
+                introductions(self.stack, gid, self.is_shallow, objects, self.meter)?;
             }
         }
         if let Some(rules) = self.filter {
@@ -277,13 +303,13 @@ impl Picking<'_, '_, '_> {
     /// not entered. Boundaries have no such list, so trees of the haves are compared instead.
     fn by_path(&mut self, want_cut: &Gids) -> Result<(), TreeError> {
         let cut = self.boundary.missing().iter().any(|commit| want_cut.contains(commit));
-        let within = (!self.had.is_empty() && !cut).then(|| {
-            let mut within = GidSet::new(self.stack.len());
+        let mut within = None;
+        if !self.had.is_empty() && !cut {
+            let within = within.insert(GidSet::new(self.stack.len()));
             for &gid in self.boundary.missing() {
-                introductions(self.stack, gid, true, &mut within);
+                introductions(self.stack, gid, true, within, self.meter)?;
             }
-            within
-        });
+        }
         for &gid in self.boundary.missing() {
             if self.filter.is_none_or(|rules| rules.keeps(Kind::Commit, || 0)) {
                 self.objects.insert(gid);
@@ -319,9 +345,11 @@ impl Picking<'_, '_, '_> {
                 close.push(parent);
             }
         });
-        let mut haves: Vec<(u32, Gid)> =
-            self.had.iter().map(|&have| (self.stack.generation(have).abs_diff(generation), have)).collect();
-        haves.sort_unstable();
+        // The nearest in age stand on either side of where this one would.
+        let at = self.had.partition_point(|&(have, _)| have < generation);
+        let near = at.saturating_sub(NEAR)..self.had.len().min(at + NEAR);
+        let mut haves = self.had.get(near).unwrap_or_default().to_vec();
+        haves.sort_unstable_by_key(|&(have, gid)| (have.abs_diff(generation), gid));
         close.extend(haves.into_iter().map(|(_, have)| have));
         let mut trees: Vec<Gid> =
             close.iter().filter_map(|&have| Some(self.stack.commit(have)?.tree())).collect();
@@ -333,10 +361,15 @@ impl Picking<'_, '_, '_> {
 }
 
 /// Adds what a commit introduced: with `again`, all that its parents' trees lack.
-fn introductions(stack: &Stack, gid: Gid, again: bool, objects: &mut GidSet) {
-    let Some(commit) = stack.commit(gid) else { return };
-    commit.first().for_each(|gid| _ = objects.insert(gid));
-    if again {
-        commit.again().for_each(|gid| _ = objects.insert(gid));
-    }
+fn introductions(
+    stack: &Stack,
+    gid: Gid,
+    again: bool,
+    objects: &mut GidSet,
+    meter: &dyn Meter,
+) -> Result<(), Halt> {
+    let Some(commit) = stack.commit(gid) else { return Ok(()) };
+    let again = again.then(|| commit.again());
+    let found = commit.first().chain(again.into_iter().flatten()).map(|gid| objects.insert(gid)).count();
+    meter.step(COMMIT + found as u64)
 }

@@ -242,7 +242,16 @@ mod tests {
         ];
         let literals = b"PACKab".to_vec();
         let hash = HashKind::Sha1;
-        Arc::new(Plan { segments, literals, objects: 3, joins: vec![], anew: 1, hash, known_len: 39 })
+        Arc::new(Plan {
+            segments,
+            literals,
+            objects: 3,
+            joins: vec![],
+            anew: 1,
+            room: 0,
+            hash,
+            known_len: 39,
+        })
     }
 
     #[test]

@@ -9,8 +9,9 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::Gid;
+use super::meter::{Halt, Meter};
 use super::set::{GidMap, Gids};
-use super::walk::{Boundary, History};
+use super::walk::{Boundary, COMMIT, History};
 
 /// The depth that stands for "all of it" (`INFINITE_DEPTH` in git's `shallow.h`).
 pub const INFINITE: u32 = 0x7fff_ffff;
@@ -44,32 +45,40 @@ pub struct Shallow {
     pub unshallow: Vec<Gid>,
 }
 
-/// Nothing is young enough, or outside of what `deepen-not` excludes; git dies with these words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no commits selected for shallow requests")]
-pub struct NothingSelected;
+/// There is no boundary to tell.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoBoundary {
+    /// Nothing is young enough, or outside of what `deepen-not` excludes; git dies with these words.
+    #[error("no commits selected for shallow requests")]
+    NothingSelected,
+    /// The meter ended the search.
+    #[error(transparent)]
+    Halt(#[from] Halt),
+}
 
 /// Computes the new boundary.
 ///
 /// `wants` as in the request (tags are followed); `client` the client's `shallow` lines that name
-/// commits of this repository; `reachable` says whether one of those hangs on a published ref.
+/// commits of this repository; `reachable` says whether one of those hangs on a published ref. Each visit of a commit
+/// counts on `meter`.
 pub fn deepen<H: History>(
     history: &H,
     wants: &[Gid],
     client: &[Gid],
     how: Deepen<'_>,
     reachable: impl Fn(Gid) -> bool,
-) -> Result<Shallow, NothingSelected> {
+    meter: &dyn Meter,
+) -> Result<Shallow, NoBoundary> {
     let marks = match how {
         Deepen::Depth(INFINITE) | Deepen::Relative(INFINITE) => {
             Marks { boundary: Vec::new(), inside: client.iter().copied().collect() }
         }
-        Deepen::Depth(depth) => by_depth(history, wants, depth, DEPTH_FIRST_VISITS),
+        Deepen::Depth(depth) => by_depth(history, wants, depth, DEPTH_FIRST_VISITS, meter)?,
         Deepen::Relative(depth) => {
             let heads: Vec<Gid> = client.iter().copied().filter(|&commit| reachable(commit)).collect();
-            by_depth(history, &heads, depth.saturating_add(1), DEPTH_FIRST_VISITS)
+            by_depth(history, &heads, depth.saturating_add(1), DEPTH_FIRST_VISITS, meter)?
         }
-        Deepen::RevList { since, not } => by_rev_list(history, wants, since, not)?,
+        Deepen::RevList { since, not } => by_rev_list(history, wants, since, not, meter)?,
     };
     let known: Gids = client.iter().copied().collect();
     let is_new = |commit: &Gid| !known.contains(commit) && !marks.inside.contains(commit);
@@ -87,12 +96,28 @@ struct Marks {
 }
 
 /// `get_shallow_commits`: the commits at distance `depth - 1` from the heads.
-fn by_depth<H: History>(history: &H, heads: &[Gid], depth: u32, visits: usize) -> Marks {
-    depth_first(history, heads, depth, visits).unwrap_or_else(|| breadth_first(history, heads, depth))
+fn by_depth<H: History>(
+    history: &H,
+    heads: &[Gid],
+    depth: u32,
+    visits: usize,
+    meter: &dyn Meter,
+) -> Result<Marks, Halt> {
+    match depth_first(history, heads, depth, visits, meter)? {
+        Some(marks) => Ok(marks),
+        None => breadth_first(history, heads, depth, meter),
+    }
 }
 
 /// git's walk, statement by statement, so that the boundary comes in git's order.
-fn depth_first<H: History>(history: &H, heads: &[Gid], depth: u32, mut visits: usize) -> Option<Marks> {
+/// `None` after too many visits.
+fn depth_first<H: History>(
+    history: &H,
+    heads: &[Gid],
+    depth: u32,
+    mut visits: usize,
+    meter: &dyn Meter,
+) -> Result<Option<Marks>, Halt> {
     let mut marks = Marks { boundary: Vec::new(), inside: Gids::default() };
     let mut depths: GidMap<u32> = GidMap::default();
     let mut stack: Vec<Gid> = Vec::new();
@@ -114,7 +139,9 @@ fn depth_first<H: History>(history: &H, heads: &[Gid], depth: u32, mut visits: u
                 },
             },
         };
-        visits = visits.checked_sub(1)?;
+        let Some(left) = visits.checked_sub(1) else { return Ok(None) };
+        visits = left;
+        meter.step(COMMIT)?;
         let here = above + 1;
         if here >= depth {
             marks.boundary.push(commit);
@@ -137,10 +164,15 @@ fn depth_first<H: History>(history: &H, heads: &[Gid], depth: u32, mut visits: u
     }
     // git puts each boundary commit in front of its list.
     marks.boundary.reverse();
-    Some(marks)
+    Ok(Some(marks))
 }
 
-fn breadth_first<H: History>(history: &H, heads: &[Gid], depth: u32) -> Marks {
+fn breadth_first<H: History>(
+    history: &H,
+    heads: &[Gid],
+    depth: u32,
+    meter: &dyn Meter,
+) -> Result<Marks, Halt> {
     let mut marks = Marks { boundary: Vec::new(), inside: Gids::default() };
     let mut seen = Gids::default();
     let mut level: Vec<Gid> = heads.iter().filter_map(|&head| history.to_commit(head)).collect();
@@ -149,6 +181,7 @@ fn breadth_first<H: History>(history: &H, heads: &[Gid], depth: u32) -> Marks {
     while !level.is_empty() && here < depth {
         let mut next = Vec::new();
         for commit in level {
+            meter.step(COMMIT)?;
             marks.inside.insert(commit);
             history.each_parent(commit, |parent| {
                 if seen.insert(parent) {
@@ -160,7 +193,7 @@ fn breadth_first<H: History>(history: &H, heads: &[Gid], depth: u32) -> Marks {
         here += 1;
     }
     marks.boundary = level;
-    marks
+    Ok(marks)
 }
 
 /// `get_shallow_commits_by_rev_list` over `rev-list --max-age=<since> --not <not> --not <wants>`.
@@ -169,17 +202,21 @@ fn by_rev_list<H: History>(
     wants: &[Gid],
     since: Option<u64>,
     not: &[Gid],
-) -> Result<Marks, NothingSelected> {
+    meter: &dyn Meter,
+) -> Result<Marks, NoBoundary> {
     let commits =
         |list: &[Gid]| -> Vec<Gid> { list.iter().filter_map(|&gid| history.to_commit(gid)).collect() };
     let (wants, not, since) = (commits(wants), commits(not), since.unwrap_or(0));
-    let selected =
-        if not.is_empty() { young(history, &wants, since) } else { outside(history, &wants, since, &not) };
+    let selected = if not.is_empty() {
+        young(history, &wants, since, meter)?
+    } else {
+        outside(history, &wants, since, &not, meter)?
+    };
     if selected.is_empty() {
-        return Err(NothingSelected);
+        return Err(NoBoundary::NothingSelected);
     }
     let mut marks = Marks { boundary: Vec::new(), inside: Gids::default() };
-    for commit in by_date(history, &wants, &selected) {
+    for commit in by_date(history, &wants, &selected, meter)? {
         let mut at_border = false;
         history.each_parent(commit, |parent| at_border |= !selected.contains(&parent));
         if at_border {
@@ -192,33 +229,45 @@ fn by_rev_list<H: History>(
 }
 
 /// With no exclusions git lists as it walks: a commit that is too old is not shown and not passed.
-fn young<H: History>(history: &H, wants: &[Gid], since: u64) -> Gids {
+fn young<H: History>(history: &H, wants: &[Gid], since: u64, meter: &dyn Meter) -> Result<Gids, Halt> {
     let mut selected = Gids::default();
     let mut todo = wants.to_vec();
     while let Some(commit) = todo.pop() {
+        meter.step(COMMIT)?;
         if history.date(commit) >= since && selected.insert(commit) {
             history.each_parent(commit, |parent| todo.push(parent));
         }
     }
-    selected
+    Ok(selected)
 }
 
 /// With exclusions git first paints: what hangs below a commit that is too old is out as well.
 ///
 /// Differs from git where clocks are badly skewed: git's walk gives up early then, this one is exact.
-fn outside<H: History>(history: &H, wants: &[Gid], since: u64, not: &[Gid]) -> Gids {
+fn outside<H: History>(
+    history: &H,
+    wants: &[Gid],
+    since: u64,
+    not: &[Gid],
+    meter: &dyn Meter,
+) -> Result<Gids, Halt> {
     let none = Gids::default;
-    let candidates = Boundary::paint(history, wants, not, none(), none()).missing().to_vec();
+    let candidates = Boundary::paint(history, wants, not, none(), none(), meter)?.missing().to_vec();
     let old = candidates.iter().copied().filter(|&commit| history.date(commit) < since);
     let out: Vec<Gid> = not.iter().copied().chain(old).collect();
     if out.len() == not.len() {
-        return candidates.into_iter().collect();
+        return Ok(candidates.into_iter().collect());
     }
-    Boundary::paint(history, wants, &out, none(), none()).missing().iter().copied().collect()
+    Ok(Boundary::paint(history, wants, &out, none(), none(), meter)?.missing().iter().copied().collect())
 }
 
 /// `selected` in the order of `rev-list`: the newest commit whose child was listed comes next.
-fn by_date<H: History>(history: &H, wants: &[Gid], selected: &Gids) -> Vec<Gid> {
+fn by_date<H: History>(
+    history: &H,
+    wants: &[Gid],
+    selected: &Gids,
+    meter: &dyn Meter,
+) -> Result<Vec<Gid>, Halt> {
     let mut queue = BinaryHeap::new();
     let mut seen = Gids::default();
     let mut turn = 0u64;
@@ -231,14 +280,16 @@ fn by_date<H: History>(history: &H, wants: &[Gid], selected: &Gids) -> Vec<Gid> 
     };
     wants.iter().for_each(|&commit| add(commit, &mut queue));
     while let Some((_, _, commit)) = queue.pop() {
+        meter.step(COMMIT)?;
         order.push(commit);
         history.each_parent(commit, |parent| add(parent, &mut queue));
     }
-    order
+    Ok(order)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::meter::Unlimited;
     use super::super::walk::toy::{Toy, histories};
     use super::*;
     use proptest::prelude::*;
@@ -249,8 +300,8 @@ mod tests {
         Toy::new(&[&[], &[0], &[1], &[2], &[1], &[3, 4]])
     }
 
-    fn run(toy: &Toy, wants: &[Gid], client: &[Gid], how: Deepen<'_>) -> Result<Shallow, NothingSelected> {
-        deepen(toy, wants, client, how, |_| true)
+    fn run(toy: &Toy, wants: &[Gid], client: &[Gid], how: Deepen<'_>) -> Result<Shallow, NoBoundary> {
+        deepen(toy, wants, client, how, |_| true, &Unlimited)
     }
 
     #[test]
@@ -278,7 +329,7 @@ mod tests {
         let toy = diamond();
         let got = run(&toy, &[5], &[3], Deepen::Relative(1)).unwrap();
         assert_eq!(got, Shallow { shallow: vec![2], unshallow: vec![3] });
-        let nothing = deepen(&toy, &[5], &[3], Deepen::Relative(1), |_| false).unwrap();
+        let nothing = deepen(&toy, &[5], &[3], Deepen::Relative(1), |_| false, &Unlimited).unwrap();
         assert_eq!(nothing, Shallow::default(), "a boundary that no ref reaches stays");
     }
 
@@ -290,14 +341,17 @@ mod tests {
         assert_eq!(got, Shallow { shallow: vec![3], unshallow: vec![] });
         let got = run(&toy, &[5], &[5], Deepen::RevList { since: None, not: &[2] }).unwrap();
         assert_eq!(got, Shallow { shallow: vec![4, 3], unshallow: vec![5] }, "newest first, as rev-list");
-        assert_eq!(run(&toy, &[5], &[], Deepen::RevList { since: Some(51), not: &[] }), Err(NothingSelected));
+        assert_eq!(
+            run(&toy, &[5], &[], Deepen::RevList { since: Some(51), not: &[] }),
+            Err(NoBoundary::NothingSelected)
+        );
     }
 
     proptest! {
         #[test]
         fn both_walks_by_depth_agree(toy in histories(24), heads in prop::collection::vec(any::<prop::sample::Index>(), 1..4), depth in 1u32..8) {
             let heads: Vec<Gid> = heads.iter().map(|index| index.index(toy.parents.len()) as Gid).collect();
-            let (git, ours) = (depth_first(&toy, &heads, depth, 100_000).unwrap(), breadth_first(&toy, &heads, depth));
+            let (git, ours) = (depth_first(&toy, &heads, depth, 100_000, &Unlimited).unwrap().unwrap(), breadth_first(&toy, &heads, depth, &Unlimited).unwrap());
             prop_assert_eq!(&git.inside, &ours.inside);
             let boundary: BTreeSet<Gid> = git.boundary.into_iter().filter(|commit| !git.inside.contains(commit)).collect();
             prop_assert_eq!(boundary, ours.boundary.into_iter().collect::<BTreeSet<Gid>>());
@@ -316,8 +370,8 @@ mod tests {
             out.push(not);
             let outside: BTreeSet<Gid> = toy.reach(&[head], &[]).difference(&toy.reach(&out, &[])).copied().collect();
             for (not, expected) in [(&[][..], young), (&[not][..], outside)] {
-                match by_rev_list(&toy, &[head], Some(since), not) {
-                    Err(NothingSelected) => prop_assert!(expected.is_empty()),
+                match by_rev_list(&toy, &[head], Some(since), not, &Unlimited) {
+                    Err(_) => prop_assert!(expected.is_empty()),
                     Ok(marks) => {
                         let all: BTreeSet<Gid> = marks.inside.iter().chain(&marks.boundary).copied().collect();
                         prop_assert_eq!(all, expected);

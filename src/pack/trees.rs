@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use gix_hash::ObjectId;
 use gix_object::Kind;
 
+use super::meter::{Halt, Meter};
 use super::object::{Malformed, TreeEntries};
 use super::rules::Rules;
 use super::set::{GidMap, GidSet};
@@ -33,6 +34,9 @@ pub enum TreeError {
     /// More trees than the limit allows; somebody else should answer this request.
     #[error("the request needs more than {0} trees to be read")]
     TooMany(u32),
+    /// The meter ended the walk.
+    #[error(transparent)]
+    Halt(#[from] Halt),
 }
 
 /// Bounds of the work that tree walks of one request may cause.
@@ -58,6 +62,7 @@ pub struct TreeWalk<'a> {
     source: &'a dyn Source,
     rules: Option<&'a Rules>,
     scratch: Scratch,
+    meter: &'a dyn Meter,
     limit: u32,
     left: u32,
     /// Trees walked, where paths do not matter.
@@ -96,8 +101,10 @@ impl<'a> TreeWalk<'a> {
         source: &'a dyn Source,
         rules: Option<&'a Rules>,
         limits: &TreeLimits,
+        meter: &'a dyn Meter,
     ) -> Self {
         Self {
+            meter,
             stack,
             source,
             rules,
@@ -266,7 +273,7 @@ impl<'a> TreeWalk<'a> {
 
     fn read(&mut self, tree: Gid) -> Result<bytes::Bytes, TreeError> {
         self.left = self.left.checked_sub(1).ok_or(TreeError::TooMany(self.limit))?;
-        let (kind, bytes) = decode::object(self.stack, self.source, tree, &mut self.scratch)?;
+        let (kind, bytes) = decode::object(self.stack, self.source, tree, &mut self.scratch, self.meter)?;
         if kind != Kind::Tree {
             return Err(Malformed { kind: Kind::Tree, reason: "a tree entry names another type" }.into());
         }

@@ -7,6 +7,7 @@
 //! Elsewhere: what each commit brings along (`select`), where boundaries come from (`shallow`).
 use std::collections::BinaryHeap;
 
+use super::meter::{Halt, Meter};
 use super::set::{GidMap, Gids};
 use super::{Gid, Stack};
 
@@ -69,6 +70,13 @@ impl History for Stack {
     }
 }
 
+/// Steps that a visit of a commit counts for.
+pub const COMMIT: u64 = 4;
+/// What a commit costs in the maps and queues of a walk, in bytes.
+const COMMIT_BYTES: u64 = 48;
+/// Memory is counted after so many commits.
+const CHUNK: u64 = 4096;
+
 const WANT: u8 = 1;
 const HAVE: u8 = 2;
 /// Taken from the queue: the colour is final.
@@ -100,8 +108,16 @@ impl<'h, H: History> Boundary<'h, H> {
     /// Paints until the commits that only the wants reach are known.
     ///
     /// `wants` and `haves` are commits. `want_cut` and `have_cut` are taken as having no parents on
-    /// the respective side. Later questions look no further until [`Self::allow`] lets them.
-    pub fn paint(history: &'h H, wants: &[Gid], haves: &[Gid], want_cut: Gids, have_cut: Gids) -> Self {
+    /// the respective side. Later questions look no further until [`Self::allow`] lets them. Each commit visited is a
+    /// step on `meter`.
+    pub fn paint(
+        history: &'h H,
+        wants: &[Gid],
+        haves: &[Gid],
+        want_cut: Gids,
+        have_cut: Gids,
+        meter: &dyn Meter,
+    ) -> Result<Self, Halt> {
         let mut boundary = Self {
             history,
             want_cut,
@@ -115,8 +131,15 @@ impl<'h, H: History> Boundary<'h, H> {
         };
         haves.iter().for_each(|&commit| boundary.mark(commit, HAVE));
         wants.iter().for_each(|&commit| boundary.mark(commit, WANT));
-        while boundary.undecided > 0 && boundary.step() {}
-        boundary
+        let mut visited = 0;
+        while boundary.undecided > 0 && boundary.step() {
+            meter.step(COMMIT)?;
+            visited += 1;
+            if visited % CHUNK == 0 {
+                meter.hold(CHUNK * COMMIT_BYTES)?;
+            }
+        }
+        Ok(boundary)
     }
 
     /// Lets later questions visit `steps` more commits.
@@ -347,6 +370,7 @@ pub(crate) mod toy {
 
 #[cfg(test)]
 mod tests {
+    use super::super::meter::Unlimited;
     use super::toy::{Toy, histories};
     use super::*;
     use proptest::prelude::*;
@@ -375,7 +399,7 @@ mod tests {
             // Wants stop at cuts and at what the client has.
             let stops: Vec<Gid> = want_cut.iter().copied().chain(had.iter().copied()).collect();
             let expected: Vec<Gid> = toy.reach(&wants, &stops).difference(&had).copied().collect();
-            let mut boundary = Boundary::paint(&toy, &wants, &haves, gids(&want_cut), gids(&have_cut));
+            let mut boundary = Boundary::paint(&toy, &wants, &haves, gids(&want_cut), gids(&have_cut), &Unlimited).unwrap();
             boundary.allow(1000);
             let mut missing = boundary.missing().to_vec();
             missing.sort_unstable();
@@ -393,13 +417,15 @@ mod tests {
         // A long line of commits; the client has all but the last.
         let mut toy = Toy::default();
         (0..200).for_each(|n: Gid| toy.add(n.checked_sub(1).into_iter().collect(), 0));
-        let mut boundary = Boundary::paint(&toy, &[199], &[198], Gids::default(), Gids::default());
+        let mut boundary =
+            Boundary::paint(&toy, &[199], &[198], Gids::default(), Gids::default(), &Unlimited).unwrap();
         boundary.allow(10);
         assert_eq!(boundary.missing(), [199]);
         assert!(boundary.colours.len() <= 3, "looked at {} commits", boundary.colours.len());
         assert!(boundary.client_has(190) && boundary.client_has(10));
         assert!(boundary.colours.len() <= 3, "the trunk tells");
-        let mut boundary = Boundary::paint(&toy, &[199], &[198], Gids::default(), gids(&[5]));
+        let mut boundary =
+            Boundary::paint(&toy, &[199], &[198], Gids::default(), gids(&[5]), &Unlimited).unwrap();
         boundary.allow(10);
         assert!(boundary.client_has(190));
         assert!(!boundary.client_has(10), "the steps are used up, so nothing is sure");

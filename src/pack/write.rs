@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::meter::Meter;
 use super::plan::Plan;
 use super::send::{SendError, Sender, Step, Written};
 use super::{DecodeError, Scratch, Source, Stack, encode};
@@ -31,15 +32,16 @@ pub enum WriteError {
     Send(#[from] SendError),
 }
 
-/// Writes the pack that `plan` describes to `out`.
+/// Writes the pack that `plan` describes to `out`; what is packed anew counts on `meter`.
 pub fn write(
     plan: &Arc<Plan>,
     stack: &Stack,
     source: &dyn Source,
     scratch: &mut Scratch,
+    meter: &dyn Meter,
     out: &mut dyn io::Write,
 ) -> Result<Written, WriteError> {
-    send(Sender::new(plan.clone(), CHUNK), stack, source, scratch, out)
+    send(Sender::new(plan.clone(), CHUNK), stack, source, scratch, meter, out)
 }
 
 /// Writes the pack of a sender that has not begun.
@@ -48,6 +50,7 @@ pub fn send(
     stack: &Stack,
     source: &dyn Source,
     scratch: &mut Scratch,
+    meter: &dyn Meter,
     out: &mut dyn io::Write,
 ) -> Result<Written, WriteError> {
     let plan = sender.plan().clone();
@@ -59,7 +62,7 @@ pub fn send(
             }
             Step::NeedAnew { gid, join } => {
                 let path = join.and_then(|join| plan.joins.get(join as usize)).map_or(&[][..], Vec::as_slice);
-                sender.feed(Bytes::from(encode::anew(stack, source, gid, path, scratch)?))?;
+                sender.feed(Bytes::from(encode::anew(stack, source, gid, path, scratch, meter)?))?;
             }
             Step::Done(written) => return Ok(written),
         }

@@ -18,6 +18,7 @@ use crate::git::path::{RepoPath, Service};
 use crate::mirror::snapshot::Granted;
 use crate::primary::ClientHeaders;
 use crate::serve::app::App;
+use crate::serve::fetch::holding;
 use crate::serve::git::{Asked, Version, uncached, upload_pack_result};
 use crate::telemetry::metrics as names;
 
@@ -78,6 +79,7 @@ pub async fn info_refs(
     when: When,
 ) -> Option<Response> {
     let known = known(app, path, client, when).await?;
+    let room = app.memory.readers.try_take(written(&known)).ok()?;
     let mut body = Vec::new();
     if version == Version::V2 {
         let mut capabilities = known.capabilities;
@@ -94,7 +96,7 @@ pub async fn info_refs(
         write_v0(&known.granted.refs, &offer, &mut body);
     }
     counted();
-    Some(aged(uncached(Body::from(body), "application/x-git-upload-pack-advertisement"), known.age))
+    Some(aged(uncached(holding(body, room), "application/x-git-upload-pack-advertisement"), known.age))
 }
 
 /// `ls-refs` from what is published.
@@ -105,12 +107,19 @@ pub async fn ls_refs(app: &App, asked: &Asked, request: &LsRefs, when: When) -> 
         let pieces = known.granted.listing().answer(request, refs);
         Body::from_stream(futures::stream::iter(pieces.into_iter().map(Ok::<_, Infallible>)))
     } else {
+        let room = app.memory.readers.try_take(written(&known)).ok()?;
         let mut body = Vec::new();
         answer(request, refs, &mut body);
-        Body::from(body)
+        holding(body, room)
     };
     counted();
     Some(aged(upload_pack_result(body), known.age))
+}
+
+/// The most bytes of an answer that is written for one client: what all refs take, peeled tags included.
+fn written(known: &Known) -> u64 {
+    let refs = known.granted.refs.refs.iter();
+    refs.map(|r| 2 * (r.name.len() as u64 + 100)).sum::<u64>() + 4096
 }
 
 fn counted() {

@@ -2,18 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::budget::Budget;
 use crate::mirror::Mirror;
 use crate::primary::Grants;
 use crate::serve::error::Failure;
+use crate::serve::places::{Places, turn};
 use crate::serve::plans::Plans;
-use crate::telemetry::metrics::{self as names, Recorder};
-
-/// How long a fetch waits for its turn before it is told to come back.
-const LONGEST_QUEUE: Duration = Duration::from_secs(30);
+use crate::telemetry::metrics::Recorder;
 
 /// A node, as its handlers see it. Cheap to clone.
 #[derive(Clone)]
@@ -28,7 +26,10 @@ pub struct App {
     pub recorder: Arc<Recorder>,
     /// Plans of earlier fetches.
     pub plans: Arc<Plans>,
-    thinking: Arc<Semaphore>,
+    /// Where plans are made.
+    pub places: Arc<Places>,
+    /// How much may be held for clients.
+    pub memory: Memory,
     serving: Arc<Semaphore>,
 }
 
@@ -37,6 +38,7 @@ impl App {
     pub fn new(mirror: Arc<Mirror>, grants: Grants, recorder: Arc<Recorder>) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let serving = mirror.settings.max_serving.max(1);
+        let memory = Memory::new(mirror.settings.limits.memory);
         Self {
             mirror,
             grants,
@@ -44,14 +46,10 @@ impl App {
             plans: Arc::default(),
             ready: Arc::default(),
             // Selection and planning are pure computation: more at once than cores only makes all of them slower.
-            thinking: Arc::new(Semaphore::new(cores.max(2))),
+            places: Arc::new(Places::new(cores.max(2))),
+            memory,
             serving: Arc::new(Semaphore::new(serving)),
         }
-    }
-
-    /// Leave to compute; held while a plan is made.
-    pub async fn may_think(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        turn(&self.thinking).await
     }
 
     /// Leave to stream one pack; held until its last byte.
@@ -60,12 +58,21 @@ impl App {
     }
 }
 
-async fn turn(limit: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
-    match tokio::time::timeout(LONGEST_QUEUE, Arc::clone(limit).acquire_owned()).await {
-        Ok(Ok(permit)) => Ok(permit),
-        _ => {
-            metrics::counter!(names::SHED).increment(1);
-            Err(Failure::Busy)
-        }
+/// The memory for clients, in shares, so that none of them is taken by what belongs to another.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// For those whom the primary has not said yes to: the beginnings of their requests.
+    pub strangers: Budget,
+    /// For requests of those who may read, plans, and streams on their way: may be held as long as a client takes.
+    pub readers: Budget,
+    /// For jobs that compute: walks, and objects packed anew. Nothing of it is held while a client is waited for.
+    pub work: Budget,
+}
+
+impl Memory {
+    /// Divides `most` bytes.
+    pub fn new(most: u64) -> Self {
+        let share = |eighths| Budget::new(most / 8 * eighths, "limits.memory");
+        Self { strangers: share(1), readers: share(3), work: share(4) }
     }
 }

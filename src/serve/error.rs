@@ -7,7 +7,9 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 
 use crate::git::path::BadPath;
+use crate::pack::meter::Halt;
 use crate::primary::{BadHeaders, PrimaryError};
+use crate::telemetry::metrics as names;
 
 /// A request that ends without Git's own answer.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +41,21 @@ pub enum Failure {
     /// A fault of ours, logged with its cause.
     #[error("the mirror failed; try again, or use the primary")]
     Internal,
+}
+
+impl From<Halt> for Failure {
+    fn from(halt: Halt) -> Self {
+        match halt {
+            Halt::Busy | Halt::Stopped => {
+                metrics::counter!(names::SHED).increment(1);
+                Self::Busy
+            }
+            Halt::TooMuch { .. } | Halt::TooLong { .. } => {
+                tracing::warn!(error = %halt, "a request was refused");
+                Self::TooLarge("it needs more memory than one request may have (setting limits.memory)")
+            }
+        }
+    }
 }
 
 impl From<PrimaryError> for Failure {

@@ -3,30 +3,38 @@
 //! Nothing is sent before everything that could still lead to the primary is decided: a grant is in hand, every want is
 //! reachable from what is published, and the plan stands.
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::response::Response;
+use futures::StreamExt;
 use gix_hash::{Kind as HashKind, ObjectId};
+use tokio_util::sync::CancellationToken;
 
+use crate::budget::Room;
 use crate::config::Freshness;
+use crate::git::path::RepoPath;
 use crate::git::pkt;
-use crate::git::request::{Command, CommandRequest, FetchRequest, Limits};
+use crate::git::request::{Command, CommandRequest, FetchRequest};
 use crate::git::response::unknown_ref;
-use crate::git::v0::parse_v0;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Granted;
+use crate::pack::encode;
+use crate::pack::meter::{Halt, Meter};
 use crate::pack::plan::Plan;
 use crate::pack::trees::TreeError;
 use crate::pack::write::{self, WriteError};
 use crate::pack::{Scratch, Sender};
-use crate::primary::{Grant, Refusal};
+use crate::primary::{ClientHeaders, Grant, Refusal};
 use crate::serve::app::App;
 use crate::serve::error::Failure;
-use crate::serve::git::{Asked, git_error, other, pass_on, upload_pack_result};
+use crate::serve::git::{Asked, git_error, pass_on, upload_pack_result};
+use crate::serve::meter::JobMeter;
 use crate::serve::pass::{Reason, denial_response};
+use crate::serve::places::LONGEST_QUEUE;
 use crate::serve::plans::Key;
 use crate::serve::prepare::{Prepared, Trouble, named, prepare};
 use crate::serve::send::{Framing, Pipe, stream};
@@ -37,8 +45,16 @@ use crate::telemetry::metrics as names;
 const BUCKET_PATIENCE: Duration = Duration::from_secs(10);
 /// Decoded objects that one stream keeps for the deltas that lean on them.
 const DECODE_CACHE: usize = 16 << 20;
+/// The same where there is little memory.
+const SMALL_DECODE_CACHE: usize = 2 << 20;
 /// The largest object that is packed anew in memory.
 const LARGEST_OBJECT: u64 = 4 << 30;
+/// What a stream holds while its client reads: the pieces on their way.
+const PIECES: u64 = 2 << 20;
+/// What a line of an answer to `object-info` takes.
+const OBJECT_INFO: u64 = 96;
+/// From so many wants on, looking them up is not for an async thread.
+const MANY: usize = 256;
 
 /// Answers a v2 command other than `ls-refs`.
 pub async fn command(
@@ -57,12 +73,17 @@ pub async fn command(
                 Ok(granted) => granted,
                 Err(instead) => return instead.answer(app, asked).await,
             };
-            let mut body = Vec::new();
-            // `open` has found all of them published.
-            let size = |oid: &ObjectId| granted.stack.lookup(oid).map(|gid| granted.stack.size(gid));
-            request.answer(size, &mut body);
+            let room = app.memory.readers.try_take(OBJECT_INFO * request.oids.len() as u64)?;
+            let body = compute(app, move |_| {
+                let mut body = Vec::new();
+                // `open` has found all of them published.
+                let size = |oid: &ObjectId| granted.stack.lookup(oid).map(|gid| granted.stack.size(gid));
+                request.answer(size, &mut body);
+                body
+            });
+            let body = body.await?;
             counted("object-info");
-            Ok(upload_pack_result(Body::from(body)))
+            Ok(upload_pack_result(holding(body, room)))
         }
         Command::LsRefs(_) | Command::BundleUri | Command::Other(_) => {
             pass_on(app, asked, Reason::NotOurs).await
@@ -70,25 +91,10 @@ pub async fn command(
     }
 }
 
-/// Answers a v0 or v1 request.
-pub async fn v0(
-    app: &App,
-    repo: Arc<Repo>,
-    asked: &Asked,
-    limits: &Limits,
-    hash: HashKind,
-) -> Result<Response, Failure> {
-    match parse_v0(&asked.sent.plain, limits, hash) {
-        // A client that wants nothing after all.
-        Ok(request) if request.wants.is_empty() => pass_on(app, asked, Reason::NotOurs).await,
-        Ok(request) => fetch(app, &repo, asked, request).await,
-        // A repository made again with another hash: the client knows it from the primary before we do.
-        Err(_) if parse_v0(&asked.sent.plain, limits, other(hash)).is_ok() => {
-            repo.ask();
-            pass_on(app, asked, Reason::NotYetMirrored).await
-        }
-        Err(bad) => Ok(git_error(&bad.to_string())),
-    }
+/// A body that keeps its room until it is sent.
+pub fn holding(bytes: Vec<u8>, room: Room) -> Body {
+    let once = futures::stream::once(async move { Ok::<_, Infallible>(Bytes::from(bytes)) });
+    Body::from_stream(once.inspect(move |_| _ = &room))
 }
 
 /// What is answered when the packs are not opened.
@@ -108,6 +114,21 @@ impl Instead {
     }
 }
 
+/// Asks for the grant; what the client gets instead if there is none.
+pub async fn grant(
+    app: &App,
+    repo: &Repo,
+    path: &RepoPath,
+    client: &ClientHeaders,
+) -> Result<Result<Grant, Response>, Failure> {
+    let hash = repo.snapshot().map_or(HashKind::Sha1, |snapshot| snapshot.refs.hash);
+    match app.grants.check(path, client, hash).await {
+        Ok(grant) => Ok(Ok(grant)),
+        Err(Refusal::Answer(denial)) => Ok(Err(denial_response(*denial))),
+        Err(Refusal::Unavailable(e)) => Err(e.into()),
+    }
+}
+
 /// Asks for the grant and for a published state that reaches all of `wants`, waiting for a sync if need be.
 async fn open(
     app: &App,
@@ -115,52 +136,84 @@ async fn open(
     asked: &Asked,
     wants: &[ObjectId],
 ) -> Result<Result<Granted, Instead>, Failure> {
-    let hash = repo.snapshot().map_or(HashKind::Sha1, |snapshot| snapshot.refs.hash);
-    let grant = match app.grants.check(&asked.path, &asked.client, hash).await {
+    let grant = match grant(app, repo, &asked.path, &asked.client).await? {
         Ok(grant) => grant,
-        Err(Refusal::Answer(denial)) => return Ok(Err(Instead::Refusal(denial_response(*denial)))),
-        Err(Refusal::Unavailable(e)) => return Err(e.into()),
+        Err(refused) => return Ok(Err(Instead::Refusal(refused))),
     };
-    let Some(granted) = reaching(repo, &grant, wants).await? else {
-        let wait = app.mirror.settings.sync_wait;
-        if app.mirror.catch_up(repo, wants, wait).await.is_some()
-            && let Some(granted) = reaching(repo, &grant, wants).await?
-        {
-            return Ok(Ok(granted));
-        }
-        return Ok(Err(Instead::Pass(Reason::UnknownWant)));
-    };
-    Ok(Ok(granted))
+    match reaching(app, repo, &grant, wants).await? {
+        Reached::All(granted) => return Ok(Ok(granted)),
+        Reached::TooCostly => return Ok(Err(Instead::Pass(Reason::TooCostly))),
+        Reached::NotAll => {}
+    }
+    let wait = app.mirror.settings.sync_wait;
+    if app.mirror.catch_up(repo, wants, wait).await.is_some()
+        && let Reached::All(granted) = reaching(app, repo, &grant, wants).await?
+    {
+        return Ok(Ok(granted));
+    }
+    Ok(Err(Instead::Pass(Reason::UnknownWant)))
 }
 
-/// The present snapshot, if what it publishes reaches all of `wants`.
-async fn reaching(repo: &Arc<Repo>, grant: &Grant, wants: &[ObjectId]) -> Result<Option<Granted>, Failure> {
+/// Whether what is published reaches all that is wanted.
+enum Reached {
+    All(Granted),
+    NotAll,
+    /// It takes too much to tell.
+    TooCostly,
+}
+
+/// Looks whether what the present snapshot publishes reaches all of `wants`.
+async fn reaching(
+    app: &App,
+    repo: &Arc<Repo>,
+    grant: &Grant,
+    wants: &[ObjectId],
+) -> Result<Reached, Failure> {
     let Some(granted) = repo.snapshot().and_then(|snapshot| snapshot.open_packs(grant)) else {
-        return Ok(None);
+        return Ok(Reached::NotAll);
     };
-    if wants.iter().any(|oid| granted.stack.lookup(oid).is_none()) {
-        return Ok(None);
-    }
     // Tips are reachable by definition; only other wants need the set of all that is.
-    if granted.publishes_as_tips(wants) {
-        return Ok(Some(granted));
+    if wants.len() < MANY && granted.publishes_as_tips(wants) {
+        return Ok(Reached::All(granted));
+    }
+    if wants.len() < MANY && wants.iter().any(|oid| granted.stack.lookup(oid).is_none()) {
+        return Ok(Reached::NotAll);
     }
     let wants = wants.to_vec();
-    let all = blocking(move || {
-        for oid in &wants {
-            if granted.published(oid)?.is_none() {
-                return Ok(None);
+    let all = compute(app, move |meter| {
+        for oid in wants.iter().filter(|oid| !granted.publishes_as_tips(std::slice::from_ref(*oid))) {
+            meter.step(1)?;
+            if granted.published(oid, meter)?.is_none() {
+                return Ok(Reached::NotAll);
             }
         }
-        Ok::<_, TreeError>(Some(granted))
+        Ok::<_, TreeError>(Reached::All(granted))
     });
-    all.await?.map_err(|e| {
-        tracing::warn!(repo = %repo.path, error = %e, "what the refs reach cannot be told");
-        Failure::Internal
-    })
+    match all.await? {
+        Err(TreeError::Halt(halt @ (Halt::Busy | Halt::Stopped))) => Err(halt.into()),
+        Err(TreeError::Halt(_) | TreeError::TooMany(_)) => Ok(Reached::TooCostly),
+        all => all.map_err(|e| {
+            tracing::warn!(repo = %repo.path, error = %e, "what the refs reach cannot be told");
+            Failure::Internal
+        }),
+    }
 }
 
-async fn fetch(
+/// Runs a job that computes, in its turn, until it is done or its client has left.
+async fn compute<T: Send + 'static>(
+    app: &App,
+    job: impl FnOnce(&dyn Meter) -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let turn = app.places.turn().await?;
+    let stop = CancellationToken::new();
+    // Dropped with this future, which is dropped when the client leaves.
+    let _left = stop.clone().drop_guard();
+    let meter = JobMeter::new(stop, app.memory.work.clone()).taking_turns(Arc::clone(&app.places), turn);
+    blocking(move || job(&meter)).await
+}
+
+/// Answers a fetch.
+pub async fn fetch(
     app: &App,
     repo: &Arc<Repo>,
     asked: &Asked,
@@ -199,24 +252,35 @@ async fn fetch(
         return pass_on(app, asked, Reason::NotOurs).await;
     }
     let begun = std::time::Instant::now();
+    let request = Arc::new(request);
+    let key = key(app, &granted, &request).await?;
     let make = async {
-        let permit = app.may_think().await?;
-        let (granted, request) = (granted.clone(), request.clone());
-        let job = move || {
-            let _permit = permit;
-            prepare(&granted, &request, &wants)
-        };
-        Ok::<_, Halt>(blocking(job).await??)
+        let (granted, request) = (granted.clone(), Arc::clone(&request));
+        let made = compute(app, move |meter| prepare(&granted, &request, &wants, meter)).await?;
+        let mut prepared = made?;
+        prepared.hold(app.memory.readers.try_take(prepared.size() as u64).map_err(Failure::from)?);
+        Ok::<_, Unprepared>(prepared)
     };
-    let prepared = match app.plans.get(Key::of(&granted, &request), make).await {
+    let prepared = match app.plans.get(key, make).await {
         Ok(prepared) => prepared,
-        Err(Halt::Failure(failure)) => return Err(failure),
-        Err(Halt::Trouble(Trouble::Refuse(words))) => return Ok(git_error(&words)),
-        Err(Halt::Trouble(Trouble::Trees(e))) => {
+        Err(Unprepared::Failure(failure)) => return Err(failure),
+        Err(Unprepared::Trouble(Trouble::Refuse(words))) => return Ok(git_error(&words)),
+        Err(Unprepared::Trouble(Trouble::Trees(e))) => {
+            let reason = match &e {
+                TreeError::Halt(halt @ (Halt::Busy | Halt::Stopped)) => return Err(halt.clone().into()),
+                TreeError::Halt(_) | TreeError::TooMany(_) => Reason::TooCostly,
+                _ => Reason::BucketDown,
+            };
             tracing::warn!(repo = %asked.path, error = %e, "passed to the primary");
-            return pass_on(app, asked, Reason::BucketDown).await;
+            return pass_on(app, asked, reason).await;
         }
     };
+    if let Some(plan) = &prepared.plan
+        && let Err(halt) = app.memory.work.fits(plan.room)
+    {
+        tracing::warn!(repo = %asked.path, error = %halt, "an object is too large to be packed anew; passed to the primary");
+        return pass_on(app, asked, Reason::TooCostly).await;
+    }
     metrics::histogram!(names::FETCH_SECONDS, "phase" => "plan").record(begun.elapsed().as_secs_f64());
     if let Some(plan) = &prepared.plan
         && let Err(e) = at_hand(&granted, plan).await
@@ -239,21 +303,30 @@ async fn at_hand(granted: &Granted, plan: &Plan) -> Result<(), StoreError> {
         .unwrap_or_else(|_| Err(StoreError::unavailable("read a pack", "the store did not answer in time")))
 }
 
+/// The key of a request's plan.
+async fn key(app: &App, granted: &Granted, request: &Arc<FetchRequest>) -> Result<Key, Failure> {
+    if request.wants.len().max(request.haves.len()) < MANY {
+        return Ok(Key::of(granted, request));
+    }
+    let (granted, request) = (granted.clone(), Arc::clone(request));
+    compute(app, move |_| Key::of(&granted, &request)).await
+}
+
 /// Why there is no plan.
-enum Halt {
+enum Unprepared {
     /// The node could not make one.
     Failure(Failure),
     /// There is none.
     Trouble(Trouble),
 }
 
-impl From<Failure> for Halt {
+impl From<Failure> for Unprepared {
     fn from(failure: Failure) -> Self {
         Self::Failure(failure)
     }
 }
 
-impl From<Trouble> for Halt {
+impl From<Trouble> for Unprepared {
     fn from(trouble: Trouble) -> Self {
         Self::Trouble(trouble)
     }
@@ -273,26 +346,29 @@ async fn send(
     };
     counted("fetch");
     let permit = app.may_serve().await?;
+    let (mut room, cache) = room(app, plan.anew > 0).await?;
     let framing = match &request.v0 {
         None => Framing::Band(pkt::MAX_BAND),
         Some(v0) => v0.band.max().map_or(Framing::Bare, Framing::Band),
     };
     let progress = !request.no_progress;
     let repo = Arc::clone(repo);
+    let work = app.memory.work.clone();
     let body = stream(framing, app.mirror.settings.limits.client_timeout, move |pipe| {
         let _permit = permit;
+        let meter = JobMeter::new(pipe.stopped(), work);
         pipe.plain(&head)?;
         if progress {
             tell(pipe, &plan)?;
         }
         let begun = std::time::Instant::now();
-        let mut scratch = Scratch::new(DECODE_CACHE, LARGEST_OBJECT);
+        let mut scratch = Scratch::new(cache, LARGEST_OBJECT);
         let mut sender = Sender::new(plan, write::CHUNK);
         let known = prepared.trailer();
         if let Some(trailer) = known {
             sender = sender.ending(trailer);
         }
-        match write::send(sender, &granted.stack, &granted.source().streaming(), &mut scratch, pipe) {
+        match write::send(sender, &granted.stack, &granted.source().streaming(), &mut scratch, &meter, pipe) {
             Ok(written) if known.is_none() => prepared.ended(written.trailer),
             Ok(_) => {}
             Err(e) => {
@@ -307,9 +383,28 @@ async fn send(
         if framing != Framing::Bare {
             pipe.plain(pkt::FLUSH)?;
         }
+        // What is still on its way is small; the rest is for others.
+        drop(scratch);
+        room.shrink_to(PIECES);
         Ok(())
     });
     Ok(upload_pack_result(body))
+}
+
+/// The room of one stream, and how many bytes of decoded objects it may keep: less where memory is short.
+async fn room(app: &App, packs_anew: bool) -> Result<(Room, usize), Failure> {
+    let readers = &app.memory.readers;
+    for cache in [DECODE_CACHE, SMALL_DECODE_CACHE] {
+        if packs_anew
+            && readers.free() > readers.most() / 4
+            && let Ok(room) = readers.try_take(PIECES + encode::SMALL + cache as u64)
+        {
+            return Ok((room, cache));
+        }
+    }
+    let least = PIECES + if packs_anew { encode::SMALL } else { 0 };
+    let room = tokio::time::timeout(LONGEST_QUEUE, readers.take(least)).await;
+    Ok((room.map_err(|_| Failure::Busy)??, 0))
 }
 
 /// What `git pack-objects` would say of such a pack.
@@ -338,7 +433,7 @@ fn counted(kind: &'static str) {
 }
 
 /// Runs CPU-bound or waiting work off the async threads.
-async fn blocking<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+pub async fn blocking<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     tokio::task::spawn_blocking(job).await.map_err(|e| {
         tracing::error!(error = %e, "a job ended by itself");
         Failure::Internal

@@ -12,13 +12,14 @@ use crate::config::{OnPrimaryDown, Unselected};
 use crate::git::HashKind;
 use crate::git::ls_refs::LsRefs;
 use crate::git::path::{Endpoint, RepoPath, Service, split};
-use crate::git::request::{Command, Limits, parse_v2};
+use crate::git::request::{BadRequest, Command, CommandRequest, FetchRequest, Limits, parse_v2};
 use crate::git::response::put_error;
+use crate::git::v0::parse_v0;
 use crate::mirror::repo::Repo;
 use crate::primary::{self, ClientHeaders};
 use crate::serve::advertise::{self, When};
 use crate::serve::app::App;
-use crate::serve::body::{self, Sent};
+use crate::serve::body::{self, Begun, Sent};
 use crate::serve::error::Failure;
 use crate::serve::fetch;
 use crate::serve::pass::{Reason, ask, client_response, outbound, pass};
@@ -82,8 +83,9 @@ async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
         return Err(Failure::NotSelected);
     }
     if selected && parts.method == Method::POST && endpoint == Endpoint::UploadPack {
-        let sent = body::read(&parts.headers, body, &app.mirror.settings.limits).await?;
-        return upload_pack(app, Asked { path, client, version, sent }).await;
+        let limits = &app.mirror.settings.limits;
+        let begun = body::begin(&parts.headers, body, limits, &app.memory.strangers).await?;
+        return upload_pack(app, path, client, version, begun).await;
     }
     let method = parts.method.clone();
     let request = outbound(method, &path, &endpoint, query, &parts.headers, client.clone(), body);
@@ -155,46 +157,106 @@ fn is_yes(response: &Response, content_type: &str) -> bool {
 }
 
 /// `POST git-upload-pack`: a command in v2, a fetch in v0 and v1.
-async fn upload_pack(app: &App, asked: Asked) -> Result<Response, Failure> {
-    let repo = match app.mirror.find(&asked.path).await {
-        Ok(repo) => repo,
+///
+/// Only what fits into a beginning is looked at before the primary has said yes.
+async fn upload_pack(
+    app: &App,
+    path: RepoPath,
+    client: ClientHeaders,
+    version: Version,
+    begun: Begun,
+) -> Result<Response, Failure> {
+    let (repo, instead) = match app.mirror.find(&path).await {
+        Ok(repo) => (repo.filter(|repo| repo.snapshot().is_some()), Reason::NotYetMirrored),
         Err(e) => {
-            tracing::warn!(repo = %asked.path, error = chain(&e), "the bucket could not be read");
-            return pass_on(app, &asked, Reason::BucketDown).await;
+            tracing::warn!(repo = %path, error = chain(&e), "the bucket could not be read");
+            (None, Reason::BucketDown)
         }
     };
-    let snapshot = repo.as_ref().and_then(|repo| repo.snapshot());
-    let hash = snapshot.as_ref().map_or(HashKind::Sha1, |s| s.refs.hash);
-    // Not by the refs known here: the client may know of more, which the primary has just shown it.
-    let limits = Limits::default();
-    if asked.version == Version::V2 {
-        let parsed = parse_v2(&asked.sent.plain, &limits, hash).or_else(|bad| {
-            // A repository made again with another hash: the client knows it from the primary before we do.
-            parse_v2(&asked.sent.plain, &limits, other(hash)).map_err(|_| bad)
-        });
-        let command = match parsed {
-            Ok(Some(command)) => command,
-            // The probe of a client that is about to send a large body.
-            Ok(None) => return pass_on(app, &asked, Reason::NotOurs).await,
-            Err(_) if snapshot.is_none() => return pass_on(app, &asked, Reason::NotYetMirrored).await,
-            Err(bad) => return Ok(git_error(&bad.to_string())),
-        };
-        if let Command::LsRefs(request) = &command.command {
-            return ls_refs(app, &asked, request).await;
+    let sent = match (begun, &repo) {
+        (Begun::Whole(sent), _) => sent,
+        (Begun::More(more), None) => {
+            let (method, body) = (Method::POST, more.into_body());
+            let request = primary::Request {
+                method,
+                repo: path,
+                endpoint: Endpoint::UploadPack,
+                query: None,
+                client,
+                body,
+            };
+            return pass(app, request, instead).await;
         }
-        let (Some(repo), Some(_)) = (repo, snapshot) else {
-            return pass_on(app, &asked, Reason::NotYetMirrored).await;
-        };
-        if command.object_format.unwrap_or(HashKind::Sha1) != hash {
+        (Begun::More(more), Some(repo)) => {
+            if let Err(refused) = fetch::grant(app, repo, &path, &client).await? {
+                return Ok(refused);
+            }
+            more.whole(&app.mirror.settings.limits, &app.memory.readers).await?
+        }
+    };
+    let asked = Asked { path, client, version, sent };
+    let hash = repo.as_ref().and_then(|repo| repo.snapshot()).map_or(HashKind::Sha1, |s| s.refs.hash);
+    let parsed = if asked.sent.is_long() {
+        let (_turn, plain) = (app.places.turn().await?, asked.sent.plain.clone());
+        fetch::blocking(move || Parsed::of(version, &plain, hash)).await?
+    } else {
+        Parsed::of(version, &asked.sent.plain, hash)
+    };
+    match (parsed, repo) {
+        (Parsed::Command(Ok(Some(CommandRequest { command: Command::LsRefs(request), .. }))), _)
+            if instead != Reason::BucketDown =>
+        {
+            ls_refs(app, &asked, &request).await
+        }
+        (_, None) => pass_on(app, &asked, instead).await,
+        // The probe of a client that is about to send a large body.
+        (Parsed::Command(Ok(None)), _) => pass_on(app, &asked, Reason::NotOurs).await,
+        (Parsed::Command(Ok(Some(command))), Some(repo)) => {
+            if command.object_format.unwrap_or(HashKind::Sha1) != hash {
+                repo.ask();
+                return pass_on(app, &asked, Reason::NotYetMirrored).await;
+            }
+            fetch::command(app, repo, &asked, command).await
+        }
+        // A client that wants nothing after all.
+        (Parsed::Fetch(Ok(request)), _) if request.wants.is_empty() => {
+            pass_on(app, &asked, Reason::NotOurs).await
+        }
+        (Parsed::Fetch(Ok(request)), Some(repo)) => fetch::fetch(app, &repo, &asked, request).await,
+        (Parsed::OtherHash, Some(repo)) => {
             repo.ask();
-            return pass_on(app, &asked, Reason::NotYetMirrored).await;
+            pass_on(app, &asked, Reason::NotYetMirrored).await
         }
-        return fetch::command(app, repo, &asked, command).await;
+        (Parsed::Command(Err(bad)) | Parsed::Fetch(Err(bad)), _) => Ok(git_error(&bad.to_string())),
     }
-    let (Some(repo), Some(_)) = (repo, snapshot) else {
-        return pass_on(app, &asked, Reason::NotYetMirrored).await;
-    };
-    fetch::v0(app, repo, &asked, &limits, hash).await
+}
+
+/// A request, read.
+enum Parsed {
+    /// In v2.
+    Command(Result<Option<CommandRequest>, BadRequest>),
+    /// In v0 and v1.
+    Fetch(Result<FetchRequest, BadRequest>),
+    /// Of a repository made again with another hash: the client knows it from the primary before we do.
+    OtherHash,
+}
+
+impl Parsed {
+    fn of(version: Version, plain: &[u8], hash: HashKind) -> Self {
+        // Not by the refs known here: the client may know of more, which the primary has just shown it.
+        let limits = Limits::default();
+        if version == Version::V2 {
+            let parsed = parse_v2(plain, &limits, hash);
+            // Whether the hash is ours is told by `object-format`.
+            return Self::Command(
+                parsed.or_else(|bad| parse_v2(plain, &limits, other(hash)).map_err(|_| bad)),
+            );
+        }
+        match parse_v0(plain, &limits, hash) {
+            Err(_) if parse_v0(plain, &limits, other(hash)).is_ok() => Self::OtherHash,
+            parsed => Self::Fetch(parsed),
+        }
+    }
 }
 
 /// The hash that it is not.

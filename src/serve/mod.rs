@@ -4,6 +4,7 @@
 //! - [`advertise`]: refs from what is published (bounded mode). [`watch`]: reading along with the live ones.
 //! - [`fetch`]: a fetch answered from the bucket. [`prepare`]: what it sends. [`plans`]: kept for the
 //!   next one. [`send`]: its stream. [`pass`]: everything the primary answers.
+//! - [`places`], [`meter`]: what computing for a client may take.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics`. [`count`]: every request counted.
 //!
 //! Relies on: `mirror` for repositories, `primary` for grants and passing on, `git` and `pack` for the protocol.
@@ -17,8 +18,10 @@ pub mod fetch;
 pub mod git;
 pub mod health;
 pub mod listen;
+pub mod meter;
 pub mod node;
 pub mod pass;
+pub mod places;
 pub mod plans;
 pub mod prepare;
 pub mod send;

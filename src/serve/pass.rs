@@ -35,6 +35,8 @@ pub enum Reason {
     NotOffered,
     /// The bucket did not give what was needed.
     BucketDown,
+    /// The answer takes more memory or work than one request may have.
+    TooCostly,
 }
 
 impl Reason {
@@ -50,6 +52,7 @@ impl Reason {
             Self::NotOurs => "not-ours",
             Self::NotOffered => "not-offered",
             Self::BucketDown => "bucket-down",
+            Self::TooCostly => "too-costly",
         }
     }
 }

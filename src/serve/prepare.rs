@@ -11,17 +11,19 @@ use bstr::{BStr, BString};
 use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
 
+use crate::budget::Room;
 use crate::git::negotiate::{Common, Have, Next, answer_v0, answer_v2};
 use crate::git::request::FetchRequest;
 use crate::git::response::{Sections, ambiguous_deepen_not, put_v0_shallow, unknown_ref};
 use crate::mirror::snapshot::Granted;
 use crate::pack::Gid;
 use crate::pack::decode::{self, Scratch};
+use crate::pack::meter::{Halt, Meter};
 use crate::pack::negotiate::Negotiation;
 use crate::pack::plan::{Plan, PlanOptions, plan};
 use crate::pack::rules::Rules;
 use crate::pack::select::{Limits, Query, select};
-use crate::pack::shallow::{Deepen, Shallow, deepen};
+use crate::pack::shallow::{Deepen, NoBoundary, Shallow, deepen};
 use crate::pack::sparse::{self, Patterns};
 use crate::pack::stack::Stack;
 use crate::pack::trees::TreeError;
@@ -33,6 +35,8 @@ pub struct Prepared {
     /// The pack; none where the negotiation goes on.
     pub plan: Option<Arc<Plan>>,
     ends: Ends,
+    /// What it holds of a budget.
+    room: Option<Room>,
 }
 
 /// What the pack ended with when it was sent before.
@@ -41,7 +45,12 @@ struct Ends(Mutex<Option<(ObjectId, bool)>>);
 
 impl Prepared {
     fn new(head: Vec<u8>, plan: Option<Plan>) -> Self {
-        Self { head, plan: plan.map(Arc::new), ends: Ends::default() }
+        Self { head, plan: plan.map(Arc::new), ends: Ends::default(), room: None }
+    }
+
+    /// Keeps `room` for as long as the plan is kept.
+    pub fn hold(&mut self, room: Room) {
+        self.room = Some(room);
     }
 
     /// The trailer of the pack, once it was computed twice and the same: bytes that were spoilt on their way out then do
@@ -59,10 +68,7 @@ impl Prepared {
 
     /// About how many bytes it holds.
     pub fn size(&self) -> usize {
-        let plan = self.plan.as_ref();
-        let joins = |plan: &Plan| plan.joins.iter().map(|path| size_of_val(&path[..])).sum::<usize>();
-        let pack = plan.map_or(0, |p| p.literals.len() + size_of_val(&p.segments[..]) + joins(p));
-        self.head.len() + pack
+        self.head.len() + self.plan.as_ref().map_or(0, |plan| plan.bytes() as usize)
     }
 }
 
@@ -77,20 +83,38 @@ pub enum Trouble {
     Trees(#[from] TreeError),
 }
 
+impl From<Halt> for Trouble {
+    fn from(halt: Halt) -> Self {
+        Self::Trees(halt.into())
+    }
+}
+
+/// How many sets of a bit an object there are while an answer is prepared.
+const SETS: u64 = 6;
+
 /// Prepares the answer to `request`, whose wants (by name and by id) are `wants`.
-pub fn prepare(granted: &Granted, request: &FetchRequest, wants: &[ObjectId]) -> Result<Prepared, Trouble> {
+///
+/// The work counts on `meter`, and what is held until it is done.
+pub fn prepare(
+    granted: &Granted,
+    request: &FetchRequest,
+    wants: &[ObjectId],
+    meter: &dyn Meter,
+) -> Result<Prepared, Trouble> {
     let stack = &*granted.stack;
+    meter.hold(SETS * u64::from(stack.len()).div_ceil(8))?;
     let gids = |oids: &[ObjectId]| -> Vec<Gid> { oids.iter().filter_map(|oid| stack.lookup(oid)).collect() };
     let wants = gids(wants);
     let client_shallow: Vec<Gid> =
         gids(&request.shallow).into_iter().filter(|gid| stack.kind(*gid) == Kind::Commit).collect();
     let mut head = Vec::new();
-    let mut talk = Talk { stack, wants: &wants, negotiation: Negotiation::new(stack) };
+    let negotiation = Negotiation::new(stack);
+    let mut talk = Talk { stack, wants: &wants, negotiation, meter, told: None, halted: None };
 
     // v0 states the boundary before the negotiation, v2 after it.
     let (shallow, next) = match &request.v0 {
         Some(v0) => {
-            let shallow = boundary(granted, request, &wants, &client_shallow)?;
+            let shallow = boundary(granted, request, &wants, &client_shallow, meter)?;
             if let Some(shallow) = &shallow {
                 put_v0_shallow(&mut head, &oids(stack, &shallow.shallow), &oids(stack, &shallow.unshallow));
             }
@@ -99,9 +123,12 @@ pub fn prepare(granted: &Granted, request: &FetchRequest, wants: &[ObjectId]) ->
         None => {
             let next = answer_v2(request, &mut talk, &mut head);
             let goes_on = next == Next::Pack;
-            (if goes_on { boundary(granted, request, &wants, &client_shallow)? } else { None }, next)
+            (if goes_on { boundary(granted, request, &wants, &client_shallow, meter)? } else { None }, next)
         }
     };
+    if let Some(halt) = talk.halted {
+        return Err(halt.into());
+    }
     if next == Next::Stop {
         return Ok(Prepared::new(head, None));
     }
@@ -114,7 +141,7 @@ pub fn prepare(granted: &Granted, request: &FetchRequest, wants: &[ObjectId]) ->
         }
         sections.packfile();
     }
-    let rules = compile(granted, request)?;
+    let rules = compile(granted, request, meter)?;
     let tags = if request.include_tag { tags_of(granted) } else { Vec::new() };
     let query = Query {
         wants: &wants,
@@ -124,9 +151,9 @@ pub fn prepare(granted: &Granted, request: &FetchRequest, wants: &[ObjectId]) ->
         filter: rules.as_ref(),
         tags: &tags,
     };
-    let mut selection = select(stack, &granted.source().reader(), &query, &Limits::default())?;
+    let mut selection = select(stack, &granted.source().reader(), &query, &Limits::default(), meter)?;
     let options = PlanOptions { ofs_delta: request.ofs_delta, thin: request.thin_pack };
-    Ok(Prepared::new(head, Some(plan(stack, &mut selection, options))))
+    Ok(Prepared::new(head, Some(plan(stack, &mut selection, options, meter)?)))
 }
 
 /// The negotiation's questions, answered by the commit graph.
@@ -134,6 +161,10 @@ struct Talk<'a> {
     stack: &'a Stack,
     wants: &'a [Gid],
     negotiation: Negotiation<'a, Stack>,
+    meter: &'a dyn Meter,
+    /// With how many common haves it was asked last whether they are enough, and whether they were.
+    told: Option<(usize, bool)>,
+    halted: Option<Halt>,
 }
 
 impl Common for Talk<'_> {
@@ -146,7 +177,20 @@ impl Common for Talk<'_> {
     }
 
     fn ready(&mut self) -> bool {
-        self.negotiation.ready(self.wants)
+        // v0 asks once for each have that is not known here, and nothing has changed since.
+        let common = self.negotiation.common().len();
+        if let Some((_, ready)) = self.told.filter(|(told, _)| *told == common) {
+            return ready;
+        }
+        if self.halted.is_some() {
+            return false;
+        }
+        let ready = self.negotiation.ready(self.wants, self.meter).unwrap_or_else(|halt| {
+            self.halted = Some(halt);
+            false
+        });
+        self.told = Some((common, ready));
+        ready
     }
 }
 
@@ -160,6 +204,7 @@ fn boundary(
     request: &FetchRequest,
     wants: &[Gid],
     client: &[Gid],
+    meter: &dyn Meter,
 ) -> Result<Option<Shallow>, Trouble> {
     let mut not = Vec::new();
     for name in &request.deepen_not {
@@ -173,9 +218,12 @@ fn boundary(
         None if request.deepens_by_list() => Deepen::RevList { since: request.deepen_since, not: &not },
         None => return Ok(None),
     };
-    let reach = granted.reach()?;
-    let change = deepen(&*granted.stack, wants, client, how, |gid| reach.contains(gid));
-    change.map(Some).map_err(|nothing| Trouble::Refuse(nothing.to_string()))
+    let reach = granted.reach(meter)?;
+    match deepen(&*granted.stack, wants, client, how, |gid| reach.contains(gid), meter) {
+        Ok(change) => Ok(Some(change)),
+        Err(NoBoundary::Halt(halt)) => Err(halt.into()),
+        Err(nothing) => Err(Trouble::Refuse(nothing.to_string())),
+    }
 }
 
 /// The one ref that a short name means (`expand_ref` of git's refs.c); none if it means none or several.
@@ -218,12 +266,12 @@ fn tags_of(granted: &Granted) -> Vec<(Gid, Gid)> {
     tags.filter_map(|r| Some((lookup(&r.oid)?, lookup(r.peeled.as_ref()?)?))).collect()
 }
 
-fn compile(granted: &Granted, request: &FetchRequest) -> Result<Option<Rules>, Trouble> {
+fn compile(granted: &Granted, request: &FetchRequest, meter: &dyn Meter) -> Result<Option<Rules>, Trouble> {
     let Some(filter) = &request.filter else { return Ok(None) };
     let mut unreadable = None;
     let rules = Rules::compile(filter, &mut |name| {
-        let gid = blob_named(granted, name)?;
-        let patterns = patterns(granted, gid);
+        let gid = blob_named(granted, name, meter)?;
+        let patterns = patterns(granted, gid, meter);
         if patterns.is_none() {
             unreadable = Some(format!("unable to parse sparse filter data in {}", granted.stack.oid(gid)));
         }
@@ -233,27 +281,27 @@ fn compile(granted: &Granted, request: &FetchRequest) -> Result<Option<Rules>, T
 }
 
 /// Reads the patterns of a `sparse:oid` filter.
-fn patterns(granted: &Granted, gid: Gid) -> Option<Patterns> {
+fn patterns(granted: &Granted, gid: Gid, meter: &dyn Meter) -> Option<Patterns> {
     let mut scratch = Scratch::new(1 << 20, sparse::MAX_FILE as u64);
-    let (kind, bytes) = decode::object(&granted.stack, granted.source(), gid, &mut scratch).ok()?;
+    let (kind, bytes) = decode::object(&granted.stack, granted.source(), gid, &mut scratch, meter).ok()?;
     (kind == Kind::Blob).then(|| Patterns::parse(&bytes))
 }
 
 /// The object that a `sparse:oid` filter names: an object id, a ref, or `<ref>:<path>`, as git resolves it.
-fn blob_named(granted: &Granted, name: &BStr) -> Option<Gid> {
+fn blob_named(granted: &Granted, name: &BStr, meter: &dyn Meter) -> Option<Gid> {
     if let Ok(oid) = ObjectId::from_hex(name) {
-        return granted.published(&oid).ok()?;
+        return granted.published(&oid, meter).ok()?;
     }
     let Some(colon) = name.iter().position(|b| *b == b':') else {
-        return granted.published(&by_short_name(granted, name)?).ok()?;
+        return granted.published(&by_short_name(granted, name)?, meter).ok()?;
     };
     let (rev, path) = (&name[..colon], &name[colon + 1..]);
     let oid = by_short_name(granted, rev).or_else(|| ObjectId::from_hex(rev).ok())?;
-    let commit = granted.stack.peel(granted.published(&oid).ok()??);
+    let commit = granted.stack.peel(granted.published(&oid, meter).ok()??);
     let mut at = granted.stack.commit(commit)?.tree();
     let mut scratch = Scratch::new(1 << 20, 64 << 20);
     for part in path.split(|b| *b == b'/') {
-        let (_, tree) = decode::object(&granted.stack, granted.source(), at, &mut scratch).ok()?;
+        let (_, tree) = decode::object(&granted.stack, granted.source(), at, &mut scratch, meter).ok()?;
         let entries = gix_object::TreeRefIter::from_bytes(&tree, granted.stack.hash());
         let entry = entries.filter_map(Result::ok).find(|entry| entry.filename == part)?;
         at = granted.stack.lookup(entry.oid)?;

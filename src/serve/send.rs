@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::git::pkt;
 use crate::text::chain;
@@ -39,6 +40,7 @@ pub struct Pipe {
     runtime: Handle,
     patience: Duration,
     queue: mpsc::Sender<io::Result<Bytes>>,
+    stopped: CancellationToken,
     piece: Vec<u8>,
     /// Where the last packet of pack bytes starts in `piece`, if more of them belong to it.
     open: Option<usize>,
@@ -48,6 +50,11 @@ pub struct Pipe {
 }
 
 impl Pipe {
+    /// Cancelled when the client has left.
+    pub fn stopped(&self) -> CancellationToken {
+        self.stopped.clone()
+    }
+
     /// A line for the client's user, on band 2.
     pub fn progress(&mut self, line: &str) -> io::Result<()> {
         if let Framing::Band(max) = self.framing {
@@ -121,11 +128,15 @@ pub fn stream(
 ) -> Body {
     let (queue, pieces) = mpsc::channel(QUEUE);
     let runtime = Handle::current();
+    let stopped = CancellationToken::new();
+    // Dropped with the body, which is dropped when the client leaves.
+    let left = stopped.clone().drop_guard();
     tokio::task::spawn_blocking(move || {
         let mut pipe = Pipe {
             runtime,
             patience,
             queue,
+            stopped,
             piece: Vec::with_capacity(64 << 10),
             open: None,
             framing,
@@ -136,7 +147,7 @@ pub fn stream(
             Err(error) => pipe.fail(error),
         }
     });
-    Body::from_stream(alive(pieces, framing))
+    Body::from_stream(alive(pieces, framing).inspect(move |_| _ = &left))
 }
 
 /// The pieces, with keep-alive packets where nothing came for a while.
@@ -161,7 +172,6 @@ fn alive(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::StreamExt;
 
     async fn collect(body: Body) -> Result<Vec<u8>, axum::Error> {
         let mut all = Vec::new();

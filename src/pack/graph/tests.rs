@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::pack::meter::Unlimited;
 use crate::pack::testing::{Packed, Packs, Repo, random_history};
 use crate::pack::{Layer, Scratch, Stack, decode};
 
@@ -111,7 +112,7 @@ fn ask_everything(layer: Layer, packs: &[Packed], below: Bytes) {
         }
         let entry = stack.entry(gid);
         if entry.end <= packs[entry.layer].pack.len() as u64 {
-            let _ = decode::object(&stack, &source, gid, &mut scratch);
+            let _ = decode::object(&stack, &source, gid, &mut scratch, &Unlimited);
         }
     }
 }

@@ -12,6 +12,7 @@ use super::{BuildError, Damaged, Link, NONE};
 use crate::pack::delta;
 use crate::pack::entry::kind_from_code;
 use crate::pack::lru::ByteLru;
+use crate::pack::meter::Unlimited;
 use crate::pack::{Gid, Scratch, Source, Stack, decode};
 
 /// The largest commit, tree or tag that is read. git hosts refuse far smaller ones.
@@ -167,7 +168,7 @@ impl<'a> Objects<'a> {
     pub fn bytes(&mut self, gid: Gid) -> Result<Bytes, BuildError> {
         let Some(position) = self.position(gid) else {
             let (stack, source) = self.below.ok_or(BuildError::Pack("an object is nowhere"))?;
-            return Ok(decode::object(stack, source, gid, &mut self.scratch)?.1);
+            return Ok(decode::object(stack, source, gid, &mut self.scratch, &Unlimited)?.1);
         };
         let mut chain = Vec::new();
         let mut at = position;

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::pack::entry::RawKind;
+use crate::pack::meter::Unlimited;
 use crate::pack::testing::{Packed, Packs, Random, Repo, id, random_history, stack};
 use crate::pack::{Layer, decode};
 
@@ -206,7 +207,7 @@ fn check_objects(repo: &Repo, stack: &Stack, source: &Packs) {
         let gid = stack.lookup(oid).unwrap();
         assert_eq!(stack.oid(gid), *oid);
         assert_eq!(stack.size(gid), bytes.len() as u64);
-        let (have_kind, have) = decode::object(stack, source, gid, &mut scratch).unwrap();
+        let (have_kind, have) = decode::object(stack, source, gid, &mut scratch, &Unlimited).unwrap();
         assert_eq!((have_kind.to_string(), have.to_vec()), (kind, bytes));
         assert_eq!(stack.kind(gid), have_kind);
     }

@@ -1,0 +1,140 @@
+//! Places to compute in: how many plans are made at the same time, and that long ones keep nobody waiting.
+//!
+//! A job begins in one of as many quick places as there are cores. One that takes longer than a second goes on in a long
+//! place and leaves its quick one to others; long jobs take turns among themselves. So whatever two requests ask for, a third
+//! that asks for little is answered. Relies on: jobs that look in now and then (`meter`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::pack::meter::Halt;
+use crate::serve::error::Failure;
+use crate::telemetry::metrics as names;
+
+/// How long a request waits for its turn before it is told to come back.
+pub const LONGEST_QUEUE: Duration = Duration::from_secs(30);
+/// How long a job may keep a quick place.
+const QUICK: Duration = Duration::from_secs(1);
+/// How long a job keeps a long place while others wait for it.
+const SLICE: Duration = Duration::from_millis(250);
+/// The most jobs that wait for a long place; each holds what it has made so far.
+const MOST_WAITING: usize = 32;
+
+/// The places of a node.
+#[derive(Debug)]
+pub struct Places {
+    quick: Arc<Semaphore>,
+    long: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
+/// A place that a job has.
+#[derive(Debug)]
+pub struct Turn {
+    place: Option<OwnedSemaphorePermit>,
+    is_long: bool,
+    since: Instant,
+}
+
+impl Places {
+    /// Makes `quick` places, and half as many long ones.
+    pub fn new(quick: usize) -> Self {
+        let places = |n: usize| Arc::new(Semaphore::new(n.max(1)));
+        Self { quick: places(quick), long: places(quick / 2), waiting: AtomicUsize::new(0) }
+    }
+
+    /// Waits for a quick place, but not for ever.
+    pub async fn turn(&self) -> Result<Turn, Failure> {
+        let place = turn(&self.quick).await?;
+        Ok(Turn { place: Some(place), is_long: false, since: Instant::now() })
+    }
+
+    /// Says whether a job has had its place for so long that it has to ask whether it may go on.
+    pub fn is_over(&self, turn: &Turn) -> bool {
+        match turn.is_long {
+            false => turn.since.elapsed() > QUICK,
+            true => self.waiting.load(Ordering::Relaxed) > 0 && turn.since.elapsed() > SLICE,
+        }
+    }
+
+    /// Gives the place away and waits until the job may go on in a long one.
+    pub async fn go_on(&self, turn: &mut Turn) -> Result<(), Halt> {
+        turn.place = None;
+        let waiting = Waiting::new(&self.waiting).ok_or(Halt::Busy)?;
+        let place = Arc::clone(&self.long).acquire_owned().await.map_err(|_| Halt::Stopped)?;
+        drop(waiting);
+        *turn = Turn { place: Some(place), is_long: true, since: Instant::now() };
+        Ok(())
+    }
+}
+
+/// One who waits for a long place.
+struct Waiting<'p>(&'p AtomicUsize);
+
+impl<'p> Waiting<'p> {
+    fn new(count: &'p AtomicUsize) -> Option<Self> {
+        let waiting = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < MOST_WAITING).then_some(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits for a permit; a request that has waited too long is shed.
+pub async fn turn(limit: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
+    match tokio::time::timeout(LONGEST_QUEUE, Arc::clone(limit).acquire_owned()).await {
+        Ok(Ok(permit)) => Ok(permit),
+        _ => {
+            metrics::counter!(names::SHED).increment(1);
+            Err(Failure::Busy)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn long_jobs_leave_the_quick_places_and_take_turns() {
+        let places = Places::new(2);
+        let (mut a, mut b) = (places.turn().await.unwrap(), places.turn().await.unwrap());
+        assert!(!places.is_over(&a));
+        a.since -= 2 * QUICK;
+        assert!(places.is_over(&a));
+        places.go_on(&mut a).await.unwrap();
+        drop(places.turn().await.unwrap());
+        a.since -= 2 * SLICE;
+        assert!(!places.is_over(&a), "nobody waits");
+        {
+            let other = places.go_on(&mut b);
+            tokio::pin!(other);
+            assert!(futures::poll!(&mut other).is_pending());
+            assert!(places.is_over(&a));
+            let again = places.go_on(&mut a);
+            tokio::pin!(again);
+            assert!(futures::poll!(&mut again).is_pending(), "the other one was there first");
+            other.await.unwrap();
+        }
+        assert!(b.is_long);
+        assert_eq!(places.waiting.load(Ordering::Relaxed), 0, "who stops waiting is not counted");
+    }
+
+    #[tokio::test]
+    async fn the_crowd_of_long_jobs_is_bounded() {
+        let places = Places::new(1);
+        let mut first = places.turn().await.unwrap();
+        places.go_on(&mut first).await.unwrap();
+        let counted: Vec<_> = (0..MOST_WAITING).map(|_| Waiting::new(&places.waiting).unwrap()).collect();
+        let mut late = places.turn().await.unwrap();
+        assert_eq!(places.go_on(&mut late).await, Err(Halt::Busy));
+        drop(counted);
+    }
+}
