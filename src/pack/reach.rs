@@ -9,6 +9,7 @@
 use gix_object::Kind;
 use roaring::RoaringBitmap;
 
+use super::meter::Unlimited;
 use super::set::{GidSet, Gids};
 use super::trees::{TreeError, TreeLimits, TreeWalk};
 use super::walk::{Boundary, History};
@@ -91,7 +92,7 @@ impl Reach {
         limits: &TreeLimits,
     ) -> Result<Self, TreeError> {
         let mut found = GidSet::from_roaring(&self.objects, stack.len());
-        let mut walk = TreeWalk::new(stack, source, None, limits);
+        let mut walk = TreeWalk::new(stack, source, None, limits, &Unlimited)?;
         let mut commits = Vec::new();
         for &tip in tips {
             let mut at = tip;

@@ -19,6 +19,7 @@
 use gix_object::Kind;
 use roaring::RoaringBitmap;
 
+use super::meter::Unlimited;
 use super::rules::Rules;
 use super::set::{GidMap, GidSet, Gids};
 use super::shallow::Shallow;
@@ -41,7 +42,7 @@ pub struct Query<'a> {
     /// The change of the boundary, if the client asked for one.
     pub shallow: Option<&'a Shallow>,
     /// The filter, compiled.
-    pub filter: Option<&'a Rules>,
+    pub filter: Option<&'a Rules<'a>>,
     /// Tags that come along if what they lead to is sent (`include-tag`): tag, and what it peels to.
     pub tags: &'a [(Gid, Gid)],
 }
@@ -160,7 +161,7 @@ pub fn select<'s>(
         filter: query.filter,
         had: &bases,
         is_shallow,
-        walk: TreeWalk::new(stack, source, query.filter, &limits.trees),
+        walk: TreeWalk::new(stack, source, query.filter, &limits.trees, &Unlimited)?,
         objects: GidSet::new(stack.len()),
     };
     if query.filter.is_some_and(Rules::by_path) {
@@ -236,7 +237,7 @@ fn tag_chain(stack: &Stack, tag: Gid) -> impl Iterator<Item = Gid> + '_ {
 struct Picking<'p, 'w, 's> {
     stack: &'s Stack,
     boundary: &'p Boundary<'s, Stack>,
-    filter: Option<&'w Rules>,
+    filter: Option<&'w Rules<'w>>,
     had: &'p [Gid],
     is_shallow: bool,
     walk: TreeWalk<'w>,

@@ -12,6 +12,7 @@ use std::collections::{HashMap, HashSet};
 use gix_hash::ObjectId;
 use gix_object::Kind;
 
+use super::meter::{Halt, Meter};
 use super::object::{Malformed, TreeEntries};
 use super::rules::Rules;
 use super::set::{GidMap, GidSet};
@@ -33,6 +34,9 @@ pub enum TreeError {
     /// More trees than the limit allows; somebody else should answer this request.
     #[error("the request needs more than {0} trees to be read")]
     TooMany(u32),
+    /// The job had to end.
+    #[error(transparent)]
+    Halt(#[from] Halt),
 }
 
 /// Bounds of the work that tree walks of one request may cause.
@@ -56,7 +60,8 @@ impl Default for TreeLimits {
 pub struct TreeWalk<'a> {
     stack: &'a Stack,
     source: &'a dyn Source,
-    rules: Option<&'a Rules>,
+    rules: Option<&'a Rules<'a>>,
+    meter: &'a dyn Meter,
     scratch: Scratch,
     limit: u32,
     left: u32,
@@ -66,7 +71,7 @@ pub struct TreeWalk<'a> {
     levels: GidMap<u64>,
     /// Trees walked and where, for patterns.
     places: HashSet<(Gid, u32)>,
-    paths: Paths,
+    paths: Paths<'a>,
     owned: GidSet,
     before: GidMap<Gid>,
 }
@@ -90,27 +95,29 @@ struct Held {
 }
 
 impl<'a> TreeWalk<'a> {
-    /// Makes a walk that keeps what `rules` keep.
+    /// Makes a walk that keeps what `rules` keep and counts on `meter`.
     pub fn new(
         stack: &'a Stack,
         source: &'a dyn Source,
-        rules: Option<&'a Rules>,
+        rules: Option<&'a Rules<'a>>,
         limits: &TreeLimits,
-    ) -> Self {
-        Self {
+        meter: &'a dyn Meter,
+    ) -> Result<Self, TreeError> {
+        Ok(Self {
             stack,
             source,
             rules,
+            meter,
             scratch: Scratch::new(limits.cache, limits.object),
             limit: limits.trees,
             left: limits.trees,
             seen: GidSet::new(stack.len()),
             levels: GidMap::default(),
             places: HashSet::new(),
-            paths: Paths::new(rules),
+            paths: Paths::new(rules, meter)?,
             owned: GidSet::default(),
             before: GidMap::default(),
-        }
+        })
     }
 
     /// The entries of the base trees that were read: objects the client surely has. And for objects that were found
@@ -200,6 +207,7 @@ impl<'a> TreeWalk<'a> {
         let bytes = self.read(item.tree)?;
         for entry in TreeEntries::new(&bytes, self.stack.hash()) {
             let entry = entry?;
+            self.meter.step(1)?;
             let Some(kind) = entry.kind() else { continue };
             let at_same_path = || bases.iter().flat_map(|base| at_name(base, entry.name));
             if at_same_path().any(|held| *held.oid == *entry.oid) {
@@ -216,16 +224,13 @@ impl<'a> TreeWalk<'a> {
                 if self.rules.is_none_or(|rules| rules.keeps(Kind::Tree, || 0)) {
                     found.insert(gid);
                 }
-                let path = self.paths.down(item.path, entry.name);
+                let path = self.paths.down(item.path, entry.name)?;
                 let trees = at_same_path().filter(|held| held.kind == Kind::Tree);
                 let bases = trees.filter_map(|held| self.stack.lookup(&held.oid)).collect();
                 waiting.push(Waiting { tree: gid, path, level: item.level + 1, bases });
             } else {
-                let wanted = self.rules.is_none_or(|rules| {
-                    rules.keeps(Kind::Blob, || self.stack.size(gid))
-                        && self.paths.keeps(item.path, entry.name)
-                });
-                if wanted {
+                let by_size = |rules: &Rules<'_>| rules.keeps(Kind::Blob, || self.stack.size(gid));
+                if self.rules.is_none_or(by_size) && self.paths.keeps(item.path, entry.name)? {
                     found.insert(gid);
                 }
             }
@@ -239,6 +244,7 @@ impl<'a> TreeWalk<'a> {
         let mut entries = Vec::new();
         for entry in TreeEntries::new(&bytes, self.stack.hash()) {
             let entry = entry?;
+            self.meter.step(1)?;
             let Some(kind) = entry.kind() else { continue };
             // Under a filter the client may lack what its trees name.
             if self.rules.is_none()
@@ -282,32 +288,35 @@ fn at_name<'b>(base: &'b [Held], name: &[u8]) -> impl Iterator<Item = &'b Held> 
 }
 
 /// Directories met on the way, numbered, with what each set of patterns says of them; 0 is the root.
-struct Paths {
-    rules: Option<Rules>,
+struct Paths<'a> {
+    rules: Option<&'a Rules<'a>>,
+    meter: &'a dyn Meter,
     known: Vec<(Vec<u8>, Vec<bool>)>,
     numbers: HashMap<(u32, Vec<u8>), u32>,
 }
 
-impl Paths {
-    fn new(rules: Option<&Rules>) -> Self {
-        let rules = rules.filter(|rules| !rules.sparse().is_empty()).cloned();
-        let mut paths = Self { rules, known: Vec::new(), numbers: HashMap::new() };
+impl<'a> Paths<'a> {
+    fn new(rules: Option<&'a Rules<'a>>, meter: &'a dyn Meter) -> Result<Self, Halt> {
+        let rules = rules.filter(|rules| !rules.sparse().is_empty());
+        let mut paths = Self { rules, meter, known: Vec::new(), numbers: HashMap::new() };
         // git starts with "not selected" (`filter_sparse_oid__init`).
         let above =
             paths.rules.iter().flat_map(|rules| rules.sparse().iter().map(|_| false)).collect::<Vec<_>>();
-        let root = paths.judge(&above, b"", true);
+        let root = paths.judge(&above, b"", true)?;
         paths.known.push((Vec::new(), root));
-        paths
+        Ok(paths)
     }
 
     /// What each set of patterns says of a path, given what it says of the directory above.
-    fn judge(&self, above: &[bool], path: &[u8], is_dir: bool) -> Vec<bool> {
+    fn judge(&self, above: &[bool], path: &[u8], is_dir: bool) -> Result<Vec<bool>, Halt> {
         let sets = self.rules.iter().flat_map(|rules| rules.sparse());
         sets.zip(above)
-            .map(|(patterns, &above)| match patterns.judge(path, is_dir) {
-                Verdict::Matched => true,
-                Verdict::NotMatched => false,
-                Verdict::Undecided => above,
+            .map(|(patterns, &above)| {
+                Ok(match patterns.judge(path, is_dir, self.meter)? {
+                    Verdict::Matched => true,
+                    Verdict::NotMatched => false,
+                    Verdict::Undecided => above,
+                })
             })
             .collect()
     }
@@ -323,28 +332,28 @@ impl Paths {
     }
 
     /// The number of the directory `name` in `dir`; always 0 if there are no patterns.
-    fn down(&mut self, dir: u32, name: &[u8]) -> u32 {
+    fn down(&mut self, dir: u32, name: &[u8]) -> Result<u32, Halt> {
         if self.rules.is_none() {
-            return 0;
+            return Ok(0);
         }
         let key = (dir, name.to_vec());
         if let Some(&number) = self.numbers.get(&key) {
-            return number;
+            return Ok(number);
         }
         let (path, above) = self.join(dir, name);
-        let verdicts = self.judge(above, &path, true);
+        let verdicts = self.judge(above, &path, true)?;
         let number = self.known.len() as u32;
         self.known.push((path, verdicts));
         self.numbers.insert(key, number);
-        number
+        Ok(number)
     }
 
     /// Says whether all patterns select the file `name` in `dir`.
-    fn keeps(&self, dir: u32, name: &[u8]) -> bool {
+    fn keeps(&self, dir: u32, name: &[u8]) -> Result<bool, Halt> {
         if self.rules.is_none() {
-            return true;
+            return Ok(true);
         }
         let (path, above) = self.join(dir, name);
-        self.judge(above, &path, false).into_iter().all(|selected| selected)
+        Ok(self.judge(above, &path, false)?.into_iter().all(|selected| selected))
     }
 }

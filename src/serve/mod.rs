@@ -17,6 +17,7 @@ pub mod fetch;
 pub mod git;
 pub mod health;
 pub mod listen;
+mod named;
 pub mod node;
 pub mod pass;
 pub mod plans;
