@@ -10,14 +10,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use bstr::BStr;
 use bytes::Bytes;
 use gix_hash::ObjectId;
 use packmirror::git::filter::Filter;
 use packmirror::pack::graph::{self, BuildInput};
 use packmirror::pack::meter::Unlimited;
-use packmirror::pack::rules::Rules;
+use packmirror::pack::rules::{BadRules, Rules, SparseBlobs};
 use packmirror::pack::select::Limits;
 use packmirror::pack::shallow::{Deepen, deepen};
+use packmirror::pack::trees::TreeError;
 use packmirror::pack::{self, Gid, Layer, PlanOptions, Query, Scratch, Source, Stack};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -115,11 +117,24 @@ fn fetches(repo: &Path) -> Result<Vec<Fetch>> {
     Ok(fetches)
 }
 
+/// No filter that is measured names blobs.
+struct NoBlobs;
+
+impl SparseBlobs for NoBlobs {
+    fn find(&mut self, _: &BStr) -> std::result::Result<Option<Gid>, TreeError> {
+        Ok(None)
+    }
+
+    fn read(&mut self, _: Gid) -> std::result::Result<Bytes, BadRules> {
+        Ok(Bytes::new())
+    }
+}
+
 fn measure(repo: &Path, stack: &Stack, source: &OnePack, fetch: &Fetch, check: bool) -> Result<()> {
     let find = |ids: &[ObjectId]| -> Vec<Gid> { ids.iter().filter_map(|id| stack.lookup(id)).collect() };
     let (wants, haves) = (find(&fetch.wants), find(&fetch.haves));
     let filter = match fetch.filter {
-        Some(spec) => Some(Rules::compile(&Filter::parse(spec.as_bytes())?, &mut |_| None)?),
+        Some(spec) => Some(Rules::compile(&Filter::parse(spec.as_bytes())?, &mut NoBlobs, &Unlimited)?),
         None => None,
     };
     let options = PlanOptions { ofs_delta: true, thin: true };

@@ -7,14 +7,16 @@ mod pack_support;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bstr::BStr;
+use bytes::Bytes;
 use pack_support::*;
 use packmirror::git::filter::Filter;
 use packmirror::pack::meter::Unlimited;
 use packmirror::pack::negotiate::Negotiation;
-use packmirror::pack::rules::Rules;
+use packmirror::pack::rules::{BadRules, Rules, SparseBlobs};
 use packmirror::pack::select::Limits;
 use packmirror::pack::shallow::{Deepen, Shallow, deepen};
-use packmirror::pack::sparse::Patterns;
+use packmirror::pack::trees::TreeError;
 use packmirror::pack::{self, Gid, PlanOptions, Query, Reach, Scratch, Stack};
 
 /// A fetch as a client would send it.
@@ -64,6 +66,23 @@ struct Answer {
     objects: u64,
 }
 
+/// Blobs of patterns, named by their ids.
+struct ById<'a> {
+    stack: &'a Stack,
+    packs: &'a Packs,
+}
+
+impl SparseBlobs for ById<'_> {
+    fn find(&mut self, name: &BStr) -> Result<Option<Gid>, TreeError> {
+        Ok(ObjectId::from_hex(name).ok().and_then(|oid| self.stack.lookup(&oid)))
+    }
+
+    fn read(&mut self, blob: Gid) -> Result<Bytes, BadRules> {
+        let mut scratch = Scratch::new(1 << 20, 1 << 30);
+        Ok(pack::decode::object(self.stack, self.packs, blob, &mut scratch, &Unlimited).map_err(TreeError::from)?.1)
+    }
+}
+
 /// Does what the server will do; `Err` if nothing is selected for a shallow request.
 fn answer(stack: &Stack, packs: &Packs, tags: &[ObjectId], request: &Request) -> Result<Answer, String> {
     let wants = gids(stack, &request.wants);
@@ -86,14 +105,7 @@ fn answer(stack: &Stack, packs: &Packs, tags: &[ObjectId], request: &Request) ->
         .map_err(|error| error.to_string())?;
     let rules = request.filter.as_ref().map(|spec| {
         let filter = Filter::parse(spec.as_bytes()).unwrap();
-        Rules::compile(&filter, &mut |name| {
-            let gid = stack.lookup(&ObjectId::from_hex(name).ok()?)?;
-            let mut scratch = Scratch::new(1 << 20, 1 << 30);
-            Some(Patterns::parse(
-                &pack::decode::object(stack, packs, gid, &mut scratch, &Unlimited).unwrap().1,
-            ))
-        })
-        .unwrap()
+        Rules::compile(&filter, &mut ById { stack, packs }, &Unlimited).unwrap()
     });
     let tags: Vec<(Gid, Gid)> = gids(stack, tags).into_iter().map(|tag| (tag, stack.peel(tag))).collect();
     let query = Query {

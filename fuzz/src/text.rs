@@ -1,8 +1,10 @@
 //! Text from outside: request paths, filters, sparse patterns, ref names, numbers.
 use crate::byte;
 use crate::git::{Endpoint, Filter, RepoPath, line, path, refname};
+use crate::pack::meter::Unlimited;
 use crate::pack::sparse::{Patterns, Verdict};
 use bstr::ByteSlice;
+use bytes::Bytes;
 
 /// One target: the first byte chooses what the rest is.
 pub fn run(mut data: &[u8]) {
@@ -62,15 +64,16 @@ fn patterns(mut data: &[u8]) {
     if path.contains(&0) || path.starts_with(b"/") {
         return;
     }
-    let found = Patterns::parse(file);
+    let parse = |file: &[u8]| Patterns::parse(Bytes::copy_from_slice(file), &Unlimited).unwrap();
+    let found = parse(file);
     for is_dir in [true, false] {
-        let verdict = found.judge(path, is_dir);
+        let verdict = found.judge(path, is_dir, &Unlimited).unwrap();
         if verdict == Verdict::NotMatched {
             assert!(file.contains(&b'!'), "nothing else takes out again");
         }
         // The last match decides, and comments are none.
         let more = [file, b"\n#x\n"].concat();
-        assert_eq!(Patterns::parse(&more).judge(path, is_dir), verdict);
+        assert_eq!(parse(&more).judge(path, is_dir, &Unlimited), Ok(verdict));
     }
 }
 

@@ -96,7 +96,7 @@ impl Reach {
         meter: &dyn Meter,
     ) -> Result<Self, TreeError> {
         let mut found = GidSet::from_roaring(&self.objects, stack.len());
-        let mut walk = TreeWalk::new(stack, source, None, limits, meter);
+        let mut walk = TreeWalk::new(stack, source, None, limits, meter)?;
         let mut commits = Vec::new();
         for &tip in tips {
             let mut at = tip;

@@ -4,16 +4,34 @@
 //! the graph alone; rules by path (`tree:<n>`, `sparse:oid`) need tree walks. Where a combination
 //! makes git drop an object that one path of it would keep, we keep it.
 //!
-//! Elsewhere: the text of filters (`git::filter`), tree walks (`trees`).
+//! A blob of patterns is read once, however often it is named: all its namings select the same.
+//!
+//! Elsewhere: the text of filters (`git::filter`), tree walks (`trees`), what a name means ([`SparseBlobs`]).
+use std::collections::HashMap;
+use std::fmt;
+
 use bstr::{BStr, BString};
+use bytes::Bytes;
+use gix_hash::ObjectId;
 use gix_object::Kind;
 
+use super::Gid;
+use super::meter::{Halt, Meter};
 use super::sparse::Patterns;
+use super::trees::TreeError;
 use crate::git::filter::Filter;
 
+/// Names that the `sparse:oid` filters of one request may give; clients give one.
+const MAX_NAMES: usize = 64;
+
+/// Bytes of patterns that one request may name; git takes 100 MiB for each name.
+const MAX_BYTES: usize = 16 << 20;
+
+/// Patterns that one request may name.
+const MAX_PATTERNS: usize = 1_000_000;
+
 /// What a filter keeps of what hangs below the wants. Wants themselves are always kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rules {
+pub struct Rules<'m> {
     commits: bool,
     tags: bool,
     trees: bool,
@@ -21,57 +39,113 @@ pub struct Rules {
     blobs_below: Option<u64>,
     /// Trees and blobs are kept this many levels from a root tree, which is level 0.
     levels: Option<u64>,
-    /// Blobs are kept whose path all of these select.
-    sparse: Vec<Patterns>,
+    /// Blobs are kept whose path all of these select; at most [`MAX_NAMES`].
+    sparse: Vec<Patterns<'m>>,
 }
 
-/// The blob that holds sparse patterns is not there; git dies with these words.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unable to access sparse blob in '{0}'")]
-pub struct NoPatterns(pub BString);
+/// Finds and reads the blobs that `sparse:oid` filters name.
+pub trait SparseBlobs {
+    /// Finds what `name` means; `None` if it means nothing that the client may see.
+    fn find(&mut self, name: &BStr) -> Result<Option<Gid>, TreeError>;
 
-impl Rules {
+    /// Reads what was found.
+    fn read(&mut self, blob: Gid) -> Result<Bytes, BadRules>;
+}
+
+/// A filter that cannot be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum BadRules {
+    /// The blob with the patterns is not there; git dies with these words.
+    #[error("unable to access sparse blob in '{0}'")]
+    NoBlob(BString),
+    /// It is no blob, or too large for git; git dies with these words.
+    #[error("unable to parse sparse filter data in {0}")]
+    NoPatterns(ObjectId),
+    /// More names than a request may give.
+    #[error("filter not supported: it names more than {MAX_NAMES} blobs of sparse patterns")]
+    TooManyNames,
+    /// More patterns than a request may bring.
+    #[error("filter not supported: more than {MAX_PATTERNS} sparse patterns, or {MAX_BYTES} bytes of them")]
+    TooManyPatterns,
+    /// The client may get an answer elsewhere: objects could not be read, or the job had to end.
+    #[error(transparent)]
+    Trees(#[from] TreeError),
+}
+
+impl From<Halt> for BadRules {
+    fn from(halt: Halt) -> Self {
+        Self::Trees(halt.into())
+    }
+}
+
+impl fmt::Debug for Rules<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rules").field("sparse", &self.sparse.len()).finish_non_exhaustive()
+    }
+}
+
+impl<'m> Rules<'m> {
     /// The rules that keep everything.
     pub fn all() -> Self {
         Self { commits: true, tags: true, trees: true, blobs_below: None, levels: None, sparse: Vec::new() }
     }
 
-    /// Compiles `filter`; `patterns` finds and reads the blob that a `sparse:oid` filter names.
+    /// Compiles `filter`, whose `sparse:oid` names `blobs` knows. What the patterns take is held on `meter`.
     pub fn compile(
         filter: &Filter,
-        patterns: &mut dyn FnMut(&BStr) -> Option<Patterns>,
-    ) -> Result<Self, NoPatterns> {
+        blobs: &mut dyn SparseBlobs,
+        meter: &'m dyn Meter,
+    ) -> Result<Self, BadRules> {
         let mut rules = Self::all();
-        rules.add(filter, patterns)?;
-        Ok(rules)
-    }
-
-    fn add(
-        &mut self,
-        filter: &Filter,
-        patterns: &mut dyn FnMut(&BStr) -> Option<Patterns>,
-    ) -> Result<(), NoPatterns> {
-        match filter {
-            Filter::BlobNone | Filter::Tree(0) => self.limit_blobs(0),
-            Filter::BlobLimit(limit) => self.limit_blobs(*limit),
-            Filter::Tree(levels) => {
-                self.levels = Some(self.levels.map_or(*levels, |known| known.min(*levels)))
-            }
-            Filter::ObjectType(kind) => {
-                self.commits &= *kind == Kind::Commit;
-                self.tags &= *kind == Kind::Tag;
-                self.trees &= *kind == Kind::Tree;
-                if *kind != Kind::Blob {
-                    self.limit_blobs(0);
+        let mut names: HashMap<&BStr, Gid> = HashMap::new();
+        let (mut bytes, mut patterns) = (0, 0);
+        // Parts in their order, so that git's first complaint is ours.
+        let mut waiting = vec![filter];
+        while let Some(filter) = waiting.pop() {
+            meter.step(1)?;
+            match filter {
+                Filter::BlobNone => rules.limit_blobs(0),
+                Filter::Tree(0) => {
+                    rules.limit_blobs(0);
+                    rules.trees = false;
                 }
+                Filter::BlobLimit(limit) => rules.limit_blobs(*limit),
+                Filter::Tree(levels) => {
+                    rules.levels = Some(rules.levels.map_or(*levels, |known| known.min(*levels)));
+                }
+                Filter::ObjectType(kind) => {
+                    rules.commits &= *kind == Kind::Commit;
+                    rules.tags &= *kind == Kind::Tag;
+                    rules.trees &= *kind == Kind::Tree;
+                    if *kind != Kind::Blob {
+                        rules.limit_blobs(0);
+                    }
+                }
+                Filter::SparseOid(name) => {
+                    let name: &BStr = name.as_ref();
+                    if names.contains_key(name) {
+                        continue;
+                    }
+                    if names.len() == MAX_NAMES {
+                        return Err(BadRules::TooManyNames);
+                    }
+                    let blob = blobs.find(name)?.ok_or_else(|| BadRules::NoBlob(name.to_owned()))?;
+                    let is_news = names.values().all(|known| *known != blob);
+                    names.insert(name, blob);
+                    if is_news {
+                        let file = blobs.read(blob)?;
+                        bytes += file.len();
+                        patterns += Patterns::count(&file);
+                        if bytes > MAX_BYTES || patterns > MAX_PATTERNS {
+                            return Err(BadRules::TooManyPatterns);
+                        }
+                        rules.sparse.push(Patterns::parse(file, meter)?);
+                    }
+                }
+                Filter::Combine(parts) => waiting.extend(parts.iter().rev()),
             }
-            Filter::SparseOid(name) => {
-                self.sparse.push(patterns(name.as_ref()).ok_or_else(|| NoPatterns(name.clone()))?);
-            }
-            Filter::Combine(parts) => parts.iter().try_for_each(|part| self.add(part, patterns))?,
         }
-        self.trees &= *filter != Filter::Tree(0);
-        Ok(())
+        Ok(rules)
     }
 
     fn limit_blobs(&mut self, below: u64) {
@@ -109,7 +183,7 @@ impl Rules {
     }
 
     /// The sets of patterns that must all select a blob's path.
-    pub fn sparse(&self) -> &[Patterns] {
+    pub fn sparse(&self) -> &[Patterns<'m>] {
         &self.sparse
     }
 }
@@ -117,10 +191,25 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pack::meter::Unlimited;
 
-    fn rules(spec: &str) -> Rules {
-        let filter = Filter::parse(spec.as_bytes()).unwrap();
-        Rules::compile(&filter, &mut |name| (name == "known").then(|| Patterns::parse(b"/*"))).unwrap()
+    /// Knows blob 1 by two names, and counts how often it was read.
+    #[derive(Default)]
+    struct Known(u32);
+
+    impl SparseBlobs for Known {
+        fn find(&mut self, name: &BStr) -> Result<Option<Gid>, TreeError> {
+            Ok(["known", "known-too"].iter().any(|known| name == known).then_some(1))
+        }
+
+        fn read(&mut self, _: Gid) -> Result<Bytes, BadRules> {
+            self.0 += 1;
+            Ok(Bytes::from_static(b"/*"))
+        }
+    }
+
+    fn rules(spec: &str) -> Rules<'static> {
+        Rules::compile(&Filter::parse(spec.as_bytes()).unwrap(), &mut Known::default(), &Unlimited).unwrap()
     }
 
     #[test]
@@ -153,8 +242,16 @@ mod tests {
     }
 
     #[test]
-    fn patterns_that_are_not_there_are_an_error() {
-        let filter = Filter::parse(b"sparse:oid=unknown").unwrap();
-        assert_eq!(Rules::compile(&filter, &mut |_| None), Err(NoPatterns("unknown".into())));
+    fn a_blob_is_read_once_and_names_are_bounded() {
+        let mut blobs = Known::default();
+        let mut compile = |spec: &str| {
+            let filter = Filter::parse(spec.as_bytes()).unwrap();
+            Rules::compile(&filter, &mut blobs, &Unlimited).map(|rules| rules.sparse.len())
+        };
+        let often = ["sparse:oid=known"; 1000].join("+") + "+sparse:oid=known-too";
+        assert_eq!(compile(&format!("combine:{often}")).unwrap(), 1);
+        let unknown = compile("sparse:oid=unknown").unwrap_err();
+        assert_eq!(unknown.to_string(), "unable to access sparse blob in 'unknown'");
+        assert_eq!(blobs.0, 1);
     }
 }

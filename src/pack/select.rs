@@ -44,7 +44,7 @@ pub struct Query<'a> {
     /// The change of the boundary, if the client asked for one.
     pub shallow: Option<&'a Shallow>,
     /// The filter, compiled.
-    pub filter: Option<&'a Rules>,
+    pub filter: Option<&'a Rules<'a>>,
     /// Tags that come along if what they lead to is sent (`include-tag`): tag, and what it peels to.
     pub tags: &'a [(Gid, Gid)],
 }
@@ -161,7 +161,7 @@ pub fn select<'s>(
         filter: query.filter,
         had: &bases,
         is_shallow,
-        walk: TreeWalk::new(stack, source, query.filter, &limits.trees, meter),
+        walk: TreeWalk::new(stack, source, query.filter, &limits.trees, meter)?,
         objects: GidSet::new(stack.len()),
         meter,
     };
@@ -259,7 +259,7 @@ fn tag_chain(stack: &Stack, tag: Gid) -> impl Iterator<Item = Gid> + '_ {
 struct Picking<'p, 'w, 's> {
     stack: &'s Stack,
     boundary: &'p Boundary<'s, Stack>,
-    filter: Option<&'w Rules>,
+    filter: Option<&'w Rules<'w>>,
     /// Commits of the client with their generations, sorted.
     had: &'p [(u32, Gid)],
     is_shallow: bool,

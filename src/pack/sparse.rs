@@ -4,6 +4,9 @@
 //! `.gitignore` file, last match wins; never cone mode) and of `wildmatch.c`, case-sensitive.
 //!
 //! Elsewhere: walking trees with patterns (`trees`).
+use bytes::Bytes;
+
+use super::meter::{Halt, Held, Meter};
 
 /// Files of patterns larger than this are refused (`PATTERN_MAX_FILE_SIZE` in git's `dir.c`).
 pub const MAX_FILE: usize = 100 * 1024 * 1024;
@@ -19,9 +22,11 @@ pub enum Verdict {
     Undecided,
 }
 
-/// The patterns of one file.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Patterns(Vec<Pattern>);
+/// The patterns of one file; what they take is held on a meter.
+pub struct Patterns<'m> {
+    list: Vec<Pattern>,
+    _held: Held<'m>,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Pattern {
@@ -36,23 +41,37 @@ struct Pattern {
     literal: usize,
 }
 
-impl Patterns {
+impl<'m> Patterns<'m> {
     /// Reads a file of patterns (`add_patterns_from_buffer`); nothing in it can be wrong.
-    pub fn parse(file: &[u8]) -> Self {
-        let file = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file);
-        let lines = file.split(|&byte| byte == b'\n').filter(|line| !line.is_empty() && line[0] != b'#');
-        Self(lines.filter_map(Pattern::parse).collect())
+    pub fn parse(file: Bytes, meter: &'m dyn Meter) -> Result<Self, Halt> {
+        let count = Self::count(&file);
+        let held = Held::new(meter, (file.len() + count * size_of::<Pattern>()) as u64)?;
+        let mut list = Vec::with_capacity(count);
+        list.extend(lines(&file).filter_map(Pattern::parse));
+        Ok(Self { list, _held: held })
+    }
+
+    /// Counts the patterns that a file has.
+    pub fn count(file: &[u8]) -> usize {
+        lines(file).count()
     }
 
     /// Judges `path` (no leading slash, empty for the root); `is_dir` if a tree is there.
-    pub fn judge(&self, path: &[u8], is_dir: bool) -> Verdict {
+    pub fn judge(&self, path: &[u8], is_dir: bool, meter: &dyn Meter) -> Result<Verdict, Halt> {
         let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-        match self.0.iter().rev().find(|pattern| pattern.matches(path, name, is_dir)) {
-            Some(pattern) if pattern.negative => Verdict::NotMatched,
-            Some(_) => Verdict::Matched,
-            None => Verdict::Undecided,
+        for pattern in self.list.iter().rev() {
+            meter.step(1)?;
+            if pattern.matches(path, name, is_dir) {
+                return Ok(if pattern.negative { Verdict::NotMatched } else { Verdict::Matched });
+            }
         }
+        Ok(Verdict::Undecided)
     }
+}
+
+fn lines(file: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let file = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file);
+    file.split(|&byte| byte == b'\n').filter(|line| !line.is_empty() && line[0] != b'#')
 }
 
 impl Pattern {
@@ -341,7 +360,12 @@ fn is_in_class(name: &[u8], ch: u8) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pack::meter::Unlimited;
     use proptest::prelude::*;
+
+    fn patterns(file: &[u8]) -> Patterns<'static> {
+        Patterns::parse(Bytes::copy_from_slice(file), &Unlimited).unwrap()
+    }
 
     /// Lines of git's own `t/t3070-wildmatch.sh`: text, pattern, with WM_PATHNAME, without.
     const CASES: &[(&str, &str, bool, bool)] = &[
@@ -508,9 +532,8 @@ mod tests {
     #[test]
     fn the_last_matching_pattern_decides() {
         use Verdict::*;
-        let patterns = Patterns::parse(
-            b"\xef\xbb\xbf# comment\n/*\n!/docs/\n*.md   \ndocs/api/\nspace\\ \r\n\n!dir/*/x\n",
-        );
+        let patterns =
+            patterns(b"\xef\xbb\xbf# comment\n/*\n!/docs/\n*.md   \ndocs/api/\nspace\\ \r\n\n!dir/*/x\n");
         let cases: [(&str, bool, Verdict); 11] = [
             ("", true, Undecided),
             ("a", false, Matched),
@@ -525,15 +548,19 @@ mod tests {
             ("dir/a/b/x", false, Undecided),
         ];
         for (path, is_dir, want) in cases {
-            assert_eq!(patterns.judge(path.as_bytes(), is_dir), want, "{path}");
+            assert_eq!(patterns.judge(path.as_bytes(), is_dir, &Unlimited), Ok(want), "{path}");
         }
-        assert_eq!(Patterns::parse(b"*").judge(b"", true), Matched, "a bare star matches the root itself");
+        assert_eq!(
+            super::tests::patterns(b"*").judge(b"", true, &Unlimited),
+            Ok(Matched),
+            "a bare star matches the root itself"
+        );
     }
 
     proptest! {
         #[test]
         fn nothing_breaks_it(file in prop::collection::vec(any::<u8>(), 0..40), path in "[a-c/\\*\\[\\]]{0,12}") {
-            Patterns::parse(&file).judge(path.as_bytes(), false);
+            patterns(&file).judge(path.as_bytes(), false, &Unlimited).unwrap();
         }
 
         #[test]

@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use gix_hash::ObjectId;
 use gix_object::Kind;
 
-use super::meter::{Halt, Meter};
+use super::meter::{self, Halt, Meter};
 use super::object::{Malformed, TreeEntries};
 use super::rules::Rules;
 use super::set::{GidMap, GidSet};
@@ -24,7 +24,7 @@ use super::{DecodeError, Gid, Scratch, Source, Stack, decode};
 pub enum TreeError {
     /// An object could not be read.
     #[error(transparent)]
-    Decode(#[from] DecodeError),
+    Decode(DecodeError),
     /// A tree is no tree: the layer is damaged.
     #[error(transparent)]
     Malformed(#[from] Malformed),
@@ -34,10 +34,24 @@ pub enum TreeError {
     /// More trees than the limit allows; somebody else should answer this request.
     #[error("the request needs more than {0} trees to be read")]
     TooMany(u32),
-    /// The meter ended the walk.
+    /// The job had to end.
     #[error(transparent)]
     Halt(#[from] Halt),
 }
+
+impl From<DecodeError> for TreeError {
+    fn from(error: DecodeError) -> Self {
+        match error {
+            DecodeError::Halt(halt) => Self::Halt(halt),
+            error => Self::Decode(error),
+        }
+    }
+}
+
+/// Trees that need no more bytes than this are not counted one by one.
+const SMALL: u64 = 1 << 20;
+/// From so many subtrees on, those that wait to be walked are counted.
+const MANY: usize = 1024;
 
 /// Bounds of the work that tree walks of one request may cause.
 #[derive(Debug, Clone, Copy)]
@@ -60,9 +74,9 @@ impl Default for TreeLimits {
 pub struct TreeWalk<'a> {
     stack: &'a Stack,
     source: &'a dyn Source,
-    rules: Option<&'a Rules>,
-    scratch: Scratch,
+    rules: Option<&'a Rules<'a>>,
     meter: &'a dyn Meter,
+    scratch: Scratch,
     limit: u32,
     left: u32,
     /// Trees walked, where paths do not matter.
@@ -71,7 +85,7 @@ pub struct TreeWalk<'a> {
     levels: GidMap<u64>,
     /// Trees walked and where, for patterns.
     places: HashSet<(Gid, u32)>,
-    paths: Paths,
+    paths: Paths<'a>,
     owned: GidSet,
     before: GidMap<Gid>,
 }
@@ -95,29 +109,29 @@ struct Held {
 }
 
 impl<'a> TreeWalk<'a> {
-    /// Makes a walk that keeps what `rules` keep.
+    /// Makes a walk that keeps what `rules` keep and counts on `meter`.
     pub fn new(
         stack: &'a Stack,
         source: &'a dyn Source,
-        rules: Option<&'a Rules>,
+        rules: Option<&'a Rules<'a>>,
         limits: &TreeLimits,
         meter: &'a dyn Meter,
-    ) -> Self {
-        Self {
-            meter,
+    ) -> Result<Self, TreeError> {
+        Ok(Self {
             stack,
             source,
             rules,
+            meter,
             scratch: Scratch::new(limits.cache, limits.object),
             limit: limits.trees,
             left: limits.trees,
             seen: GidSet::new(stack.len()),
             levels: GidMap::default(),
             places: HashSet::new(),
-            paths: Paths::new(rules),
+            paths: Paths::new(rules, meter)?,
             owned: GidSet::default(),
             before: GidMap::default(),
-        }
+        })
     }
 
     /// The entries of the base trees that were read: objects the client surely has. And for objects that were found
@@ -203,10 +217,13 @@ impl<'a> TreeWalk<'a> {
         found: &mut GidSet,
         waiting: &mut Vec<Waiting>,
     ) -> Result<(), TreeError> {
+        let _room = self.room(item)?;
         let bases = item.bases.iter().map(|&base| self.held(base)).collect::<Result<Vec<_>, _>>()?;
         let bytes = self.read(item.tree)?;
+        let before = waiting.len();
         for entry in TreeEntries::new(&bytes, self.stack.hash()) {
             let entry = entry?;
+            self.meter.step(1)?;
             let Some(kind) = entry.kind() else { continue };
             let at_same_path = || bases.iter().flat_map(|base| at_name(base, entry.name));
             if at_same_path().any(|held| *held.oid == *entry.oid) {
@@ -223,21 +240,32 @@ impl<'a> TreeWalk<'a> {
                 if self.rules.is_none_or(|rules| rules.keeps(Kind::Tree, || 0)) {
                     found.insert(gid);
                 }
-                let path = self.paths.down(item.path, entry.name);
+                let path = self.paths.down(item.path, entry.name)?;
                 let trees = at_same_path().filter(|held| held.kind == Kind::Tree);
                 let bases = trees.filter_map(|held| self.stack.lookup(&held.oid)).collect();
                 waiting.push(Waiting { tree: gid, path, level: item.level + 1, bases });
             } else {
-                let wanted = self.rules.is_none_or(|rules| {
-                    rules.keeps(Kind::Blob, || self.stack.size(gid))
-                        && self.paths.keeps(item.path, entry.name)
-                });
-                if wanted {
+                let by_size = |rules: &Rules<'_>| rules.keeps(Kind::Blob, || self.stack.size(gid));
+                if self.rules.is_none_or(by_size) && self.paths.keeps(item.path, entry.name)? {
                     found.insert(gid);
                 }
             }
         }
+        let more = waiting.len() - before;
+        if more > MANY {
+            self.meter.hold((more * size_of::<Waiting>()) as u64)?;
+        }
         Ok(())
+    }
+
+    /// Room for reading a tree and those of the client at its place, unless they are small.
+    fn room(&self, item: &Waiting) -> Result<Option<meter::Held<'a>>, Halt> {
+        let mut bytes = decode::peak(self.stack, item.tree, self.meter)?;
+        for &base in &item.bases {
+            // Its entries are kept beside its bytes.
+            bytes += decode::peak(self.stack, base, self.meter)? + 2 * self.stack.size(base);
+        }
+        (bytes > SMALL).then(|| meter::Held::new(self.meter, bytes)).transpose()
     }
 
     /// Reads a tree of the client, noting that it has all of its entries.
@@ -246,6 +274,7 @@ impl<'a> TreeWalk<'a> {
         let mut entries = Vec::new();
         for entry in TreeEntries::new(&bytes, self.stack.hash()) {
             let entry = entry?;
+            self.meter.step(1)?;
             let Some(kind) = entry.kind() else { continue };
             // Under a filter the client may lack what its trees name.
             if self.rules.is_none()
@@ -281,40 +310,43 @@ impl<'a> TreeWalk<'a> {
     }
 }
 
-/// The entries called `name` of a base tree.
+/// The entries called `name` of a base tree: one, or in a broken tree the first few.
 fn at_name<'b>(base: &'b [Held], name: &[u8]) -> impl Iterator<Item = &'b Held> {
     let start = base.partition_point(|held| held.name.as_slice() < name);
     let len = base[start..].iter().take_while(|held| held.name == name).count();
-    base[start..start + len].iter()
+    base[start..start + len.min(4)].iter()
 }
 
 /// Directories met on the way, numbered, with what each set of patterns says of them; 0 is the root.
-struct Paths {
-    rules: Option<Rules>,
+struct Paths<'a> {
+    rules: Option<&'a Rules<'a>>,
+    meter: &'a dyn Meter,
     known: Vec<(Vec<u8>, Vec<bool>)>,
     numbers: HashMap<(u32, Vec<u8>), u32>,
 }
 
-impl Paths {
-    fn new(rules: Option<&Rules>) -> Self {
-        let rules = rules.filter(|rules| !rules.sparse().is_empty()).cloned();
-        let mut paths = Self { rules, known: Vec::new(), numbers: HashMap::new() };
+impl<'a> Paths<'a> {
+    fn new(rules: Option<&'a Rules<'a>>, meter: &'a dyn Meter) -> Result<Self, Halt> {
+        let rules = rules.filter(|rules| !rules.sparse().is_empty());
+        let mut paths = Self { rules, meter, known: Vec::new(), numbers: HashMap::new() };
         // git starts with "not selected" (`filter_sparse_oid__init`).
         let above =
             paths.rules.iter().flat_map(|rules| rules.sparse().iter().map(|_| false)).collect::<Vec<_>>();
-        let root = paths.judge(&above, b"", true);
+        let root = paths.judge(&above, b"", true)?;
         paths.known.push((Vec::new(), root));
-        paths
+        Ok(paths)
     }
 
     /// What each set of patterns says of a path, given what it says of the directory above.
-    fn judge(&self, above: &[bool], path: &[u8], is_dir: bool) -> Vec<bool> {
+    fn judge(&self, above: &[bool], path: &[u8], is_dir: bool) -> Result<Vec<bool>, Halt> {
         let sets = self.rules.iter().flat_map(|rules| rules.sparse());
         sets.zip(above)
-            .map(|(patterns, &above)| match patterns.judge(path, is_dir) {
-                Verdict::Matched => true,
-                Verdict::NotMatched => false,
-                Verdict::Undecided => above,
+            .map(|(patterns, &above)| {
+                Ok(match patterns.judge(path, is_dir, self.meter)? {
+                    Verdict::Matched => true,
+                    Verdict::NotMatched => false,
+                    Verdict::Undecided => above,
+                })
             })
             .collect()
     }
@@ -330,28 +362,28 @@ impl Paths {
     }
 
     /// The number of the directory `name` in `dir`; always 0 if there are no patterns.
-    fn down(&mut self, dir: u32, name: &[u8]) -> u32 {
+    fn down(&mut self, dir: u32, name: &[u8]) -> Result<u32, Halt> {
         if self.rules.is_none() {
-            return 0;
+            return Ok(0);
         }
         let key = (dir, name.to_vec());
         if let Some(&number) = self.numbers.get(&key) {
-            return number;
+            return Ok(number);
         }
         let (path, above) = self.join(dir, name);
-        let verdicts = self.judge(above, &path, true);
+        let verdicts = self.judge(above, &path, true)?;
         let number = self.known.len() as u32;
         self.known.push((path, verdicts));
         self.numbers.insert(key, number);
-        number
+        Ok(number)
     }
 
     /// Says whether all patterns select the file `name` in `dir`.
-    fn keeps(&self, dir: u32, name: &[u8]) -> bool {
+    fn keeps(&self, dir: u32, name: &[u8]) -> Result<bool, Halt> {
         if self.rules.is_none() {
-            return true;
+            return Ok(true);
         }
         let (path, above) = self.join(dir, name);
-        self.judge(above, &path, false).into_iter().all(|selected| selected)
+        Ok(self.judge(above, &path, false)?.into_iter().all(|selected| selected))
     }
 }

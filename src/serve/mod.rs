@@ -19,6 +19,7 @@ pub mod git;
 pub mod health;
 pub mod listen;
 pub mod meter;
+mod named;
 pub mod node;
 pub mod pass;
 pub mod places;

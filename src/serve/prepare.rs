@@ -17,16 +17,15 @@ use crate::git::request::FetchRequest;
 use crate::git::response::{Sections, ambiguous_deepen_not, put_v0_shallow, unknown_ref};
 use crate::mirror::snapshot::Granted;
 use crate::pack::Gid;
-use crate::pack::decode::{self, Scratch};
 use crate::pack::meter::{Halt, Meter};
 use crate::pack::negotiate::Negotiation;
 use crate::pack::plan::{Plan, PlanOptions, plan};
-use crate::pack::rules::Rules;
+use crate::pack::rules::{BadRules, Rules};
 use crate::pack::select::{Limits, Query, select};
 use crate::pack::shallow::{Deepen, NoBoundary, Shallow, deepen};
-use crate::pack::sparse::{self, Patterns};
 use crate::pack::stack::Stack;
 use crate::pack::trees::TreeError;
+use crate::serve::named::Named;
 
 /// What is sent.
 pub struct Prepared {
@@ -91,6 +90,15 @@ impl From<Halt> for Trouble {
 
 /// How many sets of a bit an object there are while an answer is prepared.
 const SETS: u64 = 6;
+
+impl From<BadRules> for Trouble {
+    fn from(bad: BadRules) -> Self {
+        match bad {
+            BadRules::Trees(e) => Self::Trees(e),
+            other => Self::Refuse(other.to_string()),
+        }
+    }
+}
 
 /// Prepares the answer to `request`, whose wants (by name and by id) are `wants`.
 ///
@@ -227,7 +235,7 @@ fn boundary(
 }
 
 /// The one ref that a short name means (`expand_ref` of git's refs.c); none if it means none or several.
-fn by_short_name(granted: &Granted, name: &BStr) -> Option<ObjectId> {
+pub(super) fn by_short_name(granted: &Granted, name: &BStr) -> Option<ObjectId> {
     const RULES: [(&str, &str); 6] = [
         ("", ""),
         ("refs/", ""),
@@ -266,47 +274,14 @@ fn tags_of(granted: &Granted) -> Vec<(Gid, Gid)> {
     tags.filter_map(|r| Some((lookup(&r.oid)?, lookup(r.peeled.as_ref()?)?))).collect()
 }
 
-fn compile(granted: &Granted, request: &FetchRequest, meter: &dyn Meter) -> Result<Option<Rules>, Trouble> {
+/// The rules of the request's filter.
+fn compile<'m>(
+    granted: &Granted,
+    request: &FetchRequest,
+    meter: &'m dyn Meter,
+) -> Result<Option<Rules<'m>>, Trouble> {
     let Some(filter) = &request.filter else { return Ok(None) };
-    let mut unreadable = None;
-    let rules = Rules::compile(filter, &mut |name| {
-        let gid = blob_named(granted, name, meter)?;
-        let patterns = patterns(granted, gid, meter);
-        if patterns.is_none() {
-            unreadable = Some(format!("unable to parse sparse filter data in {}", granted.stack.oid(gid)));
-        }
-        patterns
-    });
-    rules.map(Some).map_err(|e| Trouble::Refuse(unreadable.unwrap_or(e.to_string())))
-}
-
-/// Reads the patterns of a `sparse:oid` filter.
-fn patterns(granted: &Granted, gid: Gid, meter: &dyn Meter) -> Option<Patterns> {
-    let mut scratch = Scratch::new(1 << 20, sparse::MAX_FILE as u64);
-    let (kind, bytes) = decode::object(&granted.stack, granted.source(), gid, &mut scratch, meter).ok()?;
-    (kind == Kind::Blob).then(|| Patterns::parse(&bytes))
-}
-
-/// The object that a `sparse:oid` filter names: an object id, a ref, or `<ref>:<path>`, as git resolves it.
-fn blob_named(granted: &Granted, name: &BStr, meter: &dyn Meter) -> Option<Gid> {
-    if let Ok(oid) = ObjectId::from_hex(name) {
-        return granted.published(&oid, meter).ok()?;
-    }
-    let Some(colon) = name.iter().position(|b| *b == b':') else {
-        return granted.published(&by_short_name(granted, name)?, meter).ok()?;
-    };
-    let (rev, path) = (&name[..colon], &name[colon + 1..]);
-    let oid = by_short_name(granted, rev).or_else(|| ObjectId::from_hex(rev).ok())?;
-    let commit = granted.stack.peel(granted.published(&oid, meter).ok()??);
-    let mut at = granted.stack.commit(commit)?.tree();
-    let mut scratch = Scratch::new(1 << 20, 64 << 20);
-    for part in path.split(|b| *b == b'/') {
-        let (_, tree) = decode::object(&granted.stack, granted.source(), at, &mut scratch, meter).ok()?;
-        let entries = gix_object::TreeRefIter::from_bytes(&tree, granted.stack.hash());
-        let entry = entries.filter_map(Result::ok).find(|entry| entry.filename == part)?;
-        at = granted.stack.lookup(entry.oid)?;
-    }
-    Some(at)
+    Ok(Some(Rules::compile(filter, &mut Named::new(granted, meter), meter)?))
 }
 
 #[cfg(test)]
