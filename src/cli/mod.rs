@@ -108,6 +108,9 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The stack of every thread of ours, in bytes. Nothing here recurses over what comes from outside.
+const STACK: usize = 2 << 20;
+
 fn run(cli: Cli) -> Result<(), Failure> {
     if let Command::Completions(args) = &cli.command {
         return completions::run(args);
@@ -118,7 +121,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
     if let Command::Config(args) = &cli.command {
         return config::run(args, &loaded);
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().thread_stack_size(STACK).enable_all().build()?;
     let done = runtime.block_on(async {
         match &cli.command {
             Command::Serve(args) => serve::run(args, &loaded).await,

@@ -43,7 +43,7 @@ impl App {
             mirror,
             grants,
             recorder,
-            plans: Arc::default(),
+            plans: Arc::new(Plans::new(usize::try_from(memory.readers.most() / 3).unwrap_or(usize::MAX))),
             ready: Arc::default(),
             // Selection and planning are pure computation: more at once than cores only makes all of them slower.
             places: Arc::new(Places::new(cores.max(2))),

@@ -17,10 +17,6 @@ use crate::serve::prepare::Prepared;
 
 /// How many plans are kept.
 const MOST: usize = 256;
-/// How many bytes they may have together. That of a whole clone of a large repository has a few million.
-const MOST_BYTES: usize = 64 << 20;
-/// A plan of more bytes is shared by those who ask while it is made, and not kept.
-const LARGEST: usize = MOST_BYTES / 4;
 
 /// A published state and a normalised request, hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,13 +55,14 @@ impl fmt::Write for Hasher {
 type Cell = Arc<OnceCell<Arc<Prepared>>>;
 
 /// The plans of a node, the oldest going first.
-#[derive(Default)]
 pub struct Plans {
     kept: Mutex<Kept>,
 }
 
 #[derive(Default)]
 struct Kept {
+    /// How many bytes they may have together. That of a whole clone of a large repository has a few million.
+    most: usize,
     cells: HashMap<Key, (Cell, usize)>,
     /// Oldest first.
     order: VecDeque<Key>,
@@ -83,14 +80,15 @@ impl Kept {
 
     /// Notes how large a plan turned out, and makes room for it.
     fn made(&mut self, key: &Key, size: usize) {
-        if size > LARGEST {
+        // One of so many is shared by those who ask while it is made, and not kept.
+        if size > self.most / 4 {
             return self.remove(key);
         }
         if let Some((_, noted)) = self.cells.get_mut(key) {
             self.bytes = self.bytes - *noted + size;
             *noted = size;
         }
-        while self.bytes > MOST_BYTES
+        while self.bytes > self.most
             && let Some(oldest) = self.order.front().copied()
         {
             self.remove(&oldest);
@@ -99,6 +97,11 @@ impl Kept {
 }
 
 impl Plans {
+    /// Keeps plans of at most `most` bytes together.
+    pub fn new(most: usize) -> Self {
+        Self { kept: Mutex::new(Kept { most, ..Kept::default() }) }
+    }
+
     /// The plan under `key`, made by `make` if it is not there. An error is given to the one who met it; the next one
     /// tries anew.
     pub async fn get<E, F>(&self, key: Key, make: F) -> Result<Arc<Prepared>, E>
@@ -135,13 +138,16 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
 
+    const MOST_BYTES: usize = 64 << 20;
+    const LARGEST: usize = MOST_BYTES / 4;
+
     fn prepared(bytes: usize) -> Prepared {
         Prepared::of_size(bytes)
     }
 
     #[tokio::test]
     async fn equal_requests_share_one_and_errors_are_not_kept() {
-        let plans = Plans::default();
+        let plans = Plans::new(MOST_BYTES);
         let made = AtomicU32::new(0);
         let make = async |bytes| {
             made.fetch_add(1, Ordering::SeqCst);
@@ -160,7 +166,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_number_kept_is_bounded() {
-        let plans = Plans::default();
+        let plans = Plans::new(MOST_BYTES);
         for n in 0..=MOST as u64 {
             let mut key = [0; 32];
             key[..8].copy_from_slice(&n.to_le_bytes());
@@ -172,7 +178,7 @@ mod tests {
 
     #[tokio::test]
     async fn their_bytes_are_bounded() {
-        let plans = Plans::default();
+        let plans = Plans::new(MOST_BYTES);
         for n in 0..9 {
             plans.get(Key([n; 32]), async { Ok::<_, ()>(prepared(LARGEST)) }).await.unwrap();
         }
