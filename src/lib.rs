@@ -21,3 +21,7 @@ pub mod serve;
 pub mod store;
 pub mod telemetry;
 pub mod text;
+
+#[cfg(test)]
+#[path = "../tests/seed/mod.rs"]
+mod seed;

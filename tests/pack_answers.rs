@@ -179,7 +179,7 @@ fn hash_for(seed: u64) -> HashKind {
 /// A client fetches again and again, sometimes shallow, and must stay whole.
 #[test]
 fn a_client_stays_whole() {
-    for seed in seeds(24) {
+    for seed in seed::rounds(24) {
         println!("seed {seed}");
         let mut dice = Dice(seed);
         let (history, mirror) = world(&mut dice, hash_for(seed));
@@ -255,7 +255,7 @@ fn a_client_stays_whole() {
 #[test]
 fn filters_keep_what_git_keeps() {
     let (mut ours_total, mut theirs_total) = (0, 0);
-    for seed in seeds(24) {
+    for seed in seed::rounds(24) {
         println!("seed {seed}");
         let mut dice = Dice(seed ^ 0xf117e5);
         let (history, mut mirror) = world(&mut dice, hash_for(seed));
@@ -348,7 +348,7 @@ fn filters_keep_what_git_keeps() {
 /// Objects asked for by id come whatever the filter or the haves say.
 #[test]
 fn objects_asked_for_by_id_are_sent() {
-    for seed in seeds(6) {
+    for seed in seed::rounds(6) {
         let mut dice = Dice(seed ^ 0xb10b);
         let (history, mirror) = world(&mut dice, hash_for(seed));
         let stack = mirror.stack();
@@ -382,7 +382,7 @@ fn objects_asked_for_by_id_are_sent() {
 #[test]
 fn little_more_than_the_difference_is_sent() {
     let (mut ours_total, mut exact_total) = (0, 0);
-    for seed in seeds(12) {
+    for seed in seed::rounds(12) {
         let mut dice = Dice(seed ^ 0x5a5a);
         let (history, mirror) = world(&mut dice, hash_for(seed));
         let stack = mirror.stack();
@@ -406,7 +406,7 @@ fn little_more_than_the_difference_is_sent() {
 /// Reach is what `rev-list --objects` lists, and grows with the refs.
 #[test]
 fn reach_is_what_rev_list_lists() {
-    for seed in seeds(8) {
+    for seed in seed::rounds(8) {
         let mut dice = Dice(seed ^ 0x4eac);
         let (history, mirror) = world(&mut dice, hash_for(seed));
         let stack = mirror.stack();

@@ -128,6 +128,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn what_is_written_is_read_back(bytes: u64) {
             prop_assert_eq!(parse(&format(bytes)), Ok(bytes));

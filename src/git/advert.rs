@@ -295,6 +295,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn what_was_advertised_is_read(refs in any_refs(), version1: bool, service: bool) {
             let mut out = Vec::new();

@@ -155,6 +155,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn any_caps_come_back(list in proptest::collection::vec(("[a-z-]{1,9}", proptest::option::of("[ -~]{0,20}")), 0..8)) {
             let caps = V2Caps(list.into_iter().map(|(key, value)| (key.into(), value.map(BString::from))).collect());

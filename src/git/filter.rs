@@ -11,6 +11,9 @@ use std::fmt;
 /// How deep `combine:` may be nested. git has no limit; ours keeps hostile text off the call stack.
 const MAX_NESTING: usize = 16;
 
+/// How many filters a specification may hold in all. git has no limit; clients send a few.
+const MAX_PARTS: usize = 2048;
+
 /// Bytes that a part of `combine:` must escape, beside white space, control and non-ASCII bytes.
 const RESERVED: &[u8] = b"~`!@#$^&*()[]{}\\;'\",<>?";
 
@@ -39,7 +42,7 @@ pub struct BadFilter(pub String);
 impl Filter {
     /// Reads a filter specification, the text behind `filter ` in a request.
     pub fn parse(spec: &[u8]) -> Result<Self, BadFilter> {
-        parse(spec, MAX_NESTING)
+        parse(spec, MAX_NESTING, &mut MAX_PARTS.clone())
     }
 
     /// Gives the name that configuration and git's refusals use, such as `blob:limit`.
@@ -105,7 +108,9 @@ impl fmt::Display for Filter {
     }
 }
 
-fn parse(spec: &[u8], nesting: usize) -> Result<Filter, BadFilter> {
+fn parse(spec: &[u8], nesting: usize, parts_left: &mut usize) -> Result<Filter, BadFilter> {
+    let too_many = || BadFilter(format!("filter not supported: it has more than {MAX_PARTS} parts"));
+    *parts_left = parts_left.checked_sub(1).ok_or_else(too_many)?;
     if spec == b"blob:none" {
         return Ok(Filter::BlobNone);
     }
@@ -130,21 +135,21 @@ fn parse(spec: &[u8], nesting: usize) -> Result<Filter, BadFilter> {
     }
     if let Some(parts) = spec.strip_prefix(b"combine:") {
         let invalid = || BadFilter(format!("invalid filter-spec '{}'", BStr::new(spec)));
-        return parse_combine(parts, nesting.checked_sub(1).ok_or_else(invalid)?);
+        return parse_combine(parts, nesting.checked_sub(1).ok_or_else(invalid)?, parts_left);
     }
     Err(BadFilter(format!("invalid filter-spec '{}'", BStr::new(spec))))
 }
 
-fn parse_combine(parts: &[u8], nesting: usize) -> Result<Filter, BadFilter> {
+fn parse_combine(parts: &[u8], nesting: usize, parts_left: &mut usize) -> Result<Filter, BadFilter> {
     if parts.is_empty() {
         return Err(BadFilter("expected something after combine:".into()));
     }
-    let part = |part: &[u8]| {
+    let mut part = |part: &[u8]| {
         if let Some(byte) = part.iter().find(|byte| must_escape(**byte)) {
             let shown = BString::from(vec![*byte]);
             return Err(BadFilter(format!("must escape char in sub-filter-spec: '{shown}'")));
         }
-        parse(&decode(part), nesting)
+        parse(&decode(part), nesting, parts_left)
     };
     // A `+` at the very end separates nothing and is left on the last part, which it makes invalid.
     let separated = parts.strip_suffix(b"+").unwrap_or(parts);
@@ -153,7 +158,7 @@ fn parse_combine(parts: &[u8], nesting: usize) -> Result<Filter, BadFilter> {
         None => (None, parts),
     };
     let first = first.into_iter().flat_map(|first| first.split(|byte| *byte == b'+'));
-    first.chain([last]).map(part).collect::<Result<_, _>>().map(Filter::Combine)
+    first.chain([last]).map(&mut part).collect::<Result<_, _>>().map(Filter::Combine)
 }
 
 /// Says whether a byte may not stand as it is in a part of `combine:`. git looks at signed chars, so all
@@ -252,6 +257,12 @@ pub(crate) mod tests {
         }
         let deep = "combine:".repeat(8000) + "blob:none";
         assert!(Filter::parse(deep.as_bytes()).is_err());
+        let wide = |parts: usize| format!("combine:{}", vec!["tree:1"; parts].join("+"));
+        assert!(Filter::parse(wide(MAX_PARTS - 1).as_bytes()).is_ok());
+        assert_eq!(
+            Filter::parse(wide(MAX_PARTS).as_bytes()).unwrap_err().0,
+            "filter not supported: it has more than 2048 parts"
+        );
     }
 
     #[test]
@@ -282,6 +293,8 @@ pub(crate) mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn canonical_text_comes_back(filter in any_filter()) {
             prop_assert_eq!(Filter::parse(&filter.spec()), Ok(filter));

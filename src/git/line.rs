@@ -210,6 +210,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn any_text_is_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
             let _ = (text(&bytes), int(&bytes), timestamp(&bytes), size(&bytes));

@@ -306,6 +306,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn a_listing_answers_as_line_by_line(
             refs in any_refs(), unborn in any::<bool>(), prefixes in proptest::collection::vec("(HEAD|refs/[a-z/]{0,6}|)", 0..4),
@@ -394,6 +396,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn a_full_answer_gives_the_refs_back(refs in any_refs()) {
             let all = LsRefs { peel: true, symrefs: true, unborn: true, prefixes: Vec::new() };

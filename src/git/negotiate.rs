@@ -286,6 +286,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn a_pack_never_follows_an_open_v2_round(haves in proptest::collection::vec(1u8..10, 0..8), flags: [bool; 4]) {
             let [ready, done, wait_for_done, wants] = flags;

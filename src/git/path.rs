@@ -395,6 +395,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn one_spelling_comes_back(path in "[a-zA-Z0-9 ._~+?#@:\u{e9}/-]{1,40}") {
             if let Ok(repo) = RepoPath::parse(&path) {

@@ -263,6 +263,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn small_pieces_make_full_packets(pieces in proptest::collection::vec(0usize..9, 0..30), max in 1usize..12) {
             let (mut out, mut open) = (Vec::new(), None);
@@ -366,6 +368,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn what_was_written_is_read(
             payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..8),

@@ -118,6 +118,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn text_round_trips(name in proptest::collection::vec(any::<u8>(), 0..60)) {
             let name = BString::from(name);

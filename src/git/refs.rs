@@ -417,6 +417,8 @@ pub(crate) mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn packed_refs_come_back(refs in any_refs()) {
             prop_assert_eq!(Refs::parse_packed_refs(&refs.packed_refs(), HashKind::Sha1).unwrap(), refs.refs);

@@ -289,6 +289,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn any_answer_is_read_without_panic(
             lines in proptest::collection::vec("(acknowledgments|shallow-info|wanted-refs|packfile|ACK |shallow |ready|\x01|\x02|\x03)?[ -~]{0,44}", 0..6),

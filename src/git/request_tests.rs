@@ -253,6 +253,8 @@ prop_compose! {
 }
 
 proptest! {
+    #![proptest_config(crate::seed::cases(256))]
+
     #[test]
     fn fetch_requests_come_back(
         request in any_fetch(), want_refs in names(), packfile_uris in names(), wait_for_done: bool, sideband_all: bool,

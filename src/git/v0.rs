@@ -291,6 +291,8 @@ pub(crate) mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn v0_requests_come_back(mut request in any_fetch(), mut v0 in any_v0()) {
             // Without wants there are no features and no round.

@@ -231,6 +231,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn deltas_turned_and_joined_are_deltas(
             base in prop::collection::vec(any::<u8>(), 1..400), one in plans(), two in plans(), other in plans(),

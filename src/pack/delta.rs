@@ -191,6 +191,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn any_bytes_are_applied_or_refused(base in proptest::collection::vec(any::<u8>(), 0..20),
                                             delta in proptest::collection::vec(any::<u8>(), 0..40)) {

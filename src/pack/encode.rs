@@ -134,6 +134,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn is_read_back(object in prop::collection::vec(any::<u8>(), 0..5000), repeat in 1usize..40) {
             let object = object.repeat(repeat);

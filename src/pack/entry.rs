@@ -255,6 +255,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn what_is_written_is_read(header in headers(), size in prop_oneof![any::<u64>(), 0u64..5000],
                                    tail in proptest::collection::vec(any::<u8>(), 0..4)) {

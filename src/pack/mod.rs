@@ -8,10 +8,10 @@
 //! - [`layer`], [`stack`]: a pack's `.idx` and graph together; the layers of one repository.
 //! - [`decode`]: the bytes of one object through its chain of deltas.
 //! - [`walk`], [`shallow`], [`negotiate`], [`reach`]: questions about history, answered by the graph.
-//! - [`rules`], [`sparse`], [`trees`]: filters, and the tree walks that some requests cannot do without.
+//! - [`rules`], [`sparse`], `wildmatch`, [`trees`], `paths`: filters, and the tree walks that some requests cannot do without.
 //! - [`select`]: which objects a request gets. [`plan`]: how they lie in its pack. `joins`: what leans on what in it.
 //! - [`copies`], [`encode`], [`send`], [`write`](mod@write): the pack itself.
-//! - [`meter`]: what a job may cost in steps and memory.
+//! - [`meter`], `tally`: what a job may cost in steps and memory.
 //!
 //! Elsewhere: what is asked and answered on the wire (`git`), where packs are kept (`store`, `local`).
 pub mod copies;
@@ -26,6 +26,7 @@ mod lru;
 pub mod meter;
 pub mod negotiate;
 pub mod object;
+mod paths;
 pub mod plan;
 pub mod reach;
 pub mod rules;
@@ -35,10 +36,12 @@ pub mod set;
 pub mod shallow;
 pub mod sparse;
 pub mod stack;
+mod tally;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod trees;
 pub mod walk;
+mod wildmatch;
 pub mod write;
 
 pub use decode::{DecodeError, Scratch};

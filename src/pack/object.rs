@@ -251,6 +251,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..80), head in 0usize..4) {
             let heads = [String::new(), format!("tree {ID}\n"), format!("object {ID}\ntype "), "100644 a\0".into()];

@@ -104,6 +104,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn behaves_as_a_set(adds in prop::collection::vec(0u32..500, 0..200), dels in prop::collection::vec(0u32..500, 0..50)) {
             let (mut set, mut model) = (GidSet::new(500), std::collections::BTreeSet::new());

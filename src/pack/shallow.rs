@@ -348,6 +348,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn both_walks_by_depth_agree(toy in histories(24), heads in prop::collection::vec(any::<prop::sample::Index>(), 1..4), depth in 1u32..8) {
             let heads: Vec<Gid> = heads.iter().map(|index| index.index(toy.parents.len()) as Gid).collect();

@@ -205,12 +205,14 @@ impl Stack {
 
     /// What the graph knows about a commit; `None` if the object is none.
     #[inline]
-    pub fn commit(&self, gid: Gid) -> Option<Commit<'_>> {
-        let (layer, position) = self.layer_of(gid);
-        let held = self.layers.get(layer)?;
-        match held.graph.commit_row(position) {
-            Some(row) => Some(Commit { stack: self, layer, row }),
-            None => self.commit(self.below(gid)?),
+    pub fn commit(&self, mut gid: Gid) -> Option<Commit<'_>> {
+        loop {
+            let (layer, position) = self.layer_of(gid);
+            let held = self.layers.get(layer)?;
+            match held.graph.commit_row(position) {
+                Some(row) => return Some(Commit { stack: self, layer, row }),
+                None => gid = self.below(gid)?,
+            }
         }
     }
 
@@ -221,12 +223,14 @@ impl Stack {
     }
 
     /// What a tag names directly; `None` if the object is no tag.
-    pub fn tag_target(&self, gid: Gid) -> Option<Gid> {
-        let (layer, position) = self.layer_of(gid);
-        let graph = &self.layers.get(layer)?.graph;
-        match graph.tag_row(position) {
-            Some(row) => graph.target(row).map(|target| self.resolve(layer, target)),
-            None => self.tag_target(self.below(gid)?),
+    pub fn tag_target(&self, mut gid: Gid) -> Option<Gid> {
+        loop {
+            let (layer, position) = self.layer_of(gid);
+            let graph = &self.layers.get(layer)?.graph;
+            match graph.tag_row(position) {
+                Some(row) => return graph.target(row).map(|target| self.resolve(layer, target)),
+                None => gid = self.below(gid)?,
+            }
         }
     }
 
@@ -245,11 +249,13 @@ impl Stack {
 
     /// The commit that first introduced a tree or blob into history; `None` if it is neither, or
     /// only a tag or ref leads to it.
-    pub fn introducer(&self, gid: Gid) -> Option<Gid> {
-        let (layer, position) = self.layer_of(gid);
-        match self.layers.get(layer)?.graph.introducer(position) {
-            Some(commit) => Some(self.first_gid(layer) + commit),
-            None => self.introducer(self.below(gid)?),
+    pub fn introducer(&self, mut gid: Gid) -> Option<Gid> {
+        loop {
+            let (layer, position) = self.layer_of(gid);
+            match self.layers.get(layer)?.graph.introducer(position) {
+                Some(commit) => return Some(self.first_gid(layer) + commit),
+                None => gid = self.below(gid)?,
+            }
         }
     }
 

@@ -6,18 +6,28 @@
 //! at the same path is left out: both are read side by side, so only differing parts are decoded.
 //!
 //! Relies on: layers complete (proven when they were built), so every entry is found.
-//! Elsewhere: which roots are walked (`select`), decoding (`decode`).
-use std::collections::{HashMap, HashSet};
+//! Elsewhere: which roots are walked (`select`), decoding (`decode`), directories and patterns (`paths`).
+use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+
+use bytes::Bytes;
 
 use gix_hash::ObjectId;
 use gix_object::Kind;
 
-use super::meter::{self, Halt, Meter};
+use super::meter::{Halt, Held, Meter};
 use super::object::{Malformed, TreeEntries};
+use super::paths::Paths;
 use super::rules::Rules;
 use super::set::{GidMap, GidSet};
-use super::sparse::Verdict;
+use super::tally::Tally;
 use super::{DecodeError, Gid, Scratch, Source, Stack, decode};
+
+/// Trees of the client that are read beside one tree.
+const BASES: usize = 4;
+
+/// What one entry of a set or map takes.
+const NOTE: u64 = 32;
 
 /// A tree could not be walked.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +60,6 @@ impl From<DecodeError> for TreeError {
 
 /// Trees that need no more bytes than this are not counted one by one.
 const SMALL: u64 = 1 << 20;
-/// From so many subtrees on, those that wait to be walked are counted.
-const MANY: usize = 1024;
 
 /// Bounds of the work that tree walks of one request may cause.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +84,7 @@ pub struct TreeWalk<'a> {
     source: &'a dyn Source,
     rules: Option<&'a Rules<'a>>,
     meter: &'a dyn Meter,
+    tally: Tally<'a>,
     scratch: Scratch,
     limit: u32,
     left: u32,
@@ -84,7 +93,7 @@ pub struct TreeWalk<'a> {
     /// The shallowest level at which a tree was walked.
     levels: GidMap<u64>,
     /// Trees walked and where, for patterns.
-    places: HashSet<(Gid, u32)>,
+    places: HashSet<(Gid, u32, bool)>,
     paths: Paths<'a>,
     owned: GidSet,
     before: GidMap<Gid>,
@@ -101,9 +110,14 @@ struct Waiting {
     bases: Vec<Gid>,
 }
 
-/// One entry of a base tree.
-struct Held {
-    name: Vec<u8>,
+/// A tree of the client, by names.
+struct Base<'m> {
+    entries: Vec<BaseEntry>,
+    _held: Held<'m>,
+}
+
+struct BaseEntry {
+    name: Bytes,
     kind: Kind,
     oid: ObjectId,
 }
@@ -117,11 +131,15 @@ impl<'a> TreeWalk<'a> {
         limits: &TreeLimits,
         meter: &'a dyn Meter,
     ) -> Result<Self, TreeError> {
+        let mut tally = Tally::new(meter);
+        // A bit for each object.
+        tally.add(u64::from(stack.len()) / 8)?;
         Ok(Self {
             stack,
             source,
             rules,
             meter,
+            tally,
             scratch: Scratch::new(limits.cache, limits.object),
             limit: limits.trees,
             left: limits.trees,
@@ -179,33 +197,40 @@ impl<'a> TreeWalk<'a> {
         found: &mut GidSet,
     ) -> Result<(), TreeError> {
         let mut waiting = vec![start];
+        let (mut most, mut tally) = (1, Tally::new(self.meter));
         while let Some(item) = waiting.pop() {
-            if self.is_news(&item) {
+            if self.is_news(&item)? {
                 self.tree(&item, within, found, &mut waiting)?;
+            }
+            if waiting.len() > most {
+                let size = size_of::<Waiting>() + BASES * size_of::<Gid>();
+                tally.add(((waiting.len() - most) * size) as u64)?;
+                most = waiting.len();
             }
         }
         Ok(())
     }
 
     /// Says whether walking a tree here and now can find anything, and notes that it is walked.
-    fn is_news(&mut self, item: &Waiting) -> bool {
-        let Some(rules) = self.rules else { return self.seen.insert(item.tree) };
+    fn is_news(&mut self, item: &Waiting) -> Result<bool, Halt> {
+        self.meter.step(1)?;
+        let Some(rules) = self.rules else { return Ok(self.seen.insert(item.tree)) };
         if !rules.keeps_level(item.level) || !rules.keeps_contents() {
-            return false;
+            return Ok(false);
         }
         if !rules.sparse().is_empty() {
             // A wanted tree and a root tree have the same path but not the same level.
-            let place = item.path * 2 + u32::from(item.level == 0);
-            return self.places.insert((item.tree, place));
+            let is_news = self.places.insert((item.tree, item.path, item.level == 0));
+            return if is_news { self.tally.add(NOTE).map(|()| true) } else { Ok(false) };
         }
         if !rules.by_path() {
-            return self.seen.insert(item.tree);
+            return Ok(self.seen.insert(item.tree));
         }
         match self.levels.get(&item.tree) {
-            Some(&level) if level <= item.level => false,
+            Some(&level) if level <= item.level => Ok(false),
             _ => {
                 self.levels.insert(item.tree, item.level);
-                true
+                self.tally.add(NOTE).map(|()| true)
             }
         }
     }
@@ -218,14 +243,15 @@ impl<'a> TreeWalk<'a> {
         waiting: &mut Vec<Waiting>,
     ) -> Result<(), TreeError> {
         let _room = self.room(item)?;
-        let bases = item.bases.iter().map(|&base| self.held(base)).collect::<Result<Vec<_>, _>>()?;
+        let bases = item.bases.iter().map(|&base| self.base(base)).collect::<Result<Vec<_>, _>>()?;
         let bytes = self.read(item.tree)?;
-        let before = waiting.len();
         for entry in TreeEntries::new(&bytes, self.stack.hash()) {
             let entry = entry?;
             self.meter.step(1)?;
             let Some(kind) = entry.kind() else { continue };
-            let at_same_path = || bases.iter().flat_map(|base| at_name(base, entry.name));
+            let at_same_path = || bases.iter().flat_map(|base| base.at_name(entry.name));
+            // More than one of a name is no tree of git's, but can be sent.
+            self.meter.step(at_same_path().count() as u64)?;
             if at_same_path().any(|held| *held.oid == *entry.oid) {
                 continue;
             }
@@ -234,7 +260,7 @@ impl<'a> TreeWalk<'a> {
                 continue;
             }
             if let Some(held) = at_same_path().find(|held| held.kind == kind) {
-                self.note_before(gid, held);
+                self.note_before(gid, held)?;
             }
             if kind == Kind::Tree {
                 if self.rules.is_none_or(|rules| rules.keeps(Kind::Tree, || 0)) {
@@ -242,7 +268,8 @@ impl<'a> TreeWalk<'a> {
                 }
                 let path = self.paths.down(item.path, entry.name)?;
                 let trees = at_same_path().filter(|held| held.kind == Kind::Tree);
-                let bases = trees.filter_map(|held| self.stack.lookup(&held.oid)).collect();
+                let bases = trees.filter_map(|held| self.stack.lookup(&held.oid)).take(BASES).collect();
+                self.tally.add(size_of::<Waiting>() as u64)?;
                 waiting.push(Waiting { tree: gid, path, level: item.level + 1, bases });
             } else {
                 let by_size = |rules: &Rules<'_>| rules.keeps(Kind::Blob, || self.stack.size(gid));
@@ -251,27 +278,24 @@ impl<'a> TreeWalk<'a> {
                 }
             }
         }
-        let more = waiting.len() - before;
-        if more > MANY {
-            self.meter.hold((more * size_of::<Waiting>()) as u64)?;
-        }
         Ok(())
     }
 
-    /// Room for reading a tree and those of the client at its place, unless they are small.
-    fn room(&self, item: &Waiting) -> Result<Option<meter::Held<'a>>, Halt> {
-        let mut bytes = decode::peak(self.stack, item.tree, self.meter)?;
-        for &base in &item.bases {
-            // Its entries are kept beside its bytes.
-            bytes += decode::peak(self.stack, base, self.meter)? + 2 * self.stack.size(base);
+    /// Room for decoding a tree and those of the client at its place, unless they are small.
+    fn room(&self, item: &Waiting) -> Result<Option<Held<'a>>, Halt> {
+        let mut bytes = 0;
+        for &tree in item.bases.iter().chain([&item.tree]) {
+            bytes += decode::peak(self.stack, tree, self.meter)?;
         }
-        (bytes > SMALL).then(|| meter::Held::new(self.meter, bytes)).transpose()
+        (bytes > SMALL).then(|| Held::new(self.meter, bytes)).transpose()
     }
 
     /// Reads a tree of the client, noting that it has all of its entries.
-    fn held(&mut self, base: Gid) -> Result<Vec<Held>, TreeError> {
+    fn base(&mut self, base: Gid) -> Result<Base<'a>, TreeError> {
         let bytes = self.read(base)?;
-        let mut entries = Vec::new();
+        let count = TreeEntries::new(&bytes, self.stack.hash()).count();
+        let held = Held::new(self.meter, (bytes.len() + count * size_of::<BaseEntry>()) as u64)?;
+        let mut entries = Vec::with_capacity(count);
         for entry in TreeEntries::new(&bytes, self.stack.hash()) {
             let entry = entry?;
             self.meter.step(1)?;
@@ -281,26 +305,30 @@ impl<'a> TreeWalk<'a> {
                 && let Some(gid) = self.stack.lookup(entry.oid)
             {
                 if self.owned.is_roomless() {
+                    self.tally.add(u64::from(self.stack.len()) / 8)?;
                     self.owned = GidSet::new(self.stack.len());
                 }
                 self.owned.insert(gid);
             }
-            entries.push(Held { name: entry.name.to_vec(), kind, oid: entry.oid.to_owned() });
+            entries.push(BaseEntry { name: bytes.slice_ref(entry.name), kind, oid: entry.oid.to_owned() });
         }
         entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        Ok(entries)
+        Ok(Base { entries, _held: held })
     }
 
-    fn note_before(&mut self, gid: Gid, held: &Held) {
+    fn note_before(&mut self, gid: Gid, held: &BaseEntry) -> Result<(), Halt> {
         // Under a filter the client may lack what its trees name.
         if self.rules.is_none()
             && let Some(before) = self.stack.lookup(&held.oid)
+            && let Entry::Vacant(place) = self.before.entry(gid)
         {
-            self.before.entry(gid).or_insert(before);
+            place.insert(before);
+            self.tally.add(NOTE)?;
         }
+        Ok(())
     }
 
-    fn read(&mut self, tree: Gid) -> Result<bytes::Bytes, TreeError> {
+    fn read(&mut self, tree: Gid) -> Result<Bytes, TreeError> {
         self.left = self.left.checked_sub(1).ok_or(TreeError::TooMany(self.limit))?;
         let (kind, bytes) = decode::object(self.stack, self.source, tree, &mut self.scratch, self.meter)?;
         if kind != Kind::Tree {
@@ -310,80 +338,10 @@ impl<'a> TreeWalk<'a> {
     }
 }
 
-/// The entries called `name` of a base tree: one, or in a broken tree the first few.
-fn at_name<'b>(base: &'b [Held], name: &[u8]) -> impl Iterator<Item = &'b Held> {
-    let start = base.partition_point(|held| held.name.as_slice() < name);
-    let len = base[start..].iter().take_while(|held| held.name == name).count();
-    base[start..start + len.min(4)].iter()
-}
-
-/// Directories met on the way, numbered, with what each set of patterns says of them; 0 is the root.
-struct Paths<'a> {
-    rules: Option<&'a Rules<'a>>,
-    meter: &'a dyn Meter,
-    known: Vec<(Vec<u8>, Vec<bool>)>,
-    numbers: HashMap<(u32, Vec<u8>), u32>,
-}
-
-impl<'a> Paths<'a> {
-    fn new(rules: Option<&'a Rules<'a>>, meter: &'a dyn Meter) -> Result<Self, Halt> {
-        let rules = rules.filter(|rules| !rules.sparse().is_empty());
-        let mut paths = Self { rules, meter, known: Vec::new(), numbers: HashMap::new() };
-        // git starts with "not selected" (`filter_sparse_oid__init`).
-        let above =
-            paths.rules.iter().flat_map(|rules| rules.sparse().iter().map(|_| false)).collect::<Vec<_>>();
-        let root = paths.judge(&above, b"", true)?;
-        paths.known.push((Vec::new(), root));
-        Ok(paths)
-    }
-
-    /// What each set of patterns says of a path, given what it says of the directory above.
-    fn judge(&self, above: &[bool], path: &[u8], is_dir: bool) -> Result<Vec<bool>, Halt> {
-        let sets = self.rules.iter().flat_map(|rules| rules.sparse());
-        sets.zip(above)
-            .map(|(patterns, &above)| {
-                Ok(match patterns.judge(path, is_dir, self.meter)? {
-                    Verdict::Matched => true,
-                    Verdict::NotMatched => false,
-                    Verdict::Undecided => above,
-                })
-            })
-            .collect()
-    }
-
-    fn join(&self, dir: u32, name: &[u8]) -> (Vec<u8>, &[bool]) {
-        let Some((above, verdicts)) = self.known.get(dir as usize) else { return (name.to_vec(), &[]) };
-        let mut path = above.clone();
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(name);
-        (path, verdicts)
-    }
-
-    /// The number of the directory `name` in `dir`; always 0 if there are no patterns.
-    fn down(&mut self, dir: u32, name: &[u8]) -> Result<u32, Halt> {
-        if self.rules.is_none() {
-            return Ok(0);
-        }
-        let key = (dir, name.to_vec());
-        if let Some(&number) = self.numbers.get(&key) {
-            return Ok(number);
-        }
-        let (path, above) = self.join(dir, name);
-        let verdicts = self.judge(above, &path, true)?;
-        let number = self.known.len() as u32;
-        self.known.push((path, verdicts));
-        self.numbers.insert(key, number);
-        Ok(number)
-    }
-
-    /// Says whether all patterns select the file `name` in `dir`.
-    fn keeps(&self, dir: u32, name: &[u8]) -> Result<bool, Halt> {
-        if self.rules.is_none() {
-            return Ok(true);
-        }
-        let (path, above) = self.join(dir, name);
-        Ok(self.judge(above, &path, false)?.into_iter().all(|selected| selected))
+impl Base<'_> {
+    /// The entries called `name`.
+    fn at_name(&self, name: &[u8]) -> impl Iterator<Item = &BaseEntry> {
+        let start = self.entries.partition_point(|held| held.name < name);
+        self.entries[start..].iter().take_while(move |held| held.name == name)
     }
 }

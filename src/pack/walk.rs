@@ -384,6 +384,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn finds_exactly_what_is_missing(
             toy in histories(24), layer in 0usize..12, wants in picks(4), haves in picks(4), want_cut in picks(4),

@@ -135,6 +135,8 @@ mod tests {
     use http::{HeaderMap, Method};
 
     proptest::proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         #[test]
         fn every_path_arrives_as_it_is(repo in "[^\\x00-\\x1f%\\\\]{1,40}") {
             if let Ok(path) = RepoPath::parse(&repo) {

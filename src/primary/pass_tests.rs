@@ -1,6 +1,5 @@
 //! Passing through: real git clients with the mirror's `Primary` between them and the host.
 
-use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,6 +8,8 @@ use ::http::Method;
 use axum::body::Body as AxumBody;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 use super::answer::RESULT;
 use super::testing::*;
@@ -39,7 +40,7 @@ async fn a_days_work(world: &World, url: &str, repo: &RepoPath, versions: &[&str
         git(&copy, &["fsck", "--strict"]).await;
         // Bigger than http.postBuffer (1 MiB), so that git probes with `0000` and then sends chunks.
         let mut big = vec![0; 3 << 20];
-        std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut big).unwrap();
+        StdRng::seed_from_u64(crate::seed::seed()).fill(&mut big[..]);
         std::fs::write(copy.join(format!("big-{version}")), big).unwrap();
         world.commit(&copy, "small", version).await;
         run(&copy, &["push", "-q", "origin", "HEAD:refs/heads/main", "HEAD:refs/heads/new"]).await;

@@ -7,6 +7,7 @@ use crate::git::{Git, git};
 use crate::node::Node;
 use crate::oracle::{State, from_bucket, in_bucket, mirrored, same};
 use crate::primary::{Primary, Repo};
+use crate::seed::rounds;
 use crate::shapes;
 use crate::world::World;
 
@@ -270,7 +271,12 @@ fn increments_are_small() {
 
 #[test]
 fn random_histories_stay_equal() {
-    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(rand::random::<u64>);
+    for seed in rounds(1) {
+        random_history(seed);
+    }
+}
+
+fn random_history(seed: u64) {
     let p = Pair::new(shapes::merges, "--mirror");
     let mut dice = shapes::noise(seed, 4096).into_iter();
     let mut roll = |sides: u8| dice.next().unwrap() % sides;
@@ -300,12 +306,12 @@ fn random_histories_stay_equal() {
             }
         }
         if roll(3) == 0 {
-            eprintln!("SEED={seed} step {step}");
+            eprintln!("seed {seed}, step {step}");
             p.both("fetch -q --prune origin");
         }
     }
     in_bucket(&p.world, &p.node, &p.repo);
-    eprintln!("SEED={seed}, at the end");
+    eprintln!("seed {seed}, at the end");
     same(&p.world, &p.primary, &p.node, &p.repo.path);
     p.both("fetch -q --prune origin");
 }

@@ -15,6 +15,9 @@ use packmirror::pack::entry::{self, Header};
 use packmirror::pack::graph::{self, BuildInput};
 use packmirror::pack::{Gid, Layer, Source, Stack, encode};
 
+#[path = "../seed/mod.rs"]
+pub mod seed;
+
 pub use gix_hash::{Kind as HashKind, ObjectId};
 
 /// Runs git in `dir` and gives what it prints; fails the test if git fails.
@@ -90,15 +93,6 @@ impl Dice {
             set.swap(i, self.below(i + 1));
         }
         set
-    }
-}
-
-/// Seeds to run: `PACKMIRROR_SEED` alone, or `PACKMIRROR_CASES` (default `cases`) from 1 on.
-pub fn seeds(cases: u64) -> Vec<u64> {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    match number("PACKMIRROR_SEED") {
-        Some(seed) => vec![seed],
-        None => (1..=number("PACKMIRROR_CASES").unwrap_or(cases)).collect(),
     }
 }
 

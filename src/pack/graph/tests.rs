@@ -118,7 +118,7 @@ fn ask_everything(layer: Layer, packs: &[Packed], below: Bytes) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::seed::cases(400))]
 
     #[test]
     fn even_a_sealed_lie_cannot_make_us_panic(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {

@@ -1,7 +1,7 @@
 //! Histories and client operations that nobody thought of: a repository grows by dice and is synced again and again;
 //! clients made at any point, and left behind, then do whatever the dice say, each against the primary and the mirror.
 //!
-//! `PACKMIRROR_TEST_SEED` plays one game again, `PACKMIRROR_TEST_ROUNDS` plays so many.
+//! Elsewhere: where the dice start, and how long runs play others ([`crate::seed`]).
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use crate::git::{Git, git};
 use crate::node::Node;
 use crate::oracle::{State, mirrored};
 use crate::primary::{Primary, Repo};
+use crate::seed::rounds;
 use crate::shapes::prose;
 use crate::world::{World, passthrough};
 
@@ -19,12 +20,8 @@ const STEPS: usize = 8;
 
 #[test]
 fn games() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
-    let first = number("PACKMIRROR_TEST_SEED");
-    let rounds = number("PACKMIRROR_TEST_ROUNDS").unwrap_or(if first.is_some() { 1 } else { 2 });
-    let first = first.unwrap_or_else(rand::random::<u64>);
-    for seed in (0..rounds).map(|n| first.wrapping_add(n)) {
-        eprintln!("PACKMIRROR_TEST_SEED={seed}");
+    for seed in rounds(2) {
+        eprintln!("seed {seed}");
         Game::new(seed).play();
     }
 }
@@ -385,7 +382,7 @@ impl Game {
             wrong.push_str(&format!("  passed through: {}\n", self.node.answers_text()));
         }
         let did = client.did.join("\n  ");
-        assert!(wrong.is_empty(), "PACKMIRROR_TEST_SEED={}, v{version}\n  {did}\n{wrong}", self.seed);
+        assert!(wrong.is_empty(), "seed {}, v{version}\n  {did}\n{wrong}", self.seed);
         ours.0
     }
 }

@@ -214,7 +214,7 @@ fn check_objects(repo: &Repo, stack: &Stack, source: &Packs) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::seed::cases(6))]
 
     #[test]
     fn random_histories_are_as_git_says(seed in any::<u64>(), sha256 in any::<bool>(), ofs in any::<bool>()) {
