@@ -9,8 +9,8 @@ use crate::budget::Budget;
 use crate::mirror::Mirror;
 use crate::primary::Grants;
 use crate::serve::error::Failure;
-use crate::serve::places::{Places, turn};
 use crate::serve::plans::Plans;
+use crate::serve::turns::{Turns, turn};
 use crate::telemetry::metrics::Recorder;
 
 /// A node, as its handlers see it. Cheap to clone.
@@ -27,7 +27,7 @@ pub struct App {
     /// Plans of earlier fetches.
     pub plans: Arc<Plans>,
     /// Where plans are made.
-    pub places: Arc<Places>,
+    pub turns: Arc<Turns>,
     /// How much may be held for clients.
     pub memory: Memory,
     serving: Arc<Semaphore>,
@@ -46,7 +46,7 @@ impl App {
             plans: Arc::new(Plans::new(usize::try_from(memory.readers.most() / 3).unwrap_or(usize::MAX))),
             ready: Arc::default(),
             // Selection and planning are pure computation: more at once than cores only makes all of them slower.
-            places: Arc::new(Places::new(cores.max(2))),
+            turns: Arc::new(Turns::new(cores.max(2))),
             memory,
             serving: Arc::new(Semaphore::new(serving)),
         }

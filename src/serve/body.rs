@@ -22,7 +22,7 @@ use crate::config::Limits;
 use crate::primary;
 use crate::serve::error::Failure;
 use crate::serve::fetch::blocking;
-use crate::serve::places::LONGEST_QUEUE;
+use crate::serve::turns::LONGEST_QUEUE;
 
 /// What is read for anybody, as sent and inflated each.
 const BEGINNING: usize = 64 << 10;

@@ -34,10 +34,10 @@ use crate::serve::error::Failure;
 use crate::serve::git::{Asked, git_error, pass_on, upload_pack_result};
 use crate::serve::meter::JobMeter;
 use crate::serve::pass::{Reason, denial_response};
-use crate::serve::places::LONGEST_QUEUE;
 use crate::serve::plans::Key;
 use crate::serve::prepare::{Prepared, Trouble, named, prepare};
 use crate::serve::send::{Framing, Pipe, stream};
+use crate::serve::turns::LONGEST_QUEUE;
 use crate::store::StoreError;
 use crate::telemetry::metrics as names;
 
@@ -204,11 +204,11 @@ async fn compute<T: Send + 'static>(
     app: &App,
     job: impl FnOnce(&dyn Meter) -> T + Send + 'static,
 ) -> Result<T, Failure> {
-    let turn = app.places.turn().await?;
+    let turn = app.turns.turn().await?;
     let stop = CancellationToken::new();
     // Dropped with this future, which is dropped when the client leaves.
     let _left = stop.clone().drop_guard();
-    let meter = JobMeter::new(stop, app.memory.work.clone()).taking_turns(Arc::clone(&app.places), turn);
+    let meter = JobMeter::new(stop, app.memory.work.clone()).taking_turns(Arc::clone(&app.turns), turn);
     blocking(move || job(&meter)).await
 }
 

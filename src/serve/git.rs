@@ -197,7 +197,7 @@ async fn upload_pack(
     let asked = Asked { path, client, version, sent };
     let hash = repo.as_ref().and_then(|repo| repo.snapshot()).map_or(HashKind::Sha1, |s| s.refs.hash);
     let parsed = if asked.sent.is_long() {
-        let (_turn, plain) = (app.places.turn().await?, asked.sent.plain.clone());
+        let (_turn, plain) = (app.turns.turn().await?, asked.sent.plain.clone());
         fetch::blocking(move || Parsed::of(version, &plain, hash)).await?
     } else {
         Parsed::of(version, &asked.sent.plain, hash)

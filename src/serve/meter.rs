@@ -2,7 +2,7 @@
 //! needs more memory than there is.
 //!
 //! Relies on: being asked from a blocking thread, since room and turns may have to be waited for.
-//! Elsewhere: what counts (`pack`), places (`places`), how much there is (`budget`).
+//! Elsewhere: what counts (`pack`), turns (`turns`), how much there is (`budget`).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::budget::{Budget, Room};
 use crate::pack::meter::{Halt, Meter};
-use crate::serve::places::{Places, Turn};
+use crate::serve::turns::{Turn, Turns};
 
 /// The most steps of one job: about a minute of one core, many times what a clone of a large repository takes.
 const MOST_STEPS: u64 = 2_000_000_000;
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct JobMeter {
     stop: CancellationToken,
     budget: Budget,
-    places: Option<(Arc<Places>, Mutex<Turn>)>,
+    turns: Option<(Arc<Turns>, Mutex<Turn>)>,
     runtime: Handle,
     steps: AtomicU64,
     held: Mutex<Option<Room>>,
@@ -36,13 +36,13 @@ impl JobMeter {
     /// Counts for a job that holds memory of `budget` and ends at `stop`. Must be called inside a runtime.
     pub fn new(stop: CancellationToken, budget: Budget) -> Self {
         let (steps, held) = (AtomicU64::new(0), Mutex::default());
-        Self { stop, budget, places: None, runtime: Handle::current(), steps, held }
+        Self { stop, budget, turns: None, runtime: Handle::current(), steps, held }
     }
 
     /// Lets the job compute in the place that it has got, and take turns with others when it takes long.
     #[must_use]
-    pub fn taking_turns(mut self, places: Arc<Places>, turn: Turn) -> Self {
-        self.places = Some((places, Mutex::new(turn)));
+    pub fn taking_turns(mut self, turns: Arc<Turns>, turn: Turn) -> Self {
+        self.turns = Some((turns, Mutex::new(turn)));
         self
     }
 
@@ -53,12 +53,12 @@ impl JobMeter {
         if steps > MOST_STEPS {
             return Err(Halt::TooLong { most: MOST_STEPS });
         }
-        let Some((places, turn)) = &self.places else { return Ok(()) };
+        let Some((turns, turn)) = &self.turns else { return Ok(()) };
         let mut turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-        if !places.is_over(&turn) {
+        if !turns.is_over(&turn) {
             return Ok(());
         }
-        let waiting = self.stop.run_until_cancelled(places.go_on(&mut turn));
+        let waiting = self.stop.run_until_cancelled(turns.go_on(&mut turn));
         self.runtime.block_on(waiting).unwrap_or(Err(Halt::Stopped))
     }
 }

@@ -4,7 +4,7 @@
 //! - [`advertise`]: refs from what is published (bounded mode). [`watch`]: reading along with the live ones.
 //! - [`fetch`]: a fetch answered from the bucket. [`prepare`]: what it sends. [`plans`]: kept for the
 //!   next one. [`send`]: its stream. [`pass`]: everything the primary answers.
-//! - [`places`], [`meter`]: what computing for a client may take.
+//! - [`turns`], [`meter`]: what computing for a client may take.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics`. [`count`]: every request counted.
 //!
 //! Relies on: `mirror` for repositories, `primary` for grants and passing on, `git` and `pack` for the protocol.
@@ -22,8 +22,8 @@ pub mod meter;
 mod named;
 pub mod node;
 pub mod pass;
-pub mod places;
 pub mod plans;
 pub mod prepare;
 pub mod send;
+pub mod turns;
 pub mod watch;

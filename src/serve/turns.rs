@@ -1,4 +1,4 @@
-//! Places to compute in: how many plans are made at the same time, and that long ones keep nobody waiting.
+//! Turns to compute: how many plans are made at the same time, and that long ones keep nobody waiting.
 //!
 //! A job begins in one of as many quick places as there are cores. One that takes longer than a second goes on in a long
 //! place and leaves its quick one to others; long jobs take turns among themselves. So whatever two requests ask for, a third
@@ -23,9 +23,9 @@ const SLICE: Duration = Duration::from_millis(250);
 /// The most jobs that wait for a long place; each holds what it has made so far.
 const MOST_WAITING: usize = 32;
 
-/// The places of a node.
+/// Where a node computes.
 #[derive(Debug)]
-pub struct Places {
+pub struct Turns {
     quick: Arc<Semaphore>,
     long: Arc<Semaphore>,
     waiting: AtomicUsize,
@@ -39,7 +39,7 @@ pub struct Turn {
     since: Instant,
 }
 
-impl Places {
+impl Turns {
     /// Makes `quick` places, and half as many long ones.
     pub fn new(quick: usize) -> Self {
         let places = |n: usize| Arc::new(Semaphore::new(n.max(1)));
@@ -104,37 +104,37 @@ mod tests {
 
     #[tokio::test]
     async fn long_jobs_leave_the_quick_places_and_take_turns() {
-        let places = Places::new(2);
-        let (mut a, mut b) = (places.turn().await.unwrap(), places.turn().await.unwrap());
-        assert!(!places.is_over(&a));
+        let turns = Turns::new(2);
+        let (mut a, mut b) = (turns.turn().await.unwrap(), turns.turn().await.unwrap());
+        assert!(!turns.is_over(&a));
         a.since -= 2 * QUICK;
-        assert!(places.is_over(&a));
-        places.go_on(&mut a).await.unwrap();
-        drop(places.turn().await.unwrap());
+        assert!(turns.is_over(&a));
+        turns.go_on(&mut a).await.unwrap();
+        drop(turns.turn().await.unwrap());
         a.since -= 2 * SLICE;
-        assert!(!places.is_over(&a), "nobody waits");
+        assert!(!turns.is_over(&a), "nobody waits");
         {
-            let other = places.go_on(&mut b);
+            let other = turns.go_on(&mut b);
             tokio::pin!(other);
             assert!(futures::poll!(&mut other).is_pending());
-            assert!(places.is_over(&a));
-            let again = places.go_on(&mut a);
+            assert!(turns.is_over(&a));
+            let again = turns.go_on(&mut a);
             tokio::pin!(again);
             assert!(futures::poll!(&mut again).is_pending(), "the other one was there first");
             other.await.unwrap();
         }
         assert!(b.is_long);
-        assert_eq!(places.waiting.load(Ordering::Relaxed), 0, "who stops waiting is not counted");
+        assert_eq!(turns.waiting.load(Ordering::Relaxed), 0, "who stops waiting is not counted");
     }
 
     #[tokio::test]
     async fn the_crowd_of_long_jobs_is_bounded() {
-        let places = Places::new(1);
-        let mut first = places.turn().await.unwrap();
-        places.go_on(&mut first).await.unwrap();
-        let counted: Vec<_> = (0..MOST_WAITING).map(|_| Waiting::new(&places.waiting).unwrap()).collect();
-        let mut late = places.turn().await.unwrap();
-        assert_eq!(places.go_on(&mut late).await, Err(Halt::Busy));
+        let turns = Turns::new(1);
+        let mut first = turns.turn().await.unwrap();
+        turns.go_on(&mut first).await.unwrap();
+        let counted: Vec<_> = (0..MOST_WAITING).map(|_| Waiting::new(&turns.waiting).unwrap()).collect();
+        let mut late = turns.turn().await.unwrap();
+        assert_eq!(turns.go_on(&mut late).await, Err(Halt::Busy));
         drop(counted);
     }
 }
