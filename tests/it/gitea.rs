@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use base64::Engine;
 
 use crate::git::git;
+use crate::hostile::access::{Private, many};
 use crate::mirror_only;
 use crate::node::{Node, Setup};
 use crate::oracle::{State, compare, from_bucket};
@@ -264,4 +265,31 @@ fn sha256_on_gitea() {
     let path = gitea.repo(&world, true, "sha256");
     let node = gitea.node(&world);
     mirrored(&world, &gitea, &node, &path);
+}
+
+/// Questions by dice, of which none may give a private repository away.
+#[test]
+fn who_may_not_read_gets_nothing() {
+    mirror_only!();
+    let Some(gitea) = Gitea::here() else { return };
+    let world = World::new();
+    let (path, public) = (gitea.repo(&world, true, "sha1"), gitea.repo(&world, false, "sha1"));
+    let node = gitea.node(&world);
+    mirrored(&world, &gitea, &node, &path);
+    mirrored(&world, &gitea, &node, &public);
+    let tip = git(world.path())
+        .args(&["ls-remote", &gitea.as_user("alice", &path), "refs/heads/main"])
+        .must()
+        .line();
+    let (alice, bob) = (gitea.password("alice"), gitea.password("bob"));
+    let private = Private {
+        world: &world,
+        node: &node,
+        path: &path,
+        public: &public,
+        tip: tip.split_whitespace().next().expect("an id"),
+        reader: &format!("alice:{alice}"),
+        others: &[&format!("bob:{bob}"), "alice:wrong", "nobody:nothing"],
+    };
+    private.questions(1, many());
 }
