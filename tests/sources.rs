@@ -13,7 +13,11 @@ const RECURSIVE: &[(&str, &str, &str)] = &[
     ("src/git/filter.rs", "Filter::put", MAX_NESTING),
     ("src/git/filter.rs", "Filter::spec", MAX_NESTING),
     ("src/git/filter.rs", "Filter::refusal", MAX_NESTING),
-    ("src/config/layers.rs", "Layer::walk", "the known keys are two tables deep, and settings are no bytes from outside"),
+    (
+        "src/config/layers.rs",
+        "Layer::walk",
+        "the known keys are two tables deep, and settings are no bytes from outside",
+    ),
     ("src/cli/exit.rs", "ExitCode::from", NOT_ITSELF),
     ("src/cli/serve.rs", "signal", NOT_ITSELF),
     ("src/primary/error.rs", "PrimaryError::is_transient", NOT_ITSELF),
@@ -59,7 +63,8 @@ fn is_for_tests(path: &str) -> bool {
 fn code(text: &str) -> String {
     let bytes = text.as_bytes();
     let at = |i: usize| bytes.get(i).copied().unwrap_or(0);
-    let find = |from: usize, what: &str| text[from..].find(what).map_or(text.len(), |n| from + n + what.len());
+    let find =
+        |from: usize, what: &str| text[from..].find(what).map_or(text.len(), |n| from + n + what.len());
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let (mut out, mut i) = (String::new(), 0);
     while i < bytes.len() {
@@ -114,7 +119,8 @@ fn without_tests(code: &str) -> String {
     let mut code = code.to_owned();
     while let Some(start) = code.find("#[cfg(test)]") {
         let end = code[start..].find(['{', ';']).map_or(code.len(), |n| start + n);
-        let end = if code[end..].starts_with('{') { block_end(&code, end) } else { (end + 1).min(code.len()) };
+        let end =
+            if code[end..].starts_with('{') { block_end(&code, end) } else { (end + 1).min(code.len()) };
         code.replace_range(start..end, "");
     }
     code
@@ -123,9 +129,9 @@ fn without_tests(code: &str) -> String {
 /// The places of a word.
 fn words<'c>(code: &'c str, word: &'c str) -> impl Iterator<Item = usize> + 'c {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    code.match_indices(word).map(|(at, _)| at).filter(move |&at| {
-        !code[..at].ends_with(is_word) && !code[at + word.len()..].starts_with(is_word)
-    })
+    code.match_indices(word)
+        .map(|(at, _)| at)
+        .filter(move |&at| !code[..at].ends_with(is_word) && !code[at + word.len()..].starts_with(is_word))
 }
 
 /// The name that begins at the front.
@@ -198,8 +204,18 @@ fn recursive_types(code: &str) -> BTreeSet<&str> {
 }
 
 /// Methods that call what they are given.
-const ADAPTORS: &[&str] =
-    &["map", "for_each", "try_for_each", "flat_map", "filter_map", "find_map", "and_then", "any", "all", "map_err"];
+const ADAPTORS: &[&str] = &[
+    "map",
+    "for_each",
+    "try_for_each",
+    "flat_map",
+    "filter_map",
+    "find_map",
+    "and_then",
+    "any",
+    "all",
+    "map_err",
+];
 
 /// For each function the functions of the same file that it seems to call.
 fn calls(functions: &[Function<'_>], recursive_types: &BTreeSet<&str>) -> Vec<BTreeSet<usize>> {
@@ -207,7 +223,8 @@ fn calls(functions: &[Function<'_>], recursive_types: &BTreeSet<&str>) -> Vec<BT
         let mut called = BTreeSet::new();
         for (callee, function) in functions.iter().enumerate() {
             for at in words(caller.body, function.name) {
-                let (before, after) = (caller.body[..at].trim_end(), &caller.body[at + function.name.len()..]);
+                let (before, after) =
+                    (caller.body[..at].trim_end(), &caller.body[at + function.name.len()..]);
                 let mentioned = match (before.strip_suffix("::"), before.strip_suffix('.')) {
                     (Some(path), _) => match last_name(path.split('<').next().unwrap_or(path)) {
                         "Self" => function.of == caller.of,
@@ -247,7 +264,8 @@ fn recursive(code: &str) -> BTreeSet<String> {
         }
         seen.contains(&start)
     };
-    let name = |f: &Function<'_>| if f.of.is_empty() { f.name.to_owned() } else { format!("{}::{}", f.of, f.name) };
+    let name =
+        |f: &Function<'_>| if f.of.is_empty() { f.name.to_owned() } else { format!("{}::{}", f.of, f.name) };
     (0..functions.len()).filter(|&n| leads_back(n)).map(|n| name(&functions[n])).collect()
 }
 
@@ -265,9 +283,15 @@ fn recursion_is_known_and_bounded() {
     }
     for (path, name, bound) in RECURSIVE.iter().chain(RECURSIVE_TYPES) {
         let known = found.remove(&(path.to_string(), name.to_string()));
-        assert!(known.is_some(), "{name} of {path} is not recursive any more ({bound}): take it off the list");
+        assert!(
+            known.is_some(),
+            "{name} of {path} is not recursive any more ({bound}): take it off the list"
+        );
     }
-    assert!(found.is_empty(), "bytes from outside can drive recursion off the stack: make it a loop, or name its bound in the list: {found:#?}");
+    assert!(
+        found.is_empty(),
+        "bytes from outside can drive recursion off the stack: make it a loop, or name its bound in the list: {found:#?}"
+    );
 }
 
 #[test]
@@ -307,7 +331,10 @@ fn nothing_in_tests_is_random_but_from_the_seed() {
     for (path, text) in sources("src").into_iter().chain(sources("tests")) {
         let code = code(&text);
         for (at, _) in code.match_indices("proptest! {").chain(code.match_indices("proptest!(")) {
-            if !code[at + "proptest! {".len()..].trim_start().starts_with("#![proptest_config(crate::seed::cases(") {
+            if !code[at + "proptest! {".len()..]
+                .trim_start()
+                .starts_with("#![proptest_config(crate::seed::cases(")
+            {
                 wrong.push(format!("{path}: a proptest! that does not begin with crate::seed::cases"));
             }
         }
@@ -318,11 +345,22 @@ fn nothing_in_tests_is_random_but_from_the_seed() {
             Some(at) => &code[at..],
             None => "",
         };
-        let random = ["rand::random", "random()", "make_rng", "thread_rng", "rand::rng(", "getrandom", "RandomState", "TestRunner"];
+        let random = [
+            "rand::random",
+            "random()",
+            "make_rng",
+            "thread_rng",
+            "rand::rng(",
+            "getrandom",
+            "RandomState",
+            "TestRunner",
+        ];
         let used = random.iter().filter(|word| tests.contains(**word));
         wrong.extend(used.map(|word| format!("{path}: {word} in a test")));
         if path != "tests/sources.rs" && (tests.len() == code.len() || code.contains("proptest!")) {
-            let read = ["/dev/urandom", "/dev/random", "RngSeed", "ProptestConfig"].iter().filter(|word| text.contains(**word));
+            let read = ["/dev/urandom", "/dev/random", "RngSeed", "ProptestConfig"]
+                .iter()
+                .filter(|word| text.contains(**word));
             wrong.extend(read.filter(|_| path != SEED).map(|word| format!("{path}: {word} in a test")));
         }
     }

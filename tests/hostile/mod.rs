@@ -4,6 +4,7 @@
 //! not have more than a stated amount. `PACKMIRROR_TEST_HOSTILE=full` runs the attacks at full size.
 //! These are modules of the whole-system tests, with which they share one binary and one harness.
 
+mod filters;
 mod requests;
 
 /// Whether attacks run at full size.
