@@ -5,6 +5,7 @@
 //! These are modules of the whole-system tests, with which they share one binary and one harness.
 
 pub mod access;
+mod filters;
 mod memory;
 mod requests;
 
