@@ -42,7 +42,7 @@ pub use credential::{BadCredential, Credential};
 pub use error::PrimaryError;
 pub use grants::{Denial, Grant, Grants, Refusal};
 pub use pack_stream::{Pack, Progress};
-pub use pass::{BadHeaders, ClientHeaders};
+pub use pass::{BadHeaders, ClientHeaders, MOST_HEADER_BYTES};
 pub use settings::{BadLocation, Location, PrimarySettings, Timeouts};
 
 /// The primary, ready to be asked. Cheap to clone.
