@@ -210,9 +210,11 @@ pub async fn watch(request: Request, next: Next) -> Response {
     if connection.spare {
         close(&mut response, &connection, version);
     }
+    // HTTP/2 has no way to say that nobody knows whether an answer is whole.
+    let unframed = version >= Version::HTTP_2 && response.version() < Version::HTTP_11;
     response.map(|body| {
         in_flight.ended = body.is_end_stream();
-        let held = Arc::new(Mutex::new(Held { body: Some(body), given: None }));
+        let held = Arc::new(Mutex::new(Held { body: Some(body), given: None, unframed }));
         if version >= Version::HTTP_2 {
             connection.state().answers.push(Arc::downgrade(&held));
         }
@@ -308,6 +310,8 @@ struct Held {
     body: Option<Body>,
     /// When the client got something and did not come for more yet.
     given: Option<Instant>,
+    /// Its end says nothing.
+    unframed: bool,
 }
 
 /// An answer's body that counts as in flight until it is dropped.
@@ -331,6 +335,9 @@ impl HttpBody for Answer {
             };
             let polled = Pin::new(&mut *body).poll_frame(cx);
             let ended = matches!(polled, Poll::Ready(None)) || body.is_end_stream();
+            if held.unframed && matches!(polled, Poll::Ready(None)) {
+                return Poll::Ready(Some(Err(axum::Error::new("the primary's answer has no end"))));
+            }
             held.given = matches!(polled, Poll::Ready(Some(Ok(_)))).then(Instant::now);
             (polled, ended)
         };

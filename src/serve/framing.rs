@@ -273,7 +273,11 @@ fn read_head(head: &[u8]) -> Result<At, Bad> {
             length => Ok(At::Body(length)),
         },
         ([], [coding]) if modern && coding.eq_ignore_ascii_case(b"chunked") => {
-            if bodiless { Err(Bad::Body) } else { Ok(At::Size(0, 0)) }
+            if bodiless {
+                Err(Bad::Body)
+            } else {
+                Ok(At::Size(0, 0))
+            }
         }
         ([_, ..], [_, ..]) => Err(Bad::TwoLengths),
         _ => Err(Bad::Length),
@@ -368,7 +372,8 @@ mod tests {
                 assert_eq!(cut(bytes, size), Ok((bytes.to_vec(), true)), "{shown} by {size}");
             }
         }
-        let (passed, _) = cut(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", 5).unwrap();
+        let (passed, _) =
+            cut(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", 5).unwrap();
         assert_eq!(passed.len(), 2 * 27, "an empty line between requests is left out");
     }
 
@@ -428,7 +433,12 @@ mod tests {
             (b"X@: a", Bad::HeaderLine),
         ];
         for (headers, bad) in cases {
-            let bytes = [b"POST /a HTTP/1.1\r\nHost: x\r\n", headers, b"\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"].concat();
+            let bytes = [
+                b"POST /a HTTP/1.1\r\nHost: x\r\n",
+                headers,
+                b"\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n",
+            ]
+            .concat();
             for size in [1, 5, 1000] {
                 assert_eq!(cut(&bytes, size).unwrap_err(), bad, "{} by {size}", headers.escape_ascii());
             }

@@ -61,8 +61,8 @@ pub async fn serve(
     drain: Duration,
 ) -> io::Result<()> {
     let limits = &app.mirror.settings.limits;
-    files::check(limits.connections);
-    let places = Places::new(limits.connections, limits.client_timeout, stop.clone());
+    let most = files::room_for(limits.connections);
+    let places = Places::new(most, limits.client_timeout, stop.clone());
     let watching = Arc::clone(&places);
     let _watching = AbortOnDropHandle::new(tokio::spawn(async move { watching.watch().await }));
     let router = router(app.clone());
@@ -177,5 +177,23 @@ where
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lack_is_told_once_in_a_while() {
+        let mut lack = Lack::default();
+        assert!(lack.is_lack(&io::Error::from_raw_os_error(Errno::MFILE.raw_os_error())));
+        let told = lack.told;
+        assert!(told.is_some());
+        assert!(!lack.is_lack(&io::ErrorKind::ConnectionAborted.into()), "no lack, but a client that left");
+        assert_eq!((lack.told, lack.since), (told, 1));
+        tokio::time::advance(TELL_AGAIN).await;
+        lack.is_lack(&io::Error::from_raw_os_error(Errno::NFILE.raw_os_error()));
+        assert_ne!((lack.told, lack.since), (told, 2));
     }
 }

@@ -66,7 +66,9 @@ impl Open {
         let quiet = self.connections.values().filter(|connection| connection.spare == spare);
         let quiet = quiet.filter_map(|connection| match connection.quiet()? {
             (Owes::Request, since) => Some((since, connection.number)),
-            (Owes::Body | Owes::Reading, since) => (since + GRACE <= now).then_some((since, connection.number)),
+            (Owes::Body | Owes::Reading, since) => {
+                (since + GRACE <= now).then_some((since, connection.number))
+            }
         });
         let Some(gone) = quiet.min().and_then(|(_, number)| self.remove(number)) else { return false };
         gone.cut.cancel();
