@@ -4,6 +4,7 @@
 #   minio versitygw    S3 servers              gitea    a Git host with accounts and webhooks
 #   git                git with its own tests  conformance-deps    system packages (apt-get, as root)
 #   clients            what tests/clients needs, with its programs in bin/
+#   h2spec             questions about HTTP/2 for a server
 #
 # They are pinned (lib.sh), go to ${PACKMIRROR_PARTS:-~/.cache/packmirror-parts}, and are built once.
 set -euo pipefail
@@ -71,6 +72,19 @@ build_gitea() {
 	mkdir "$1/static"
 	cp -R "$source/templates" "$source/options" "$source/public" "$1/static"
 	chmod -R u+w "$1/static"
+	cd / && rm -rf "$1/build"
+}
+
+check_h2spec() { need_go; }
+# Not `go install`: in a module of our own the versions of what it needs can be named.
+build_h2spec() {
+	local path=github.com/summerwind/h2spec need
+	mkdir "$1/build"
+	cd "$1/build"
+	go mod init packmirror.invalid/h2spec
+	go mod edit -require "$path@$H2SPEC_VERSION+incompatible"
+	for need in $H2SPEC_NEEDS; do go mod edit -require "$need"; done
+	go build -mod=mod -o "$1/h2spec" "$path/cmd/h2spec"
 	cd / && rm -rf "$1/build"
 }
 
@@ -171,7 +185,7 @@ fi
 [ $# -gt 0 ] || set -- minio versitygw gitea git conformance-deps
 for part in "$@"; do
 	case $part in
-	minio | versitygw | gitea | git | clients) ensure "$part" ;;
+	minio | versitygw | gitea | git | clients | h2spec) ensure "$part" ;;
 	conformance-deps)
 		# shellcheck disable=SC2086  # words
 		need $conformance

@@ -165,7 +165,8 @@ pub const KEYS: &[Key] = &[
         "Memory for all that is held for clients: requests, plans, streams, objects packed anew; what needs more is passed on or refused"),
     key("limits.object", Kind::Size, Standard::Is("4GiB"), Group::Limits,
         "Largest single object that a sync accepts"),
-    key("limits.connections", Kind::Count, Standard::Is("4096"), Group::Limits, "Open client connections"),
+    key("limits.connections", Kind::Count, Standard::Is("4096"), Group::Limits,
+        "Open client connections; a further one takes the place of the one that is idle longest"),
     key("limits.client_timeout", Kind::Duration, Standard::Is("5m"), Group::Limits,
         "A client that neither sends nor reads for this long is cut off"),
 ];

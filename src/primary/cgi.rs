@@ -3,7 +3,7 @@
 //! A directory has no accounts, so whoever reaches us may read, and push unless the repository's own
 //! `http.receivepack` says no. Each request is one process with an environment of ours; no header of the
 //! client but those git needs gets there, so credentials never do. Both bodies are piped through, and
-//! dropping the answer kills the process; its children end at their next write.
+//! dropping the answer kills the process and its children at once.
 //! Relies on: `git` in `PATH`. Elsewhere: which folder a path means (`directory`), silence (`idle`).
 
 use std::collections::VecDeque;
@@ -17,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -26,10 +27,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::body::RequestPieces;
 use super::error::plain;
-use super::{Body, Outgoing, PrimaryError, Response, directory};
+use super::{Body, Line, Outgoing, PrimaryError, Response, directory};
 
-/// The most processes at once; further requests wait.
+/// The most processes at once for what is passed on; further requests wait.
 const MOST_PROCESSES: usize = 64;
+/// The same for questions for grants, which clients that are slow with other answers must not hold up.
+const MOST_QUESTIONS: usize = 16;
+/// The same for syncs and comparisons.
+const MOST_OWN: usize = 16;
 /// The most bytes of a CGI head.
 const MOST_HEAD: usize = 64 * 1024;
 /// How much is read from the process at once.
@@ -43,7 +48,9 @@ pub(super) struct Cgi {
     /// Without symbolic links.
     root: PathBuf,
     path: OsString,
-    processes: Arc<Semaphore>,
+    passing: Arc<Semaphore>,
+    questions: Arc<Semaphore>,
+    own: Arc<Semaphore>,
 }
 
 impl Cgi {
@@ -58,7 +65,9 @@ impl Cgi {
         Command::new("git").arg("--version").output().await.map_err(|error| {
             wrong(format!("a directory is served through git, which cannot be started: {error}"))
         })?;
-        Ok(Self { root: real, path, processes: Arc::new(Semaphore::new(MOST_PROCESSES)) })
+        let places = |most| Arc::new(Semaphore::new(most));
+        let (passing, questions, own) = (places(MOST_PROCESSES), places(MOST_QUESTIONS), places(MOST_OWN));
+        Ok(Self { root: real, path, passing, questions, own })
     }
 
     /// Looks whether the directory can be read.
@@ -74,7 +83,12 @@ impl Cgi {
         let (root, repo) = (self.root.clone(), outgoing.repo.clone());
         let found = tokio::task::spawn_blocking(move || directory::find(&root, &repo)).await;
         let Ok(Some(folder)) = found else { return Ok(not_found()) };
-        let permit = self.processes.clone().acquire_owned().await;
+        let places = match outgoing.line {
+            Line::Grants => &self.questions,
+            Line::Own => &self.own,
+            Line::Plain | Line::Once => &self.passing,
+        };
+        let permit = Arc::clone(places).acquire_owned().await;
         let permit = permit.map_err(|_| PrimaryError::Unreachable("shutting down".into()))?;
         let mut command = self.command(&outgoing, &folder);
         let mut child = command.spawn().map_err(|error| {
@@ -88,6 +102,7 @@ impl Cgi {
             AbortOnDropHandle::new(tokio::spawn(feed(outgoing.body.into_pieces(), stdin, broken.clone())))
         });
         let mut running = Running {
+            group: child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)),
             output: ReaderStream::with_capacity(stdout, PIECE),
             rest: Bytes::new(),
             child,
@@ -99,12 +114,18 @@ impl Cgi {
         };
         let (status, headers) = running.head().await?;
         if outgoing.method == Method::HEAD {
-            return Ok(Response { status, headers, body: Box::pin(stream::empty()), asked: None });
+            return Ok(Response {
+                status,
+                headers,
+                body: Box::pin(stream::empty()),
+                unframed: false,
+                asked: None,
+            });
         }
         let body = stream::try_unfold(running, |mut running| async move {
             Ok(running.piece().await?.map(|piece| (piece, running)))
         });
-        Ok(Response { status, headers, body: Box::pin(body), asked: None })
+        Ok(Response { status, headers, body: Box::pin(body), unframed: false, asked: None })
     }
 
     /// The process with all of its environment: nothing of ours but `PATH`, no user or system configuration.
@@ -132,6 +153,7 @@ impl Cgi {
             .env("QUERY_STRING", outgoing.query().unwrap_or_default())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            .process_group(0)
             .kill_on_drop(true);
         let header = |name: HeaderName| outgoing.headers.get(name).and_then(|value| value.to_str().ok());
         if let Some(kind) = header(CONTENT_TYPE) {
@@ -171,7 +193,7 @@ fn not_found() -> Response {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     let body = stream::iter([Ok(Bytes::from_static(b"Repository not found\n"))]);
-    Response { status: StatusCode::NOT_FOUND, headers, body: Box::pin(body), asked: None }
+    Response { status: StatusCode::NOT_FOUND, headers, body: Box::pin(body), unframed: false, asked: None }
 }
 
 /// Pipes a request's body into the process. If the client breaks off, the pipe stays open until the process is
@@ -207,11 +229,22 @@ struct Running {
     /// What came with the head and belongs to the body.
     rest: Bytes,
     child: Child,
+    /// The process and its children, until it has ended by itself.
+    group: Option<Pid>,
     messages: tokio::task::JoinHandle<String>,
     broken: CancellationToken,
     repo: String,
     _feed: Option<AbortOnDropHandle<()>>,
     _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(group) = self.group {
+            // An error means that all of them have ended.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
 }
 
 impl Running {
@@ -266,6 +299,8 @@ impl Running {
     async fn end(&mut self) -> Result<(), PrimaryError> {
         let lost = |error: io::Error| PrimaryError::Unreachable(format!("git http-backend: {error}"));
         let status = self.child.wait().await.map_err(lost)?;
+        // From here on the number may be another's.
+        self.group = None;
         if !status.success() {
             let said = (&mut self.messages).await.unwrap_or_default();
             tracing::info!(repo = %self.repo, %status, %said, "git http-backend failed");

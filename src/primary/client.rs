@@ -27,7 +27,7 @@ use crate::git::request::{Command, CommandRequest, FetchRequest};
 use super::answer::{self, ADVERTISEMENT, REQUEST, RESULT};
 use super::body::collect;
 use super::pack_stream::Packets;
-use super::{Body, ClientHeaders, Outgoing, Pack, Primary, PrimaryError, Progress};
+use super::{Body, ClientHeaders, Line, Outgoing, Pack, Primary, PrimaryError, Progress};
 
 /// How we name ourselves. Some hosts let only agents through that begin with `git/`.
 pub(super) const USER_AGENT_VALUE: &str = concat!("git/packmirror-", env!("CARGO_PKG_VERSION"));
@@ -147,7 +147,8 @@ impl Primary {
         let limit = self.settings().timeouts.question;
         let asked = timeout(limit, async {
             let response = self
-                .ask(Outgoing {
+                .exchange(Outgoing {
+                    line: Line::Own,
                     method: Method::GET,
                     repo: repo.clone(),
                     endpoint: Endpoint::InfoRefs(Some(Service::UploadPack)),
@@ -179,7 +180,8 @@ impl Primary {
             body.into()
         };
         let response = self
-            .ask(Outgoing {
+            .exchange(Outgoing {
+                line: Line::Own,
                 method: Method::POST,
                 repo: repo.clone(),
                 endpoint: Endpoint::UploadPack,

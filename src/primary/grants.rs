@@ -5,7 +5,8 @@
 //! right type whose body is not git's `ERR`. 401, 403 and 404 go back to the client as they are; anything
 //! else (redirects, errors, silence) is no answer, which denies. A yes is believed for a short time counted from
 //! the moment we asked, a no never. What is kept is a keyed hash of the credential, not the credential.
-//! Relies on: a monotonic clock. Elsewhere: what needs a [`Grant`] (`mirror`), headers (`pass`).
+//! Relies on: a monotonic clock, and connections that carry nothing but these questions ([`Line::Grants`]), so that no
+//! client can make the primary say yes out of turn. Elsewhere: what needs a [`Grant`] (`mirror`), headers (`pass`).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -31,7 +32,7 @@ use crate::git::request::Command;
 use super::answer::{self, REQUEST, RESULT};
 use super::body::{Pieces, collect, drain};
 use super::client::{common_headers, plainly, too_late};
-use super::{Asked, Body, ClientHeaders, Outgoing, Primary, PrimaryError, Response};
+use super::{Asked, Body, ClientHeaders, Line, Outgoing, Primary, PrimaryError, Response};
 
 /// The longest time a grant may be believed, whatever the settings say: the bound of a revocation.
 pub const LONGEST_TTL: Duration = Duration::from_secs(300);
@@ -329,6 +330,7 @@ impl Inner {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(REQUEST));
         headers.insert(ACCEPT, HeaderValue::from_static(RESULT));
         let outgoing = Outgoing {
+            line: Line::Grants,
             method: Method::POST,
             repo: repo.clone(),
             endpoint: Endpoint::UploadPack,
@@ -336,8 +338,7 @@ impl Inner {
             headers,
             body: Body::Whole(question(hash).into()),
         };
-        let response =
-            self.primary.exchange(&self.primary.0.pass, outgoing).await.map_err(Refusal::Unavailable)?;
+        let response = self.primary.exchange(outgoing).await.map_err(Refusal::Unavailable)?;
         if matches!(response.status.as_u16(), 401 | 403 | 404) {
             return Err(deny(response).await);
         }

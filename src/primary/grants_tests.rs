@@ -463,3 +463,43 @@ async fn withdrawing_takes_back_what_is_known_and_what_is_being_asked() {
     collected(response).await.unwrap();
     assert!(grants.live(&repo("r"), &client(&[BOB])).is_none());
 }
+
+/// A host that answers twice what it was asked once: the second answer is nobody's.
+#[tokio::test]
+async fn an_answer_that_nobody_asked_for_closes_its_connection() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let opened = Arc::new(AtomicUsize::new(0));
+    let count = opened.clone();
+    let host = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut seen = Vec::new();
+                while stream.read_buf(&mut seen).await.is_ok_and(|n| n > 0) {
+                    if !seen.ends_with(b"0000") {
+                        continue;
+                    }
+                    let yes =
+                        format!("HTTP/1.1 200 OK\r\nContent-Type: {RESULT}\r\nContent-Length: 4\r\n\r\n0000");
+                    let no = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_owned();
+                    let public = seen.starts_with(b"POST /public");
+                    let answer = if public { yes.clone() + &yes } else { no };
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                    seen.clear();
+                }
+            });
+        }
+    });
+    let settings = PrimarySettings::new(Location::parse(&url, false).unwrap());
+    let grants = Grants::new(Primary::open(settings).await.unwrap(), Duration::ZERO);
+    let client = ClientHeaders::none();
+    for n in 1..=30 {
+        grants.check(&repo("public"), &client, HashKind::Sha1).await.unwrap();
+        let refusal = grants.check(&repo("private"), &client, HashKind::Sha1).await.unwrap_err();
+        assert!(!matches!(refusal, Refusal::Answer(ref denial) if denial.status != 404), "{refusal:?}");
+        assert!(opened.load(Ordering::SeqCst) >= n, "a connection with an answer too many was used again");
+    }
+    host.abort();
+}

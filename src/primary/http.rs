@@ -8,23 +8,30 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::StreamExt;
-use http::header::{CONTENT_LENGTH, HeaderValue};
-use reqwest::{Certificate, Client, Url, redirect, retry};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
+use http::{Method, StatusCode, Version};
+use reqwest::{Certificate, Client, ClientBuilder, Url, redirect, retry};
 
 use super::error::with_causes;
 use super::settings::Timeouts;
-use super::{Body, Location, Outgoing, PrimaryError, Response};
+use super::{Body, Line, Location, Outgoing, PrimaryError, Response};
 
 /// Unused connections are closed after this, before most load balancers close them under a request.
 const POOLED: Duration = Duration::from_secs(30);
 /// Finds peers that vanished without a word.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// Connections to the primary.
+/// The most unused connections of a kind.
+const MOST_POOLED: usize = 64;
+
+/// Connections to the primary, of each kind their own.
 #[derive(Debug)]
 pub(super) struct Http {
     base: Url,
-    client: Client,
+    grants: Client,
+    plain: Client,
+    once: Client,
+    own: Client,
 }
 
 /// Reads the file of further certificate authorities, if one is configured.
@@ -40,29 +47,52 @@ pub(super) async fn read_ca(file: Option<&Path>) -> Result<Vec<Certificate>, Pri
 }
 
 impl Http {
-    /// Prepares a pool of connections to `base`; sends nothing.
+    /// Prepares pools of connections to `base`; sends nothing.
     pub(super) fn new(base: Url, ca: &[Certificate], timeouts: &Timeouts) -> Result<Self, PrimaryError> {
-        let mut builder = Client::builder()
-            .redirect(redirect::Policy::none())
-            // A request is repeated by who knows what it does, never underneath.
-            .retry(retry::never())
-            .referer(false)
-            .connect_timeout(timeouts.connect)
-            .pool_idle_timeout(POOLED)
-            .tcp_keepalive(KEEPALIVE)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .http2_adaptive_window(true)
-            .tls_certs_merge(ca.iter().cloned());
-        if base.scheme() == "https" {
-            builder = builder.https_only(true);
+        let builder = || {
+            let mut builder = Client::builder()
+                .redirect(redirect::Policy::none())
+                // A request is repeated by who knows what it does, never underneath.
+                .retry(retry::never())
+                .referer(false)
+                .connect_timeout(timeouts.connect)
+                .pool_idle_timeout(POOLED)
+                .pool_max_idle_per_host(MOST_POOLED)
+                .tcp_keepalive(KEEPALIVE)
+                .http2_keep_alive_interval(KEEPALIVE)
+                .http2_adaptive_window(true)
+                .tls_certs_merge(ca.iter().cloned());
+            if base.scheme() == "https" {
+                builder = builder.https_only(true);
+            }
+            if Location::Http(base.clone()).is_loopback() {
+                builder = builder.no_proxy();
+            }
+            builder
+        };
+        let build = |builder: ClientBuilder| {
+            let built = builder.build();
+            built.map_err(|error| {
+                PrimaryError::Settings(format!("cannot set up TLS: {}", with_causes(&error)))
+            })
+        };
+        Ok(Self {
+            grants: build(builder())?,
+            plain: build(builder())?,
+            // HTTP/1 alone, since only there a request can say that it is the last one.
+            once: build(builder().pool_max_idle_per_host(0).http1_only())?,
+            own: build(builder())?,
+            base,
+        })
+    }
+
+    fn client(&self, line: Line) -> &Client {
+        match line {
+            Line::Grants => &self.grants,
+            Line::Plain => &self.plain,
+            Line::Once => &self.once,
+            Line::Own => &self.own,
         }
-        if Location::Http(base.clone()).is_loopback() {
-            builder = builder.no_proxy();
-        }
-        let client = builder
-            .build()
-            .map_err(|error| PrimaryError::Settings(format!("cannot set up TLS: {}", with_causes(&error))))?;
-        Ok(Self { base, client })
     }
 
     /// The address of a request, always below the base.
@@ -80,7 +110,7 @@ impl Http {
 
     /// Asks for the base itself, with nothing of anybody's.
     pub(super) async fn reach(&self) -> Result<(), PrimaryError> {
-        let answer = self.client.get(self.base.clone()).send().await.map_err(sort)?;
+        let answer = self.own.get(self.base.clone()).send().await.map_err(sort)?;
         match answer.status() {
             status if status.is_server_error() => Err(super::answer::sort(status, answer.headers())),
             _ => Ok(()),
@@ -89,9 +119,13 @@ impl Http {
 
     /// Sends one request and gives the head of its answer; both bodies stream.
     pub(super) async fn send(&self, outgoing: Outgoing) -> Result<Response, PrimaryError> {
+        let bodiless = outgoing.method == Method::HEAD;
         let mut request = reqwest::Request::new(outgoing.method.clone(), self.url(&outgoing)?);
         *request.headers_mut() = outgoing.headers;
-        let length = outgoing.body.len();
+        let (line, length) = (outgoing.line, outgoing.body.len());
+        if line == Line::Once {
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         *request.body_mut() = match outgoing.body {
             Body::Empty => None,
             Body::Whole(bytes) => Some(bytes.into()),
@@ -102,11 +136,21 @@ impl Http {
                 Some(reqwest::Body::wrap_stream(body.into_pieces()))
             }
         };
-        let answer = self.client.execute(request).await.map_err(sort)?;
+        let answer = self.client(line).execute(request).await.map_err(sort)?;
         let (status, headers) = (answer.status(), answer.headers().clone());
+        let unframed = !bodiless && is_unframed(&answer);
         let body = answer.bytes_stream().map(|piece| piece.map_err(sort));
-        Ok(Response { status, headers, body: Box::pin(body), asked: None })
+        Ok(Response { status, headers, body: Box::pin(body), unframed, asked: None })
     }
+}
+
+/// Whether an answer ends only where its connection does (RFC 9112, 6.3).
+fn is_unframed(answer: &reqwest::Response) -> bool {
+    let (status, headers) = (answer.status(), answer.headers());
+    answer.version() < Version::HTTP_2
+        && !headers.contains_key(CONTENT_LENGTH)
+        && !headers.contains_key(TRANSFER_ENCODING)
+        && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 /// Sorts what reqwest reports; the only place that looks at its errors.
@@ -132,7 +176,7 @@ fn sort(error: reqwest::Error) -> PrimaryError {
 mod tests {
     use super::*;
     use crate::git::path::{Endpoint, RepoPath, Service};
-    use http::{HeaderMap, Method};
+    use http::HeaderMap;
 
     proptest::proptest! {
         #![proptest_config(crate::seed::cases(256))]
@@ -160,6 +204,7 @@ mod tests {
             query: query.map(str::to_owned),
             headers: HeaderMap::new(),
             body: Body::Empty,
+            line: Line::Plain,
         };
         http.url(&outgoing).unwrap().to_string()
     }

@@ -42,7 +42,7 @@ pub use credential::{BadCredential, Credential};
 pub use error::PrimaryError;
 pub use grants::{Denial, Grant, Grants, Refusal};
 pub use pack_stream::{Pack, Progress};
-pub use pass::{BadHeaders, ClientHeaders};
+pub use pass::{BadHeaders, ClientHeaders, MOST_HEADER_BYTES};
 pub use settings::{BadLocation, Location, PrimarySettings, Timeouts};
 
 /// The primary, ready to be asked. Cheap to clone.
@@ -52,16 +52,30 @@ pub struct Primary(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     settings: PrimarySettings,
-    /// For clients' requests. It has no way to the service credential.
-    pass: Backend,
-    /// For our own requests: other connections, so that nothing of ours can stick to a client's.
-    own: Backend,
+    backend: Backend,
+}
+
+/// Which connections (of a directory: which processes) a request may use.
+///
+/// HTTP/1 tells answers apart by their order alone. A server that does not read a body where none is usual takes it for the
+/// next request, and the answer to that for the next answer. So what a client can shape never shares a connection with what
+/// others, or grants, depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Line {
+    /// Questions for grants, and nothing else.
+    Grants,
+    /// Clients' requests whose bytes are those that we would write: nothing in them can be read as a second request.
+    Plain,
+    /// Everything else of clients: one request a connection.
+    Once,
+    /// Our own, with the service credential.
+    Own,
 }
 
 #[derive(Debug)]
 enum Backend {
     Http(http::Http),
-    Directory(Arc<cgi::Cgi>),
+    Directory(cgi::Cgi),
 }
 
 /// A client's request to be passed on.
@@ -97,6 +111,8 @@ pub struct Response {
     pub headers: HeaderMap,
     /// The body; dropping it aborts the request.
     pub body: Pieces,
+    /// Only the end of the connection ends the body, as in HTTP/1.0: whether it is whole nobody can tell.
+    pub unframed: bool,
     /// Set only where a client's own `git-upload-pack` was answered; what [`Grants::observe`] goes by.
     asked: Option<Asked>,
 }
@@ -123,6 +139,7 @@ struct Outgoing {
     query: Option<String>,
     headers: HeaderMap,
     body: Body,
+    line: Line,
 }
 
 impl Outgoing {
@@ -139,23 +156,19 @@ impl Outgoing {
 impl Primary {
     /// Checks the settings and prepares connections; sends nothing.
     pub async fn open(settings: PrimarySettings) -> Result<Self, PrimaryError> {
-        let (pass, own) = match &settings.location {
+        let backend = match &settings.location {
             Location::Http(url) => {
                 let ca = http::read_ca(settings.ca_file.as_deref()).await?;
-                let http = || http::Http::new(url.clone(), &ca, &settings.timeouts);
-                (Backend::Http(http()?), Backend::Http(http()?))
+                Backend::Http(http::Http::new(url.clone(), &ca, &settings.timeouts)?)
             }
-            Location::Directory(root) => {
-                let cgi = Arc::new(cgi::Cgi::open(root).await?);
-                (Backend::Directory(cgi.clone()), Backend::Directory(cgi))
-            }
+            Location::Directory(root) => Backend::Directory(cgi::Cgi::open(root).await?),
         };
         if settings.credential.is_some() && matches!(settings.location, Location::Directory(_)) {
             tracing::warn!(
                 "the primary is a directory and has no accounts: the service credential is not used"
             );
         }
-        Ok(Self(Arc::new(Inner { settings, pass, own })))
+        Ok(Self(Arc::new(Inner { settings, backend })))
     }
 
     /// The primary's address as it is written into records, logs and grants; it holds no secret.
@@ -173,7 +186,7 @@ impl Primary {
     pub async fn reach(&self) -> Result<(), PrimaryError> {
         let limit = self.0.settings.timeouts.question;
         let asked = async {
-            match &self.0.own {
+            match &self.0.backend {
                 Backend::Http(http) => http.reach().await,
                 Backend::Directory(cgi) => cgi.reach().await,
             }
@@ -191,6 +204,7 @@ impl Primary {
             at: Instant::now(),
         });
         let outgoing = Outgoing {
+            line: pass::line(&request),
             method: request.method,
             repo: request.repo,
             endpoint: request.endpoint,
@@ -198,24 +212,25 @@ impl Primary {
             headers: request.client.all().clone(),
             body: request.body,
         };
-        let mut response = self.exchange(&self.0.pass, outgoing).await?;
+        let mut response = self.exchange(outgoing).await?;
         response.asked = asked;
         Ok(response)
     }
 
-    /// Sends a request of our own.
-    async fn ask(&self, outgoing: Outgoing) -> Result<Response, PrimaryError> {
-        self.exchange(&self.0.own, outgoing).await
-    }
-
     /// Sends to a backend and watches both directions for silence.
-    async fn exchange(&self, backend: &Backend, mut outgoing: Outgoing) -> Result<Response, PrimaryError> {
+    async fn exchange(&self, mut outgoing: Outgoing) -> Result<Response, PrimaryError> {
         let watch = idle::Watch::new(self.0.settings.timeouts.idle);
         outgoing.body = watch.over_request(outgoing.body);
-        let mut response = match backend {
+        let mut response = match &self.0.backend {
             Backend::Http(http) => watch.over_head(http.send(outgoing)).await??,
             Backend::Directory(cgi) => watch.over_head(cgi.send(outgoing)).await??,
         };
+        if response.status.is_informational() {
+            return Err(PrimaryError::Protocol(format!(
+                "the interim status {} as an answer",
+                response.status
+            )));
+        }
         response.headers = pass::response_headers(&response.headers);
         response.body = watch.over_answer(response.body);
         Ok(response)

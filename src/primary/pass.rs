@@ -11,7 +11,11 @@
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
+use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use super::{Body, Line, Request};
+use crate::git::path::Endpoint;
 
 /// The most headers a client may send.
 pub const MOST_HEADERS: usize = 100;
@@ -128,10 +132,16 @@ const HARMLESS: [&str; 25] = [
 const NEVER_RETURNED: [&str; 4] =
     ["alt-svc", "strict-transport-security", "public-key-pins", "public-key-pins-report-only"];
 
+/// Request headers by which an answer may come without its body.
+const CONDITIONS: [&str; 6] =
+    ["if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "range"];
+
 /// Request headers that must come once: two servers might pick different ones.
-static ONCE: LazyLock<[HeaderName; 4]> = LazyLock::new(|| {
+static ONCE: LazyLock<[HeaderName; 6]> = LazyLock::new(|| {
     [
         header::AUTHORIZATION,
+        header::HOST,
+        header::CONTENT_LENGTH,
         header::CONTENT_TYPE,
         header::CONTENT_ENCODING,
         HeaderName::from_static("git-protocol"),
@@ -264,7 +274,26 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
-    HOP_BY_HOP.contains(&name.as_str())
+    HOP_BY_HOP.contains(&name.as_str().replace('_', "-").as_str())
+}
+
+/// Which connections a client's request may use: shared ones only if nothing in it could be read as a second request.
+pub(super) fn line(request: &Request) -> Line {
+    let conditional = CONDITIONS.iter().any(|name| request.client.0.contains_key(*name));
+    let plain = match (&request.method, &request.endpoint, &request.body) {
+        (&Method::GET, Endpoint::InfoRefs(Some(_)), Body::Empty) => true,
+        (&Method::POST, Endpoint::UploadPack, Body::Whole(body)) => {
+            !request.client.0.contains_key(header::CONTENT_ENCODING) && is_plain_question(body)
+        }
+        _ => false,
+    };
+    if plain && !conditional { Line::Plain } else { Line::Once }
+}
+
+/// Whether a body is an `ls-refs` whose first line no server takes for a request's, with no line ends but git's.
+fn is_plain_question(body: &[u8]) -> bool {
+    let harmless = |byte: &u8| *byte == b'\n' || *byte >= b' ' && *byte != 0x7f;
+    body.starts_with(b"0014command=ls-refs\n") && body.iter().all(harmless)
 }
 
 fn is_never_sent(name: &HeaderName) -> bool {
@@ -279,6 +308,7 @@ fn is_harmless(name: &HeaderName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::git::path::Service;
 
     fn map(pairs: &[(&str, &str)]) -> HeaderMap {
         let pairs = pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
@@ -298,6 +328,8 @@ mod tests {
             ("Connection", "keep-alive, X-Hop"),
             ("X-Hop", "1"),
             ("Transfer-Encoding", "chunked"),
+            ("Transfer_Encoding", "chunked"),
+            ("Content_Length", "7"),
             ("Proxy-Authorization", "Basic cHJveHk="),
             ("Expect", "100-continue"),
             ("X-Forwarded-For", "10.0.0.1"),
@@ -356,6 +388,11 @@ mod tests {
         assert_eq!(ClientHeaders::of(&map(&twice)).unwrap_err(), BadHeaders::Twice("authorization".into()));
         let same = [("Authorization", "Basic a"), ("Authorization", "Basic a")];
         assert!(ClientHeaders::of(&map(&same)).is_err(), "even if they agree");
+        let lengths = [("Content-Length", "3"), ("Content-Length", "3")];
+        assert_eq!(
+            ClientHeaders::of(&map(&lengths)).unwrap_err(),
+            BadHeaders::Twice("content-length".into())
+        );
         let lengths = [("Transfer-Encoding", "chunked"), ("Content-Length", "3")];
         assert_eq!(ClientHeaders::of(&map(&lengths)).unwrap_err(), BadHeaders::TwoLengths);
         let mut many = HeaderMap::new();
@@ -365,6 +402,40 @@ mod tests {
         assert_eq!(ClientHeaders::of(&many).unwrap_err(), BadHeaders::TooLarge);
         let long = "x".repeat(MOST_HEADER_BYTES);
         assert_eq!(ClientHeaders::of(&map(&[("x-a", &long)])).unwrap_err(), BadHeaders::TooLarge);
+    }
+
+    #[test]
+    fn what_a_client_can_shape_shares_no_connection() {
+        let listing = b"0014command=ls-refs\n0015object-format=sha1\n00010009peel\n0000";
+        let whole = |bytes: &[u8]| Body::Whole(bytes.to_vec().into());
+        let stream = || Body::Stream { pieces: Box::pin(futures::stream::empty()), length: Some(0) };
+        let info = |service| Endpoint::InfoRefs(Some(service));
+        let of = |method: Method, endpoint: Endpoint, body: Body, headers: &[(&str, &str)]| {
+            let client = ClientHeaders::of(&map(headers)).unwrap();
+            let repo = crate::git::path::RepoPath::parse("r").unwrap();
+            line(&Request { method, repo, endpoint, query: None, client, body })
+        };
+        let fetch = || Endpoint::UploadPack;
+        assert_eq!(of(Method::GET, info(Service::UploadPack), Body::Empty, &[("Cookie", "a")]), Line::Plain);
+        assert_eq!(of(Method::GET, info(Service::ReceivePack), Body::Empty, &[]), Line::Plain);
+        assert_eq!(of(Method::POST, fetch(), whole(listing), &[]), Line::Plain);
+        let once = [
+            of(Method::GET, info(Service::UploadPack), Body::Empty, &[("If-None-Match", "*")]),
+            of(Method::GET, info(Service::UploadPack), Body::Empty, &[("Range", "bytes=0-1")]),
+            of(Method::HEAD, info(Service::UploadPack), Body::Empty, &[]),
+            of(Method::POST, info(Service::UploadPack), Body::Empty, &[]),
+            of(Method::GET, Endpoint::InfoRefs(None), Body::Empty, &[]),
+            of(Method::GET, Endpoint::Plain("HEAD".into()), Body::Empty, &[]),
+            of(Method::POST, Endpoint::ReceivePack, whole(b"0000"), &[]),
+            of(Method::POST, fetch(), stream(), &[]),
+            of(Method::POST, fetch(), whole(listing), &[("Content-Encoding", "gzip")]),
+            of(Method::POST, fetch(), whole(b"0014command=ls-refs\n0017ref-prefix a\r\nHost: x\n0000"), &[]),
+            of(Method::POST, fetch(), whole(b"0013command=ls-refs0001"), &[]),
+            of(Method::POST, fetch(), whole(b"0012command=fetch\n0001"), &[]),
+            of(Method::POST, fetch(), whole(b"GET / HTTP/1.1\nHost: x\n\n"), &[]),
+            of(Method::POST, fetch(), whole(b""), &[]),
+        ];
+        assert_eq!(once, [Line::Once; 14]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
 
+use crate::serve::health;
 use crate::telemetry::metrics as names;
 
 /// Wraps a route: counts the answer by service and status, and holds the request in flight until its body ended.
@@ -24,7 +25,7 @@ pub async fn count(request: Request, next: Next) -> Response {
 /// The kind of request, by the end of its path; a label, so one of few.
 fn service(path: &str) -> &'static str {
     match path {
-        "/livez" | "/readyz" | "/metrics" => "health",
+        _ if health::is_health(path) => "health",
         _ if path.ends_with("/info/refs") => "refs",
         _ if path.ends_with("/git-upload-pack") => "fetch",
         _ if path.ends_with("/git-receive-pack") => "push",

@@ -22,7 +22,7 @@ use crate::serve::app::App;
 use crate::serve::body::{self, Begun, Sent};
 use crate::serve::error::Failure;
 use crate::serve::fetch;
-use crate::serve::pass::{Reason, ask, client_response, outbound, pass};
+use crate::serve::pass::{Reason, ask, check, client_response, outbound, pass};
 use crate::serve::watch::{Form, watch};
 use crate::text::chain;
 
@@ -69,7 +69,7 @@ pub struct Asked {
 }
 
 async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     // In HTTP/2 the authority belongs to every request; in HTTP/1 it makes an absolute-form one, which is for proxies.
     if parts.version < http::Version::HTTP_2 && parts.uri.authority().is_some() {
         return Err(Failure::Malformed("the request names another host; this is no forward proxy".into()));
@@ -77,6 +77,7 @@ async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
     let query = parts.uri.query();
     let (path, endpoint) = split(parts.uri.path(), query)?;
     let client = ClientHeaders::of(&parts.headers)?;
+    check(&parts.method, &endpoint, &parts.headers, &mut body).await?;
     let version = Version::of(&parts.headers);
     let selected = app.mirror.selects(&path);
     if !selected && app.mirror.settings.unselected == Unselected::Refuse {
@@ -89,6 +90,11 @@ async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
     }
     let method = parts.method.clone();
     let request = outbound(method, &path, &endpoint, query, &parts.headers, client.clone(), body);
+    let known =
+        matches!(parts.method, Method::GET | Method::HEAD | Method::POST | Method::PUT | Method::DELETE);
+    if !known {
+        return Err(Failure::Malformed("this method is not for Git".into()));
+    }
     if !selected {
         return pass(app, request, Reason::NotSelected).await;
     }
@@ -98,10 +104,7 @@ async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
         }
         (_, Endpoint::InfoRefs(Some(Service::ReceivePack))) => pass(app, request, Reason::Push).await,
         (&Method::POST, Endpoint::ReceivePack) => push(app, &path, request).await,
-        (&Method::GET | &Method::HEAD | &Method::POST | &Method::PUT | &Method::DELETE, _) => {
-            pass(app, request, Reason::OtherEndpoint).await
-        }
-        _ => Err(Failure::Malformed("this method is not for Git".into())),
+        _ => pass(app, request, Reason::OtherEndpoint).await,
     }
 }
 

@@ -11,6 +11,11 @@ use http::{StatusCode, header};
 
 use crate::serve::app::App;
 
+/// Whether a path is one of the three.
+pub fn is_health(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz" | "/metrics")
+}
+
 /// Answers as long as the process can.
 pub async fn livez() -> &'static str {
     "ok\n"

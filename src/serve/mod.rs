@@ -5,6 +5,8 @@
 //! - [`fetch`]: a fetch answered from the bucket. [`prepare`]: what it sends. [`plans`]: kept for the
 //!   next one. [`send`]: its stream. [`pass`]: everything the primary answers.
 //! - [`turns`], [`meter`]: what computing for a client may take.
+//! - [`places`]: who may stay connected how long. [`connection`]: what one client owes. [`wire`]: its bytes. [`framing`]: where
+//!   its requests begin and end. [`files`]: how many files may be open.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics`. [`count`]: every request counted.
 //!
 //! Relies on: `mirror` for repositories, `primary` for grants and passing on, `git` and `pack` for the protocol.
@@ -12,9 +14,12 @@
 pub mod advertise;
 pub mod app;
 pub mod body;
+pub mod connection;
 pub mod count;
 pub mod error;
 pub mod fetch;
+pub mod files;
+pub mod framing;
 pub mod git;
 pub mod health;
 pub mod listen;
@@ -22,8 +27,10 @@ pub mod meter;
 mod named;
 pub mod node;
 pub mod pass;
+pub mod places;
 pub mod plans;
 pub mod prepare;
 pub mod send;
 pub mod turns;
 pub mod watch;
+pub mod wire;

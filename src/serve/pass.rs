@@ -3,10 +3,11 @@
 //! This is what makes the mirror never worse than the primary: whatever it cannot answer exactly, the primary answers.
 //! Every pass is counted with its reason.
 
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::response::Response;
 use futures::TryStreamExt;
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method, Version, header};
+use http_body_util::BodyExt;
 
 use crate::git::path::{Endpoint, RepoPath};
 use crate::primary::{self, ClientHeaders, Denial};
@@ -70,8 +71,14 @@ pub async fn ask(app: &App, request: primary::Request, reason: Reason) -> Result
 }
 
 /// Hands the primary's response to the client.
+///
+/// An answer that ends only with its connection goes on the same way: with an end of our making it would look whole,
+/// also where it was cut.
 pub fn client_response(answer: primary::Response) -> Response {
     let mut response = Response::new(Body::from_stream(answer.body));
+    if answer.unframed {
+        *response.version_mut() = Version::HTTP_10;
+    }
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
     response
@@ -85,7 +92,7 @@ pub fn denial_response(denial: Denial) -> Response {
     response
 }
 
-/// A request to be passed on with its body as a stream.
+/// A request to be passed on, its body as a stream. GET and HEAD go on without one.
 pub fn outbound(
     method: Method,
     repo: &RepoPath,
@@ -95,13 +102,12 @@ pub fn outbound(
     client: ClientHeaders,
     body: Body,
 ) -> primary::Request {
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-    let has_body = length.is_some_and(|n: u64| n > 0) || headers.contains_key(header::TRANSFER_ENCODING);
-    let body = if has_body || (method != Method::GET && method != Method::HEAD) {
-        let pieces = body.into_data_stream().map_err(std::io::Error::other);
-        primary::Body::Stream { pieces: Box::pin(pieces), length }
-    } else {
+    let body = if is_bodiless(&method) || body.is_end_stream() {
         primary::Body::Empty
+    } else {
+        let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        let pieces = TryStreamExt::map_err(body.into_data_stream(), std::io::Error::other);
+        primary::Body::Stream { pieces: Box::pin(pieces), length }
     };
     primary::Request {
         method,
@@ -111,4 +117,39 @@ pub fn outbound(
         client,
         body,
     }
+}
+
+/// Whether requests with this method have no body: servers need not look for one (RFC 9110, 9.3.1).
+fn is_bodiless(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// Refuses what a server behind us might read in another way than we do, before anything of it goes on.
+pub async fn check(
+    method: &Method,
+    endpoint: &Endpoint,
+    headers: &HeaderMap,
+    body: &mut Body,
+) -> Result<(), Failure> {
+    let lengths = headers.get_all(header::CONTENT_LENGTH);
+    if lengths.iter().any(|v| v.is_empty() || !v.as_bytes().iter().all(u8::is_ascii_digit)) {
+        return Err(Failure::Malformed("Content-Length is not a number".into()));
+    }
+    let coding = headers.get(header::CONTENT_ENCODING).map(|v| v.as_bytes());
+    let smart = matches!(endpoint, Endpoint::UploadPack | Endpoint::ReceivePack);
+    if smart && !matches!(coding, None | Some(b"identity" | b"gzip" | b"x-gzip")) {
+        return Err(Failure::Malformed("this Content-Encoding is not known; send gzip or none".into()));
+    }
+    if is_bodiless(method) && !body.is_end_stream() {
+        // In HTTP/2 the end of an empty body may come behind its request.
+        let empty = match body.frame().await {
+            None => true,
+            Some(Ok(frame)) => frame.data_ref().is_some_and(Bytes::is_empty) && body.is_end_stream(),
+            Some(Err(_)) => false,
+        };
+        if !empty {
+            return Err(Failure::Malformed("a GET or HEAD request must not have a body".into()));
+        }
+    }
+    Ok(())
 }

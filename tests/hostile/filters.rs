@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::git::{Git, git};
+use crate::git::Git;
 use crate::mirror_only;
 use crate::oracle::{mirrored, same};
 use crate::primary::{Primary, Repo};

@@ -5,9 +5,11 @@
 //! These are modules of the whole-system tests, with which they share one binary and one harness.
 
 pub mod access;
+mod connections;
 mod filters;
 mod memory;
 mod requests;
+mod smuggling;
 
 /// Whether attacks run at full size.
 pub fn full() -> bool {

@@ -20,6 +20,8 @@ pub struct Setup {
     env: Vec<(String, String)>,
     /// The most private memory the process may have, in bytes.
     memory: Option<u64>,
+    /// The most files it may have open.
+    files: Option<u32>,
 }
 
 impl Setup {
@@ -31,6 +33,7 @@ impl Setup {
             cache: world.unused("cache"),
             env: Vec::new(),
             memory: None,
+            files: None,
             settings: vec!["log_format = \"text\"".into(), "log_level = \"debug\"".into()],
         }
     }
@@ -54,6 +57,12 @@ impl Setup {
         self
     }
 
+    /// Lets the process have at most `most` open files.
+    pub fn files(mut self, most: u32) -> Self {
+        self.files = Some(most);
+        self
+    }
+
     pub fn store(mut self, url: &str) -> Self {
         self.store = url.into();
         self
@@ -68,13 +77,14 @@ impl Setup {
         let file = self.folder.join("packmirror.toml");
         std::fs::write(&file, self.settings.join("\n") + "\n").expect("a settings file");
         let program = env!("CARGO_BIN_EXE_packmirror");
-        let mut command = match self.memory {
-            None => Command::new(program),
-            Some(bytes) => {
-                let mut limited = Command::new("prlimit");
-                limited.arg(format!("--data={bytes}")).arg(program);
-                limited
-            }
+        let mut command = if self.memory.is_none() && self.files.is_none() {
+            Command::new(program)
+        } else {
+            let mut limited = Command::new("prlimit");
+            limited.args(self.memory.map(|bytes| format!("--data={bytes}")));
+            limited.args(self.files.map(|most| format!("--nofile={most}")));
+            limited.arg(program);
+            limited
         };
         clean(&mut command);
         for (key, value) in std::env::vars_os() {
