@@ -43,6 +43,8 @@ impl<'a> Named<'a> {
         let Some(commit) = stack.commit(stack.peel(gid)) else { return Ok(None) };
         let mut at = commit.tree();
         for part in path.split(|b| *b == b'/') {
+            meter.step(1)?;
+            let _held = Held::new(*meter, stack.size(at))?;
             let (kind, tree) = decode::object(stack, granted.source(), at, trees)?;
             if kind != Kind::Tree {
                 return Ok(None);
