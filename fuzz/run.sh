@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets and runs each for a short while, starting from its seeds; a finding ends it.
-#   fuzz/run.sh [SECONDS [TARGET...]]        each target for so long (15)
+#   fuzz/run.sh [SECONDS [TARGET...]]        each target for so long (15), or for so many inputs as are known to be fine
+# The seed is fixed, so that a finding is a change's fault; PACKMIRROR_TEST_SEED=random draws one, and does not stop at a number.
 # Needs stable Rust and a C++ compiler (for libFuzzer). The flags are those of `cargo fuzz --sanitizer none`, which
 # does the same with more comfort; a finding lies in fuzz/artifacts/TARGET and is run again by naming it:
 #   cargo fuzz run --sanitizer none TARGET fuzz/artifacts/TARGET/crash-...
@@ -9,6 +10,10 @@ cd "$(dirname "$0")"
 seconds=${1:-15}
 shift || true
 targets=("$@")
+seed=${PACKMIRROR_TEST_SEED:-1} runs=300000
+[ "$seed" = 1 ] || runs=-1
+[ "$seed" != random ] || seed=$((RANDOM * 32768 + RANDOM + 2))
+echo "PACKMIRROR_TEST_SEED=$seed"
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(sed -n 's/^path = "fuzz_targets\/\(.*\)\.rs"$/\1/p' Cargo.toml)
 
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/../target}/fuzz
@@ -26,7 +31,8 @@ for target in "${targets[@]}"; do
 	printf -- '-- %s\n' "$target"
 	mkdir -p "$work/$target" "artifacts/$target"
 	# What is found on the way goes to the first directory and is thrown away; the seeds stay as they are.
-	if ! TMPDIR=$work "$built/$target" -max_total_time="$seconds" -timeout=10 -max_len=4096 -artifact_prefix="artifacts/$target/" \
+	if ! TMPDIR=$work "$built/$target" -seed="$seed" -runs="$runs" -max_total_time="$seconds" -timeout=10 -max_len=4096 \
+		-rss_limit_mb=1024 -artifact_prefix="artifacts/$target/" \
 		"$work/$target" "seeds/$target" >"$work/log" 2>&1; then
 		cat "$work/log"
 		printf 'fuzz/artifacts/%s holds what %s stumbled over\n' "$target" "$target" >&2

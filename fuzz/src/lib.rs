@@ -13,8 +13,13 @@ pub mod git;
 #[path = "../../src/pack/mod.rs"]
 pub mod pack;
 
+pub mod bodies;
+pub mod bound;
+pub mod filters;
 pub mod layers;
+pub mod names;
 pub mod packs;
+pub mod patterns;
 pub mod records;
 pub mod replies;
 pub mod requests;

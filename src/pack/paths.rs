@@ -109,3 +109,74 @@ impl<'a> Paths<'a> {
         self.meter.step((self.here.1.len() / 64) as u64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bstr::BStr;
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::git::filter::Filter;
+    use crate::pack::Gid;
+    use crate::pack::rules::{BadRules, SparseBlobs};
+    use crate::pack::testing::Allowed;
+    use crate::pack::trees::TreeError;
+
+    /// Two blobs of patterns.
+    struct Two;
+
+    impl SparseBlobs for Two {
+        fn find(&mut self, name: &BStr) -> Result<Option<Gid>, TreeError> {
+            Ok(Some(if name == "0" { 0 } else { 1 }))
+        }
+
+        fn read(&mut self, blob: Gid) -> Result<Bytes, BadRules> {
+            Ok(Bytes::from_static([&b"/src/\n!*.o\n"[..], b"*.c\n*.o\n"][blob as usize]))
+        }
+    }
+
+    fn rules(meter: &Allowed) -> Rules<'_> {
+        let filter = Filter::parse(b"combine:sparse:oid=0+sparse:oid=1").unwrap();
+        Rules::compile(&filter, &mut Two, meter).unwrap()
+    }
+
+    #[test]
+    fn a_file_is_kept_where_all_sets_select_it() {
+        let meter = Allowed::new(1000, 1 << 20);
+        let rules = rules(&meter);
+        let mut paths = Paths::new(Some(&rules), &meter).unwrap();
+        let src = paths.down(0, b"src").unwrap();
+        let deep = paths.down(src, b"deep").unwrap();
+        assert_eq!((src, deep, paths.down(0, b"src").unwrap()), (1, 2, 1));
+        let kept =
+            [(0, "a.c"), (src, "a.c"), (src, "a.o"), (src, "a.h"), (deep, "b.c"), (0, "a.c"), (deep, "b.o")]
+                .map(|(dir, name)| paths.keeps(dir, name.as_bytes()).unwrap());
+        assert_eq!(kept, [false, true, false, false, true, false, false]);
+        assert_eq!(
+            Paths::new(None, &meter).unwrap().down(0, b"src"),
+            Ok(0),
+            "without patterns there is one place"
+        );
+    }
+
+    #[test]
+    fn names_cost_once_and_end_with_the_meter() {
+        let meter = Allowed::new(u64::MAX, 4 << 20);
+        {
+            let rules = rules(&meter);
+            let mut paths = Paths::new(Some(&rules), &meter).unwrap();
+            let mut dir = 0;
+            let name = [b'a'; 1000];
+            let made =
+                (0..100_000).take_while(|_| paths.down(dir, &name).map(|next| dir = next).is_ok()).count();
+            assert!((3000..4000).contains(&made), "{made} directories of 1000 bytes in 4 MiB");
+        }
+        assert_eq!(meter.bytes(), 4 << 20, "all is given back");
+        let meter = Allowed::new(100_000, u64::MAX);
+        let rules = rules(&meter);
+        let mut paths = Paths::new(Some(&rules), &meter).unwrap();
+        let mut dir = 0;
+        let deep = (0..100_000).take_while(|_| paths.down(dir, b"a").map(|next| dir = next).is_ok()).count();
+        assert!(deep < 10_000, "paths grow, and so does the work: {deep}");
+    }
+}

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use gix_hash::{Kind as HashKind, ObjectId};
 
 use super::graph::{BuildError, BuildInput, Draft, build};
+use super::meter::{Halt, Meter};
 use super::{Layer, Source, Stack};
 
 /// A bare repository in a directory that goes away with it.
@@ -285,4 +287,37 @@ pub fn random_history(repo: &Repo, seed: u64, commits: usize) {
         trees.push(files);
     }
     repo.git_with(&["fast-import", "--quiet"], &stream);
+}
+
+/// A meter that allows so many steps and so many bytes at a time.
+pub struct Allowed {
+    steps: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Allowed {
+    pub fn new(steps: u64, bytes: u64) -> Self {
+        Self { steps: steps.into(), bytes: bytes.into() }
+    }
+
+    /// Bytes that are left.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+}
+
+impl Meter for Allowed {
+    fn step(&self, n: u64) -> Result<(), Halt> {
+        let left = self.steps.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(n));
+        left.map(|_| ()).map_err(|most| Halt::TooLong { most })
+    }
+
+    fn hold(&self, bytes: u64) -> Result<(), Halt> {
+        let left = self.bytes.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(bytes));
+        left.map(|_| ()).map_err(|most| Halt::TooMuch { bytes, most, setting: "none" })
+    }
+
+    fn release(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
 }

@@ -252,6 +252,7 @@ fn is_in_class(name: &[u8], ch: u8) -> Option<bool> {
 mod tests {
     use super::*;
     use crate::pack::meter::Unlimited;
+    use crate::pack::testing::Allowed;
     use proptest::prelude::*;
 
     fn matches(pattern: &[u8], text: &[u8], pathname: bool) -> bool {
@@ -552,25 +553,10 @@ mod tests {
         small.spawn(all).unwrap().join().unwrap();
     }
 
-    /// Allows so many steps.
-    struct Steps(std::sync::atomic::AtomicU64);
-
-    impl Meter for Steps {
-        fn step(&self, n: u64) -> Result<(), Halt> {
-            let order = std::sync::atomic::Ordering::Relaxed;
-            let left = self.0.fetch_update(order, order, |left| left.checked_sub(n));
-            left.map(|_| ()).map_err(|_| Halt::TooLong { most: 0 })
-        }
-        fn hold(&self, _: u64) -> Result<(), Halt> {
-            Ok(())
-        }
-        fn release(&self, _: u64) {}
-    }
-
     #[test]
     fn work_is_the_product_of_the_lengths_at_most_and_is_counted() {
         let steps = |pattern: &[u8], text: &[u8], pathname: bool, most: u64| {
-            let meter = Steps(most.into());
+            let meter = Allowed::new(most, 0);
             let mut work = Work::new(&meter);
             wildmatch(pattern, text, pathname, &mut work).and_then(|_| work.settle()).is_ok()
         };

@@ -43,6 +43,8 @@ impl<'a> Named<'a> {
         let Some(commit) = stack.commit(stack.peel(gid)) else { return Ok(None) };
         let mut at = commit.tree();
         for part in path.split(|b| *b == b'/') {
+            meter.step(1)?;
+            let _held = Held::new(*meter, decode::peak(stack, at, *meter)?)?;
             let (kind, tree) = decode::object(stack, granted.source(), at, trees, *meter)?;
             if kind != Kind::Tree {
                 return Ok(None);

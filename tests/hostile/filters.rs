@@ -124,8 +124,9 @@ fn examine(set_up: impl FnOnce(&mut Objects) -> Vec<(&'static str, String, Right
     });
     let no_blobs = repo.git().run("rev-list --objects --no-object-names --filter=blob:none --all").lines();
     for (name, filter, right) in questions {
-        eprintln!("{name}");
+        let begun = std::time::Instant::now();
         let ours = ask(node.address(), &repo, &want, &filter);
+        let took = begun.elapsed();
         let got = sent(&world, &ours);
         match right {
             Right::AsGit => {
@@ -141,6 +142,7 @@ fn examine(set_up: impl FnOnce(&mut Objects) -> Vec<(&'static str, String, Right
                 same_objects(name, got, Some(want));
             }
         }
+        eprintln!("{name}: {took:?} of {:?}", begun.elapsed());
         assert_eq!(node.get("/livez").status, 200, "{name}");
     }
     assert_eq!(
