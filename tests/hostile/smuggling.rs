@@ -357,8 +357,8 @@ fn nobody_gets_anothers_answer(wrong: Wrong, ttl: &str) {
         format!(
             "POST /private.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\nContent-Length: {n}\r\n\r\n{hidden}"
         ),
-        format!(
-            "POST /public.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\nContent-Type: application/x-git-upload-pack-request\r\nContent-Length: 28\r\n\r\n0014command=ls-refs\n00010000"
+        String::from(
+            "POST /public.git/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\nContent-Type: application/x-git-upload-pack-request\r\nContent-Length: 28\r\n\r\n0014command=ls-refs\n00010000",
         ),
     ];
     let tip = private.oid("refs/heads/main");
