@@ -439,3 +439,31 @@ async fn no_credential_is_ever_logged() {
         assert!(!text.contains(secret), "{secret}");
     }
 }
+
+/// Answers that nobody reads hold all processes for what is passed on; grants and syncs have their own.
+#[tokio::test]
+async fn slow_readers_of_a_directory_hold_up_no_grant_and_no_sync() {
+    let world = World::new();
+    let repo = world.repo("r.git", "sha1").await;
+    let bare = world.root().join("r.git");
+    let oid = git(&bare, &["rev-parse", "main"]).await;
+    let refs: String = (0..5_000).map(|n| format!("{oid} refs/heads/many/{n:040}\n")).collect();
+    std::fs::write(
+        bare.join("packed-refs"),
+        format!("# pack-refs with: peeled fully-peeled sorted \n{refs}"),
+    )
+    .unwrap();
+    let settings = PrimarySettings::new(Location::Directory(world.root()));
+    let primary = Primary::open(settings).await.unwrap();
+    let asks = || request(Method::GET, &repo, info_refs(), ClientHeaders::none());
+    let unread = futures::future::join_all((0..64).map(|_| primary.send(asks()))).await;
+    assert!(unread.iter().all(Result::is_ok));
+    let waits = tokio::time::timeout(Duration::from_millis(300), primary.send(asks())).await;
+    assert!(waits.is_err(), "all places are held");
+
+    let grants = Grants::new(primary.clone(), Duration::ZERO);
+    soon(grants.check(&repo, &ClientHeaders::none(), gix_hash::Kind::Sha1)).await.unwrap();
+    soon(primary.refs(&repo, Auth::Service)).await.unwrap();
+    drop(unread);
+    soon(primary.send(asks())).await.unwrap();
+}

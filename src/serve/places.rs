@@ -20,6 +20,8 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const LEAVE: Duration = Duration::from_secs(5);
 /// Who sends or reads slowly is not sent away before it has been quiet for so long.
 const GRACE: Duration = Duration::from_secs(5);
+/// Where only few are idle, one that has just come is not: its request is on the way.
+const GLIMPSE: Duration = Duration::from_millis(100);
 /// Places for health when all others are busy.
 const SPARE: usize = 32;
 
@@ -63,14 +65,17 @@ impl Open {
     /// Sends away who has been quiet longest; false: nobody is quiet.
     fn make_room(&mut self, spare: bool) -> bool {
         let now = Instant::now();
-        let quiet = self.connections.values().filter(|connection| connection.spare == spare);
-        let quiet = quiet.filter_map(|connection| match connection.quiet()? {
-            (Owes::Request, since) => Some((since, connection.number)),
-            (Owes::Body | Owes::Reading, since) => {
-                (since + GRACE <= now).then_some((since, connection.number))
-            }
+        let of_kind = self.connections.values().filter(|connection| connection.spare == spare);
+        let quiet: Vec<_> =
+            of_kind.filter_map(|connection| Some((connection.quiet()?, connection.number))).collect();
+        let idle = quiet.iter().filter(|((owes, _), _)| *owes == Owes::Request).count();
+        let glimpse = if idle * 4 > self.connections.len() { Duration::ZERO } else { GLIMPSE };
+        let longest = quiet.into_iter().filter(|((owes, since), _)| {
+            let grace = if *owes == Owes::Request { glimpse } else { GRACE };
+            *since + grace <= now
         });
-        let Some(gone) = quiet.min().and_then(|(_, number)| self.remove(number)) else { return false };
+        let gone = longest.min_by_key(|((_, since), number)| (*since, *number));
+        let Some(gone) = gone.and_then(|(_, number)| self.remove(number)) else { return false };
         gone.cut.cancel();
         true
     }

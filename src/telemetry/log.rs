@@ -22,8 +22,9 @@ pub fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
     let bad = || BadLevel(level.to_owned());
     let word = level.trim().to_ascii_lowercase();
     let directives = match LEVELS.iter().position(|known| *known == word) {
-        Some(0..=2) => word,
-        Some(_) => format!("warn,packmirror={word}"),
+        Some(0..=1) => word,
+        // h2 warns of what any client can send as often as it likes.
+        Some(_) => format!("warn,h2=error,packmirror={word}"),
         None if word.contains(['=', ',', '[']) => level.trim().to_owned(),
         None => return Err(bad()),
     };
