@@ -4,6 +4,7 @@
 //!
 //! - [`cli`]: one file per command. [`config`]: the settings. [`telemetry`]: log and metrics.
 //!   [`budget`]: bounds on memory. [`text`]: foreign text, made safe to print. [`folder`]: a directory held open.
+//!   [`umask`]: permissions of new files.
 //! - [`serve`]: Git over HTTP for clients, health, metrics.
 //! - [`mirror`]: the heart: an open repository, sync, comparison, freshness.
 //! - [`primary`], [`local`], [`store`]: the other end, this node's memory, the bucket.
@@ -22,3 +23,4 @@ pub mod serve;
 pub mod store;
 pub mod telemetry;
 pub mod text;
+pub mod umask;
