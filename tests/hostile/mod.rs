@@ -4,6 +4,8 @@
 //! not have more than a stated amount. `PACKMIRROR_TEST_HOSTILE=full` runs the attacks at full size.
 //! These are modules of the whole-system tests, with which they share one binary and one harness.
 
+mod bucket;
+mod disk;
 mod requests;
 
 /// Whether attacks run at full size.
