@@ -3,7 +3,8 @@
 //! The rooms, from the outside in; each uses only rooms below it:
 //!
 //! - [`cli`]: one file per command. [`config`]: the settings. [`telemetry`]: log and metrics.
-//!   [`budget`]: bounds on memory. [`text`]: foreign text, made safe to print.
+//!   [`budget`]: bounds on memory. [`text`]: foreign text, made safe to print. [`folder`]: a directory held open.
+//!   [`umask`]: permissions of new files.
 //! - [`serve`]: Git over HTTP for clients, health, metrics.
 //! - [`mirror`]: the heart: an open repository, sync, comparison, freshness.
 //! - [`primary`], [`local`], [`store`]: the other end, this node's memory, the bucket.
@@ -11,6 +12,7 @@
 pub mod budget;
 pub mod cli;
 pub mod config;
+pub mod folder;
 pub mod git;
 pub mod local;
 pub mod mirror;
@@ -21,6 +23,7 @@ pub mod serve;
 pub mod store;
 pub mod telemetry;
 pub mod text;
+pub mod umask;
 
 #[cfg(test)]
 #[path = "../tests/seed/mod.rs"]

@@ -4,12 +4,15 @@
 pub fn safe(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        // Directional marks can disguise a name as another one.
-        let disguise =
-            matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || disguise { out.extend(c.escape_unicode()) } else { out.push(c) }
+        if is_obeyed(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
     }
     out
+}
+
+/// Says whether a terminal might obey a character, or show by it one text as another.
+pub fn is_obeyed(c: char) -> bool {
+    // Directional marks can disguise a name as another one.
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// An error with its causes in one line, each said once.

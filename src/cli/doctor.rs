@@ -5,6 +5,7 @@ use super::print;
 use super::table::safe;
 use crate::config::{Loaded, Settings};
 use crate::git::path::RepoPath;
+use crate::local::Local;
 use crate::primary::{Auth, PrimaryError};
 use crate::serve::node;
 
@@ -140,8 +141,10 @@ async fn primary(settings: &Settings) -> Check {
 
 fn cache(settings: &Settings) -> Check {
     let what = format!("cache {}", settings.cache_dir.display());
-    let made = std::fs::create_dir_all(&settings.cache_dir);
-    match made.and_then(|()| tempfile::tempfile_in(&settings.cache_dir)) {
+    if let Err(e) = Local::examine(&settings.cache_dir) {
+        return bad(what, e, "a node would refuse it; nothing in it was touched");
+    }
+    match tempfile::tempfile_in(&settings.cache_dir) {
         Ok(_) => good(what, "can be written".into()),
         Err(e) => bad(what, e, "name a directory that this user may write with --cache-dir"),
     }

@@ -24,7 +24,7 @@ pub struct Args {
     /// The repository, named as in its URL without the leading slash
     #[arg(value_name = "REPO")]
     pub repo: String,
-    /// Directory to make; it must not exist or be empty
+    /// Directory to make; it must not exist
     #[arg(value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     pub dir: PathBuf,
 }
@@ -41,7 +41,8 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     task.finish(if exported.is_ok() { "done" } else { "failed" });
     let generation = exported.map_err(|error| match error {
         ExportError::Unknown(_) => Failure::new(Exit::NoRepository, error),
-        ExportError::Exists(_) => Failure::usage(error),
+        ExportError::Exists(_) | ExportError::InTheWay(_) => Failure::usage(error),
+        ExportError::Unusable(_) => Failure::failed(error),
         ExportError::Store(error) => Failure::store(error),
         ExportError::Disk { .. } => Failure::failed(error),
     })?;

@@ -121,6 +121,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
     if let Command::Config(args) = &cli.command {
         return config::run(args, &loaded);
     }
+    // An exported repository is the caller's; all else that is made is packmirror's own.
+    if !matches!(cli.command, Command::Export(_) | Command::Demo(_)) {
+        crate::umask::make_private();
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().thread_stack_size(STACK).enable_all().build()?;
     let done = runtime.block_on(async {

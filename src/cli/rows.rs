@@ -30,7 +30,8 @@ pub async fn rows(bucket: &Bucket) -> Result<Vec<RepoStatus>, StoreError> {
 }
 
 fn row(generation: &Generation, health: Option<RepoHealth>, now: SystemTime) -> RepoStatus {
-    let published = SystemTime::UNIX_EPOCH + Duration::from_secs(generation.verified_at);
+    let published = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(generation.verified_at));
+    let published = published.unwrap_or(SystemTime::UNIX_EPOCH);
     let compared =
         health.as_ref().and_then(|health| health.compared).map_or(published, |at| at.max(published));
     let behind =
@@ -44,7 +45,7 @@ fn row(generation: &Generation, health: Option<RepoHealth>, now: SystemTime) -> 
         },
         generation: Some(generation.number),
         refs: generation.ref_count,
-        bytes: generation.blobs().map(|blob| blob.len).sum(),
+        bytes: generation.blobs().map(|blob| blob.len).fold(0, u64::saturating_add),
         objects: generation.layers.iter().map(|layer| u64::from(layer.objects)).sum(),
         last_compared: Some(compared),
         lag: Some(now.duration_since(compared).unwrap_or_default()),

@@ -47,7 +47,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
         // Under its name only once it is whole: whoever waits for it reads it at once.
         Some(path) => {
             let part = path.with_extension("part");
-            std::fs::write(&part, format!("{}\n", address.port()))?;
+            crate::umask::as_caller(|| std::fs::write(&part, format!("{}\n", address.port())))?;
             std::fs::rename(part, path)
         }
         None => Ok(()),

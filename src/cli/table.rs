@@ -7,7 +7,11 @@ use std::time::{Duration, SystemTime};
 use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 
+use crate::text::is_obeyed;
 pub use crate::text::safe;
+
+/// The widest column that all rows are aligned to; a longer name stands out of line.
+const WIDEST: usize = 80;
 
 /// How a repository stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,7 +114,7 @@ pub fn table(rows: &[RepoStatus], columns: Columns, now: SystemTime, bold: bool)
     let widths: Vec<usize> = (0..head.len())
         .map(|column| {
             let widest = cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-            widest.max(head[column].chars().count())
+            widest.min(WIDEST).max(head[column].chars().count())
         })
         .collect();
     // Numbers stand to the right, words to the left.
@@ -131,7 +135,7 @@ pub fn table(rows: &[RepoStatus], columns: Columns, now: SystemTime, bold: bool)
             out.push_str(&format!("  {}\n", safe(error)));
         }
     }
-    let bytes = rows.iter().map(|row| row.bytes).sum();
+    let bytes = rows.iter().map(|row| row.bytes).fold(0, u64::saturating_add);
     let word = if rows.len() == 1 { "repository" } else { "repositories" };
     out.push_str(&format!("{} {word}, {}\n", rows.len(), HumanBytes(bytes)));
     out
@@ -156,9 +160,22 @@ fn cells(row: &RepoStatus, standing: bool, now: SystemTime) -> Vec<String> {
     cells
 }
 
-/// Writes rows as a JSON array.
+/// Writes rows as a JSON array. What a terminal might obey is escaped, since people look at it too.
 pub fn json(rows: &[RepoStatus]) -> Result<String, serde_json::Error> {
-    Ok(serde_json::to_string_pretty(rows)? + "\n")
+    let text = serde_json::to_string_pretty(rows)?;
+    // Outside strings JSON has no such character but line feeds, which strings do not have.
+    let mut out = String::with_capacity(text.len() + 1);
+    for c in text.chars() {
+        match c {
+            '\n' => out.push(c),
+            c if is_obeyed(c) => {
+                c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")))
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('\n');
+    Ok(out)
 }
 
 /// Writes a duration with its two largest units: `3d 4h`, `2m 5s`, `0s`.
@@ -254,6 +271,7 @@ team/app.git          12  1234   845012  3.00 GiB
     #[test]
     fn json_holds_plain_values_and_reads_back() {
         let text = json(&rows()).unwrap();
+        assert!(!text.contains(['\u{1b}', '\u{202e}']) && text.contains("\\u202e"), "{text}");
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value[0]["state"], "current");
         assert_eq!(value[0]["lag_seconds"], 125);

@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 
+/// The most bytes that the refs of one repository may have as `packed-refs` text: some two million refs. They are held
+/// in memory for as long as the repository is open.
+pub const MOST_PACKED_REFS: u64 = 128 << 20;
+
 /// One ref.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ref {
@@ -67,7 +71,7 @@ impl TryFrom<HeadText> for Head {
         Ok(match text {
             HeadText::Symbolic(text) => {
                 let target = refname::from_text(&text).ok_or_else(|| bad(&text))?;
-                if !refname::is_well_formed(&target) {
+                if !refname::is_ref(&target) {
                     return Err(bad(&text));
                 }
                 Self::Symbolic { target }
@@ -92,6 +96,9 @@ pub enum BadRefs {
     /// An object id of another hash than the repository's.
     #[error("ref '{0}' has an object id of another hash")]
     Hash(String),
+    /// More than packmirror keeps for one repository.
+    #[error("more refs than packmirror keeps for one repository ({0} bytes of at most {MOST_PACKED_REFS})")]
+    TooMany(u64),
     /// A line of a packed-refs file that is none.
     #[error("bad line {0} in packed-refs")]
     Line(usize),
@@ -135,14 +142,24 @@ impl Refs {
         if let Some(pair) = symrefs.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             return Err(twice(&pair[0].0));
         }
-        let names = symrefs.iter().flat_map(|(name, target)| [name, target]);
+        // Git itself lets HEAD and other symrefs lead nowhere but below refs/, or to HEAD.
+        let names = symrefs.iter().flat_map(|(name, target)| [name, target]).filter(|name| *name != "HEAD");
         let head_target = match &head {
             Head::Symbolic { target } => Some(target),
             Head::Detached(oid) if oid.kind() != hash => return Err(BadRefs::Hash("HEAD".into())),
             Head::Detached(_) | Head::Missing => None,
         };
-        if let Some(name) = names.chain(head_target).find(|name| !refname::is_well_formed(name)) {
+        if let Some((name, _)) = symrefs.iter().find(|(name, _)| name == "HEAD") {
             return Err(BadRefs::Name(refname::to_text(name.as_bstr())));
+        }
+        if let Some(name) = names.chain(head_target).find(|name| !refname::is_ref(name)) {
+            return Err(BadRefs::Name(refname::to_text(name.as_bstr())));
+        }
+        let line = 2 * hash.len_in_hex() + 4;
+        let names = symrefs.iter().map(|(name, target)| name.len() + target.len());
+        let bytes = refs.iter().map(|r| r.name.len() + line).chain(names).sum::<usize>() as u64;
+        if bytes > MOST_PACKED_REFS {
+            return Err(BadRefs::TooMany(bytes));
         }
         Ok(Self { hash, head, refs, symrefs })
     }
@@ -362,8 +379,18 @@ pub(crate) mod tests {
         ));
         let other = Ref { name: "refs/a".into(), oid: HashKind::Sha256.null(), peeled: None };
         assert!(matches!(make(vec![other]), Err(BadRefs::Hash(_))));
-        let head = Head::Symbolic { target: "refs/a b".into() };
-        assert!(Refs::new(HashKind::Sha1, head, Vec::new(), Vec::new()).is_err());
+        for target in ["refs/a b", "config", "objects/pack", "@", "refs/../config", "/etc/passwd", ""] {
+            let head = Head::Symbolic { target: target.into() };
+            assert!(Refs::new(HashKind::Sha1, head, Vec::new(), Vec::new()).is_err(), "{target}");
+            let text = serde_json::json!({ "symbolic": target });
+            assert!(serde_json::from_value::<Head>(text).is_err(), "{target}");
+            for symref in [(target, "refs/a"), ("refs/a", target)] {
+                let symrefs = vec![(symref.0.into(), symref.1.into())];
+                assert!(Refs::new(HashKind::Sha1, Head::Missing, Vec::new(), symrefs).is_err(), "{symref:?}");
+            }
+        }
+        let symrefs = vec![("refs/a".into(), "HEAD".into())];
+        assert!(Refs::new(HashKind::Sha1, Head::Missing, Vec::new(), symrefs).is_ok());
     }
 
     #[test]

@@ -12,8 +12,9 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::disk::Name;
+use super::disk::{Found, Name};
 use super::flight::{Flights, Ticket};
+use super::maps::Map;
 use super::{Inner, Local, LocalOptions};
 use crate::store::{BlobId, BlobRef, StoreError};
 
@@ -98,9 +99,13 @@ impl Local {
     /// For blocking threads.
     pub fn cached_block(&self, pack: &PackBlob, n: u64) -> Option<Bytes> {
         let (key, hash) = pack.block(n).ok()?;
-        let map = self.inner.disk.map(Name::Block(key.0, key.1), |bytes| is(bytes, &hash))?;
-        self.inner.hit();
-        Some(Bytes::from_owner(Mapped(map)))
+        match self.inner.disk.map(Name::Block(key.0, key.1), |bytes| is(bytes, &hash)) {
+            Found::Here(map) => {
+                self.inner.hit();
+                Some(Bytes::from_owner(Mapped(map)))
+            }
+            Found::Absent | Found::NotNow => None,
+        }
     }
 
     /// Block `n` of a pack, proven, from the disk or from the bucket.
@@ -147,7 +152,7 @@ impl Local {
 }
 
 /// A mapped block; the mapping lives as long as its bytes.
-struct Mapped(Arc<memmap2::Mmap>);
+struct Mapped(Arc<Map>);
 
 impl AsRef<[u8]> for Mapped {
     fn as_ref(&self) -> &[u8] {
@@ -187,27 +192,35 @@ impl Inner {
         let (key, hash) = pack.block(n)?;
         let inner = self.clone();
         let name = Name::Block(key.0, key.1);
+        let mut keep = true;
         if self.disk.has(name) {
-            let cached = blocking(move || inner.disk.read(name, |bytes| is(bytes, &hash))).await?;
-            if let Some(bytes) = cached {
-                self.hit();
-                return Ok(bytes);
+            match blocking(move || inner.disk.read(name, |bytes| is(bytes, &hash))).await? {
+                Found::Here(bytes) => {
+                    self.hit();
+                    return Ok(bytes);
+                }
+                Found::Absent => {}
+                // It is kept already, and what keeps it from being read would keep it from being written.
+                Found::NotNow => keep = false,
             }
         }
         let room = self.fetching.wanted.acquire().await;
         let _room = room.map_err(|error| StoreError::unavailable("fetch a block", error.to_string()))?;
         self.miss(1);
-        self.fetch(pack, n, hash).await
+        self.fetch(pack, n, hash, keep).await
     }
 
-    /// Fetches one block, twice if the first answer is wrong, and keeps it.
-    async fn fetch(self: &Arc<Self>, pack: &PackBlob, n: u64, hash: [u8; 32]) -> Answer {
+    /// Fetches one block, twice if the first answer is wrong, and keeps it if told to.
+    async fn fetch(self: &Arc<Self>, pack: &PackBlob, n: u64, hash: [u8; 32], keep: bool) -> Answer {
         let (key, _) = pack.block(n)?;
         for _ in 0..2 {
             let bytes = self.bucket.get_range(&pack.blob, pack.range(n)).await?;
             let inner = self.clone();
-            let kept = blocking(move || inner.keep(key, &hash, bytes)).await?;
-            if let Some(bytes) = kept {
+            let proven = blocking(move || match keep {
+                true => inner.keep(key, &hash, bytes),
+                false => is(&bytes, &hash).then_some(bytes),
+            });
+            if let Some(bytes) = proven.await? {
                 return Ok(bytes);
             }
         }
@@ -236,7 +249,7 @@ impl Inner {
             let (inner, key, hash) = (self.clone(), (pack.blob.id, claim.n as u32), claim.hash);
             let answer = match blocking(move || inner.keep(key, &hash, block)).await {
                 Ok(Some(bytes)) => Ok(bytes),
-                Ok(None) => self.fetch(&pack, claim.n, claim.hash).await,
+                Ok(None) => self.fetch(&pack, claim.n, claim.hash, true).await,
                 Err(error) => Err(error),
             };
             claim.ticket.finish(answer);

@@ -1,28 +1,37 @@
 //! Files on this node's disk: within a bound, the least recently used going first.
 //!
 //! What lies on the disk is known from a listing at start and from then on by heart. A file is believed only after its
-//! content was proven in this process; a change of its size, time or inode makes it unproven again. All calls block: they
-//! belong on a blocking thread. Relies on: this process alone writing below the directory.
+//! content was proven in this process; a change of its size, time or inode makes it unproven again. Only files whose
+//! names are ours are counted, replaced or removed. What cannot be opened or mapped at the moment is not damage: it
+//! stays, and the caller does without. All calls block: they belong on a blocking thread. Relies on: a directory that is
+//! ours ([`super::home`]), and this process alone writing below it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use memmap2::Mmap;
 
-use super::{empty, make_private, remove};
+use super::home::{Home, is_shard_name, is_temp, keep_private};
+use super::maps::{Map, Maps};
+use crate::folder::{Facts, Folder, Kind, is_foreign, make_file_private};
 use crate::store::{BlobId, BlobKind};
 
 /// How long a disk that refused a write is left alone by those who need not write.
 const REST: Duration = Duration::from_secs(10);
 
+/// How often it is told that files are here and cannot be used.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
 /// How many mappings are kept for the next one who asks, as long as nobody needs their room.
 const KEPT: usize = 4096;
+
+/// How many files of another make may stand where one in the making is to be put.
+const TEMP_TRIES: usize = 1000;
 
 /// What a file holds; its name on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,41 +43,61 @@ pub(super) enum Name {
 }
 
 impl Name {
-    /// The path below the cache directory.
-    fn path(self) -> PathBuf {
-        let (id, rest) = match self {
-            Self::Block(id, n) => (id.to_string(), n.to_string()),
-            Self::Whole(id, kind) => (id.to_string(), kind.ending().to_owned()),
-        };
-        [&id[..2], &format!("{id}.{rest}")].iter().collect()
+    /// The name of its folder: the first two digits of the hash.
+    pub(super) fn folder(self) -> String {
+        let (Self::Block(id, _) | Self::Whole(id, _)) = self;
+        hex::encode(&id.as_bytes()[..1])
     }
 
-    fn parse(name: &str) -> Option<Self> {
+    /// The name in that folder.
+    fn file(self) -> String {
+        match self {
+            Self::Block(id, n) => format!("{id}.{n}"),
+            Self::Whole(id, kind) => format!("{id}.{}", kind.ending()),
+        }
+    }
+
+    /// The path below the cache directory, for messages.
+    fn path(self) -> PathBuf {
+        [self.folder(), self.file()].iter().collect()
+    }
+
+    /// Reads a name in its only spelling.
+    pub(super) fn parse(name: &str) -> Option<Self> {
         let (id, rest) = name.split_once('.')?;
         let id = id.parse().ok()?;
-        match BlobKind::from_ending(rest) {
-            Some(kind) => Some(Self::Whole(id, kind)),
-            None => Some(Self::Block(id, rest.parse().ok()?)),
-        }
+        let found = match BlobKind::from_ending(rest) {
+            Some(kind) => Self::Whole(id, kind),
+            None => Self::Block(id, rest.parse().ok()?),
+        };
+        (found.file() == name).then_some(found)
     }
 }
 
 /// What tells a file from a changed one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     len: u64,
-    modified: Option<SystemTime>,
+    modified: (i64, u64),
     inode: u64,
 }
 
 impl Stamp {
-    fn of(meta: &Metadata) -> Self {
-        #[cfg(unix)]
-        let inode = std::os::unix::fs::MetadataExt::ino(meta);
-        #[cfg(not(unix))]
-        let inode = 0;
-        Self { len: meta.len(), modified: meta.modified().ok(), inode }
+    fn of(facts: &Facts) -> Self {
+        Self { len: facts.len, modified: facts.modified, inode: facts.inode }
     }
+}
+
+/// How looking for a file ended.
+#[derive(Debug)]
+pub(super) enum Found<T> {
+    /// Here it is, proven.
+    Here(T),
+    /// It is not here, or no longer.
+    Absent,
+    /// It is here and cannot be used at the moment: the process has too many files or mappings open, or the disk does
+    /// not answer. It is neither damaged nor to be fetched again for keeping.
+    NotNow,
 }
 
 struct Entry {
@@ -76,7 +105,7 @@ struct Entry {
     used: u64,
     proven: Option<Stamp>,
     /// A mapping that keeps the disk space even if the file is removed.
-    mapped: Weak<Mmap>,
+    mapped: Weak<Map>,
 }
 
 #[derive(Default)]
@@ -88,53 +117,65 @@ struct State {
     clock: u64,
     refused: Option<Instant>,
     /// Mappings of files used lately, the latest last: mapping and faulting in costs more than reading a small entry.
-    kept: VecDeque<Arc<Mmap>>,
+    kept: VecDeque<Arc<Map>>,
+}
+
+/// The two folders that files are in.
+struct Roots {
+    cache: Folder,
+    temp: Folder,
 }
 
 /// The cache directory.
 pub(super) struct Disk {
-    root: PathBuf,
+    home: PathBuf,
+    roots: RwLock<Arc<Roots>>,
     max: u64,
+    maps: Maps,
     state: Mutex<State>,
     temps: AtomicU64,
     damaged: AtomicU64,
     refusals: AtomicU64,
+    unusable: AtomicU64,
+    told: Mutex<Option<Instant>>,
+    /// What the system says whenever a file is to be opened.
+    #[cfg(test)]
+    failing: std::sync::atomic::AtomicI32,
 }
 
 impl Disk {
-    /// Lists `root` and brings it inside its bound. Files that do not belong there are removed.
-    pub(super) fn open(root: &Path, max: u64) -> io::Result<Self> {
-        let mut found = Vec::new();
-        for folder in std::fs::read_dir(root)? {
-            let folder = folder?.path();
-            if folder.file_name().is_some_and(|name| name == "tmp") {
-                continue;
+    /// Lists the folder `cache` of this node's directory and brings what is ours in it inside its bound of `max` bytes.
+    pub(super) fn open(home: &Home, max: u64, mappings: usize) -> Result<Self, super::LocalError> {
+        let cache = home.sub("cache")?;
+        let broken = |error| super::unusable(cache.path())(error);
+        let listed = list(&cache).map_err(broken)?;
+        let temp = cache.make_folder("tmp").map_err(|error| {
+            let path = cache.path().join("tmp");
+            if is_foreign(&error) {
+                super::LocalError::Foreign { path }
+            } else {
+                super::unusable(&path)(error)
             }
-            let Ok(entries) = std::fs::read_dir(&folder) else {
-                remove(&folder);
-                continue;
-            };
-            for entry in entries.flatten() {
-                let name = entry.file_name().to_str().and_then(Name::parse);
-                match (name, entry.metadata()) {
-                    (Some(name), Ok(meta)) if meta.is_file() && root.join(name.path()) == entry.path() => {
-                        found.push((meta.modified().ok(), name, meta.len()));
-                    }
-                    _ => remove(&entry.path()),
-                }
-            }
-        }
+        });
+        let (temp, _) = temp?;
+        keep_private(&temp);
+        let foreign = listed.foreign + empty_temp(&temp).map_err(broken)?;
+        let mut found = listed.files;
+        found.sort_by_key(|(modified, ..)| *modified);
         let disk = Self {
-            root: root.to_owned(),
+            home: home.folder.path().to_owned(),
+            roots: RwLock::new(Arc::new(Roots { cache, temp })),
             max,
+            maps: Maps::new(mappings),
             state: Mutex::default(),
             temps: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
             refusals: AtomicU64::new(0),
+            unusable: AtomicU64::new(0),
+            told: Mutex::default(),
+            #[cfg(test)]
+            failing: Default::default(),
         };
-        make_private(&disk.temp_folder())?;
-        empty(&disk.temp_folder());
-        found.sort_by_key(|(modified, ..)| *modified);
         let mut state = disk.lock();
         for (_, name, len) in found {
             state.insert(name, len, None);
@@ -142,13 +183,24 @@ impl Disk {
         // Nothing is mapped yet, so everything beyond the bound can go.
         disk.make_room(&mut state, 0);
         drop(state);
+        if foreign > 0 {
+            tracing::warn!(
+                directory = %disk.roots().cache.path().display(),
+                files = foreign,
+                "this directory holds what is not packmirror's; it is left alone and does not count"
+            );
+        }
         Ok(disk)
     }
 
-    /// Bytes held, their bound, damaged files met, writes refused.
-    pub(super) fn usage(&self) -> (u64, u64, u64, u64) {
-        let counters = [&self.damaged, &self.refusals].map(|counter| counter.load(Ordering::Relaxed));
-        (self.lock().bytes, self.max, counters[0], counters[1])
+    /// Bytes held, and their bound.
+    pub(super) fn usage(&self) -> (u64, u64) {
+        (self.lock().bytes, self.max)
+    }
+
+    /// Damaged files met, writes refused, and how often a file was here and could not be used.
+    pub(super) fn troubles(&self) -> [u64; 3] {
+        [&self.damaged, &self.refusals, &self.unusable].map(|counter| counter.load(Ordering::Relaxed))
     }
 
     /// Says whether a file is here, without looking at the disk.
@@ -156,97 +208,101 @@ impl Disk {
         self.lock().entries.contains_key(&name)
     }
 
+    /// The length of a file that is here.
+    pub(super) fn len(&self, name: Name) -> Option<u64> {
+        Some(self.lock().entries.get(&name)?.len)
+    }
+
     /// Says whether the disk refused a write a moment ago.
     pub(super) fn is_resting(&self) -> bool {
         self.lock().refused.is_some_and(|since| since.elapsed() < REST)
     }
 
+    /// Opens the folder that a file lies in.
+    fn shard(&self, name: Name) -> io::Result<Folder> {
+        #[cfg(test)]
+        if let errno @ 1.. = self.failing.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        self.roots().cache.folder(name.folder())
+    }
+
+    /// Lets every opening of a file fail with an error of the system, or no more.
+    #[cfg(test)]
+    pub(super) fn fail_with(&self, errno: Option<i32>) {
+        self.failing.store(errno.unwrap_or_default(), Ordering::Relaxed);
+    }
+
     /// Reads a file if it is here and `prove` accepts its content. One that is not as it should be is removed.
-    pub(super) fn read(&self, name: Name, prove: impl FnOnce(&[u8]) -> bool) -> Option<Bytes> {
-        let (len, proven) = self.touch(name)?;
+    pub(super) fn read(&self, name: Name, prove: impl FnOnce(&[u8]) -> bool) -> Found<Bytes> {
+        let Some((len, proven)) = self.touch(name) else { return Found::Absent };
         let read = || -> io::Result<(Vec<u8>, Stamp)> {
-            let file = File::open(self.root.join(name.path()))?;
-            let stamp = Stamp::of(&file.metadata()?);
-            let mut bytes = Vec::with_capacity(len as usize);
+            let (file, facts) = self.shard(name)?.file(name.file())?;
+            let mut bytes = Vec::with_capacity(usize::try_from(len.min(facts.len)).unwrap_or(0));
             // One byte more would show a file that has grown.
             file.take(len + 1).read_to_end(&mut bytes)?;
-            Ok((bytes, stamp))
+            Ok((bytes, Stamp::of(&facts)))
         };
         match read() {
             Ok((bytes, stamp)) if bytes.len() as u64 == len => {
-                if proven.as_ref() != Some(&stamp) {
+                if proven != Some(stamp) {
                     if !prove(&bytes) {
-                        self.spoilt(name, "its content is wrong");
-                        return None;
+                        return self.spoilt(name, "its content is wrong");
                     }
                     self.proven(name, stamp, Weak::new());
                 }
-                Some(bytes.into())
+                Found::Here(bytes.into())
             }
-            Ok(_) => {
-                self.spoilt(name, "its length is wrong");
-                None
-            }
-            Err(error) => {
-                self.spoilt(name, &error.to_string());
-                None
-            }
+            Ok(_) => self.spoilt(name, "its length is wrong"),
+            Err(error) => self.not_read(name, &error),
         }
     }
 
     /// Maps a file if it is here and `prove` accepts its content. One that is not as it should be is removed. A mapping
     /// that is still there is shared while the file is what was proven.
-    pub(super) fn map(&self, name: Name, prove: impl FnOnce(&[u8]) -> bool) -> Option<Arc<Mmap>> {
-        let (len, proven) = self.touch(name)?;
-        if let Some(map) = self.mapped(name) {
-            let stamp = std::fs::metadata(self.root.join(name.path())).map(|meta| Stamp::of(&meta));
-            if stamp.ok() == proven && proven.is_some() {
-                return Some(map);
-            }
+    pub(super) fn map(&self, name: Name, prove: impl FnOnce(&[u8]) -> bool) -> Found<Arc<Map>> {
+        let Some((len, proven)) = self.touch(name) else { return Found::Absent };
+        let folder = match self.shard(name) {
+            Ok(folder) => folder,
+            Err(error) => return self.not_read(name, &error),
+        };
+        if let Some(map) = self.mapped(name)
+            && folder.look(name.file()).is_ok_and(|facts| Some(Stamp::of(&facts)) == proven)
+        {
+            return Found::Here(map);
         }
-        let map = || -> io::Result<(Mmap, Stamp)> {
-            let file = File::open(self.root.join(name.path()))?;
-            let stamp = Stamp::of(&file.metadata()?);
-            // SAFETY: the file lies in this node's own directory, which it has locked; packmirror replaces and removes
-            // such files but never writes into one. Somebody else who truncates it while it is mapped kills this
-            // process, which then starts anew and finds the damage; the bytes are never trusted beyond their proof.
-            let map = unsafe { Mmap::map(&file) }?;
-            Ok((map, stamp))
+        if !self.room_to_map() {
+            return self.not_now(name, &"this process has as many files mapped as it may");
+        }
+        let map = || -> io::Result<(Map, Stamp)> {
+            let (file, facts) = folder.file(name.file())?;
+            Ok((self.maps.map(&file)?, Stamp::of(&facts)))
         };
         match map() {
             Ok((map, stamp)) if map.len() as u64 == len => {
-                if proven.as_ref() != Some(&stamp) && !prove(&map) {
-                    self.spoilt(name, "its content is wrong");
-                    return None;
+                if proven != Some(stamp) && !prove(&map) {
+                    return self.spoilt(name, "its content is wrong");
                 }
                 let map = Arc::new(map);
                 self.proven(name, stamp, Arc::downgrade(&map));
                 self.keep(&map);
-                Some(map)
+                Found::Here(map)
             }
-            Ok(_) => {
-                self.spoilt(name, "its length is wrong");
-                None
+            Ok(_) => self.spoilt(name, "its length is wrong"),
+            // An empty file cannot be mapped; none of ours is empty.
+            Err(_) if folder.look(name.file()).is_ok_and(|facts| facts.len == 0) => {
+                self.spoilt(name, "its length is wrong")
             }
-            Err(error) => {
-                self.spoilt(name, &error.to_string());
-                None
-            }
+            Err(error) => self.not_read(name, &error),
         }
     }
 
     /// Keeps proven bytes. An error means only that they are not kept.
     pub(super) fn write(&self, name: Name, bytes: &[u8]) -> io::Result<()> {
-        let fill = || {
-            let (mut file, path) = self.fresh()?;
-            let written = file.write_all(bytes).and_then(|()| file.metadata());
-            match written {
-                Ok(meta) => Ok((path, Stamp::of(&meta))),
-                Err(error) => {
-                    remove(&path);
-                    Err(error)
-                }
-            }
+        let fill = || -> io::Result<Temp> {
+            let mut temp = self.fresh()?;
+            temp.file.write_all(bytes)?;
+            Ok(temp)
         };
         let len = bytes.len() as u64;
         let kept = self.reserve(len).and_then(|()| {
@@ -261,50 +317,77 @@ impl Disk {
                 }
                 other => other,
             };
-            let placed = filled.and_then(|(path, stamp)| self.place(&path, name).map(|()| stamp));
+            let placed = filled.and_then(|temp| self.place(temp, name));
             self.settle(name, len, placed)
         });
         self.note(kept)
     }
 
     /// Takes over a finished, proven file of `len` bytes from [`Disk::temp`]; it is gone from there in any case.
-    pub(super) fn adopt(&self, name: Name, temp: &Path, len: u64) -> io::Result<()> {
+    pub(super) fn adopt(&self, name: Name, temp: Temp, len: u64) -> io::Result<()> {
         let kept = self.reserve(len).and_then(|()| {
-            let stamp = std::fs::metadata(temp).map(|meta| Stamp::of(&meta));
-            let placed = stamp.and_then(|stamp| self.place(temp, name).map(|()| stamp));
+            let placed = self.place(temp, name);
             self.settle(name, len, placed)
         });
-        if kept.is_err() {
-            remove(temp);
-        }
         self.note(kept)
     }
 
     /// A fresh file beside the cache, to be filled and adopted.
-    pub(super) fn temp(&self) -> io::Result<(File, PathBuf)> {
+    pub(super) fn temp(&self) -> io::Result<Temp> {
         self.fresh().inspect_err(|error| self.refused(error))
     }
 
-    fn fresh(&self) -> io::Result<(File, PathBuf)> {
-        let path = self.temp_folder().join(self.temps.fetch_add(1, Ordering::Relaxed).to_string());
-        let create = || File::options().read(true).write(true).create(true).truncate(true).open(&path);
-        let file = match create() {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                make_private(&self.temp_folder()).and_then(|()| create())
-            }
+    fn fresh(&self) -> io::Result<Temp> {
+        match self.fresh_in(self.roots()) {
+            Err(error) if error.kind() == ErrorKind::NotFound => self.fresh_in(self.renew()?),
             other => other,
-        };
-        Ok((file?, path))
+        }
+    }
+
+    fn fresh_in(&self, roots: Arc<Roots>) -> io::Result<Temp> {
+        for _ in 0..TEMP_TRIES {
+            let name = self.temps.fetch_add(1, Ordering::Relaxed).to_string();
+            match roots.temp.create(&name) {
+                Ok(file) => return Ok(Temp { file, name, roots, placed: false }),
+                // Not ours: this process counts.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::Error::new(ErrorKind::AlreadyExists, "the folder of files in the making is not ours alone"))
     }
 
     /// Drops a file.
     pub(super) fn forget(&self, name: Name) {
         self.lock().remove(name);
-        remove(&self.root.join(name.path()));
+        self.remove_file(name);
     }
 
-    fn temp_folder(&self) -> PathBuf {
-        self.root.join("tmp")
+    fn remove_file(&self, name: Name) {
+        let removed = || -> io::Result<()> {
+            let folder = self.shard(name)?;
+            match folder.look(name.file())?.kind {
+                Kind::File => folder.remove(name.file()),
+                // Not made by us.
+                Kind::Folder | Kind::Other => Ok(()),
+            }
+        };
+        // A file that stays shows at the next start.
+        let _ = removed();
+    }
+
+    fn roots(&self) -> Arc<Roots> {
+        Arc::clone(&self.roots.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes the folders anew after somebody removed them.
+    fn renew(&self) -> io::Result<Arc<Roots>> {
+        let mut roots = self.roots.write().unwrap_or_else(PoisonError::into_inner);
+        let home = Home::again(&self.home)?;
+        let (cache, _) = home.make_folder("cache")?;
+        let (temp, _) = cache.make_folder("tmp")?;
+        *roots = Arc::new(Roots { cache, temp });
+        Ok(Arc::clone(&roots))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -320,15 +403,15 @@ impl Disk {
         state.clock += 1;
         entry.used = state.clock;
         state.order.insert(entry.used, name);
-        Some((entry.len, entry.proven.clone()))
+        Some((entry.len, entry.proven))
     }
 
-    fn mapped(&self, name: Name) -> Option<Arc<Mmap>> {
+    fn mapped(&self, name: Name) -> Option<Arc<Map>> {
         self.lock().entries.get(&name)?.mapped.upgrade()
     }
 
     /// Keeps a mapping for the next one who asks.
-    fn keep(&self, map: &Arc<Mmap>) {
+    fn keep(&self, map: &Arc<Map>) {
         let mut state = self.lock();
         if state.kept.len() >= KEPT {
             state.kept.pop_front();
@@ -336,17 +419,52 @@ impl Disk {
         state.kept.push_back(Arc::clone(map));
     }
 
-    fn proven(&self, name: Name, stamp: Stamp, mapped: Weak<Mmap>) {
+    fn proven(&self, name: Name, stamp: Stamp, mapped: Weak<Map>) {
         if let Some(entry) = self.lock().entries.get_mut(&name) {
             entry.proven = Some(stamp);
             entry.mapped = mapped;
         }
     }
 
-    fn spoilt(&self, name: Name, why: &str) {
+    /// Says whether another file may be mapped, letting go of those that nobody uses if need be.
+    fn room_to_map(&self) -> bool {
+        self.maps.has_room() || {
+            let kept = std::mem::take(&mut self.lock().kept);
+            drop(kept);
+            self.maps.has_room()
+        }
+    }
+
+    fn spoilt<T>(&self, name: Name, why: &str) -> Found<T> {
         self.damaged.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(file = %name.path().display(), why, "a cached file is damaged; fetching it again");
         self.forget(name);
+        Found::Absent
+    }
+
+    /// Sorts what the system said: gone, not ours, or merely not to be had.
+    fn not_read<T>(&self, name: Name, error: &io::Error) -> Found<T> {
+        if error.kind() == ErrorKind::NotFound || is_foreign(error) {
+            // Nothing is removed: there is nothing, or nothing of ours.
+            self.lock().remove(name);
+            return Found::Absent;
+        }
+        self.not_now(name, error)
+    }
+
+    /// Counts a file that cannot be used, and says so once in a while.
+    fn not_now<T>(&self, name: Name, why: &dyn std::fmt::Display) -> Found<T> {
+        let times = self.unusable.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|since| since.elapsed() >= TELL_EVERY) {
+            *told = Some(Instant::now());
+            drop(told);
+            tracing::warn!(
+                file = %name.path().display(), why = %why, times,
+                "a cached file cannot be used at the moment; going on without"
+            );
+        }
+        Found::NotNow
     }
 
     /// Makes room for `len` more bytes and counts them in.
@@ -388,23 +506,22 @@ impl Disk {
         }
         for name in gone {
             state.remove(name);
-            remove(&self.root.join(name.path()));
+            self.remove_file(name);
         }
     }
 
-    /// Puts a finished file in its place.
-    fn place(&self, from: &Path, name: Name) -> io::Result<()> {
-        let to = self.root.join(name.path());
-        let placed = match std::fs::rename(from, &to) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                to.parent().map_or(Ok(()), make_private).and_then(|()| std::fs::rename(from, &to))
+    /// Puts a finished file in its place; what tells it from a changed one.
+    fn place(&self, mut temp: Temp, name: Name) -> io::Result<Stamp> {
+        let stamp = Stamp::of(&Facts::of_file(&temp.file)?);
+        let (folder, _) = temp.roots.cache.make_folder(name.folder())?;
+        match folder.look(name.file()) {
+            Ok(facts) if facts.kind != Kind::File => {
+                return Err(io::Error::other("something that is not packmirror's has this name"));
             }
-            other => other,
-        };
-        if placed.is_err() {
-            remove(from);
+            _ => temp.roots.temp.rename(&temp.name, &folder, name.file())?,
         }
-        placed
+        temp.placed = true;
+        Ok(stamp)
     }
 
     /// Turns a reservation of `len` bytes into an entry, or gives it back.
@@ -423,11 +540,11 @@ impl Disk {
         kept
     }
 
-    /// Remembers that the disk refused a write, and says so once in a while.
+    /// Remembers that the disk refused a write, and says so once for as long as it goes on.
     fn refused(&self, error: &io::Error) {
         self.refusals.fetch_add(1, Ordering::Relaxed);
         if !self.is_resting() {
-            tracing::warn!(%error, directory = %self.root.display(), "cannot keep data on disk; going on without");
+            tracing::warn!(%error, directory = %self.home.display(), "cannot keep data on disk; going on without");
         }
         self.lock().refused = Some(Instant::now());
     }
@@ -451,4 +568,85 @@ impl State {
             self.bytes -= entry.len;
         }
     }
+}
+
+/// A file in the making; it goes away unless it was put in its place.
+pub(super) struct Temp {
+    /// The open file.
+    pub(super) file: File,
+    name: String,
+    roots: Arc<Roots>,
+    placed: bool,
+}
+
+impl Temp {
+    /// Where it lies, for messages.
+    pub(super) fn path(&self) -> PathBuf {
+        self.roots.temp.path().join(&self.name)
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        if !self.placed {
+            // What stays is removed at the next start.
+            let _ = self.roots.temp.remove(&self.name);
+        }
+    }
+}
+
+/// What a listing of the cache found.
+#[derive(Default)]
+struct Listed {
+    /// When each was last written, its name, its length.
+    files: Vec<((i64, u64), Name, u64)>,
+    foreign: usize,
+}
+
+/// Lists the files that are ours.
+fn list(cache: &Folder) -> io::Result<Listed> {
+    let mut listed = Listed::default();
+    for entry in cache.entries()? {
+        let (shard, kind) = entry?;
+        match (shard.to_str(), kind) {
+            (Some("tmp"), _) => {}
+            (Some(shard), Kind::Folder) if is_shard_name(shard) => {
+                list_shard(&cache.folder(shard)?, shard, &mut listed)?;
+            }
+            _ => listed.foreign += 1,
+        }
+    }
+    Ok(listed)
+}
+
+fn list_shard(folder: &Folder, shard: &str, listed: &mut Listed) -> io::Result<()> {
+    keep_private(folder);
+    for entry in folder.entries()? {
+        let (file, _) = entry?;
+        let name = file.to_str().and_then(Name::parse).filter(|name| name.folder() == shard);
+        match (name, folder.look(&file)) {
+            (Some(name), Ok(facts)) if facts.is_own_file() => {
+                if facts.is_open_to_others() {
+                    folder.file(&file).and_then(|(file, _)| make_file_private(&file))?;
+                }
+                listed.files.push((facts.modified, name, facts.len));
+            }
+            (_, Err(error)) if error.kind() == ErrorKind::NotFound => {}
+            _ => listed.foreign += 1,
+        }
+    }
+    Ok(())
+}
+
+/// Removes the files in the making that an earlier process left; how many others there are.
+fn empty_temp(temp: &Folder) -> io::Result<usize> {
+    let mut foreign = 0;
+    let entries: Vec<_> = temp.entries()?.collect::<io::Result<_>>()?;
+    for (name, kind) in entries {
+        match name.to_str() {
+            Some(text) if kind == Kind::File && is_temp(text) => temp.remove(&name)?,
+            _ => foreign += 1,
+        }
+    }
+    Ok(foreign)
 }

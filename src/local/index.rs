@@ -1,18 +1,24 @@
 //! The index: small records that a node keeps for its next start, in sled 0.34.
 //!
-//! Thousands of records, never one per Git object (sled takes gigabytes for a million). Nothing in it is the truth: every
-//! error and every panic of sled means "start empty", and so does an index made for another bucket or by another version.
-//! No other module knows sled. Calls are short but touch the disk.
+//! Thousands of records, never one per Git object (sled takes gigabytes for a million). Nothing in it is the truth:
+//! damage and every panic of sled mean "start empty", and so does an index made for another bucket or by another version.
+//! What the system refuses for lack of something is no damage: the node goes on without the index, which stays.
+//! No other module knows sled, which opens its files by path: that they are no links is looked up before. Calls are short
+//! but touch the disk.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{make_private, move_aside};
+use super::home::{Home, is_sled, keep_private};
+use super::{LocalError, unusable};
+use crate::folder::{Folder, Kind};
 
 /// Changes whenever records are written in another way.
 const SCHEMA: &str = "packmirror index 1";
@@ -36,9 +42,11 @@ pub struct Index {
 }
 
 struct Inner {
-    path: PathBuf,
+    /// The folder that `index` lies in.
+    home: PathBuf,
     identity: String,
     slot: RwLock<Slot>,
+    told: AtomicBool,
 }
 
 struct Slot {
@@ -49,12 +57,21 @@ struct Slot {
 }
 
 impl Index {
-    /// Opens the index at `path` for the bucket of this name; empty if there is none that fits.
-    pub(super) fn open(path: &Path, bucket: &str) -> Self {
+    /// Opens the folder `index` of this node's directory for the bucket of this name; empty if there is none that fits.
+    pub(super) fn open(home: &Home, bucket: &str) -> Result<Self, LocalError> {
+        let index = home.sub("index")?;
+        let foreign = only_sled(&index).map_err(unusable(index.path()))?;
+        if let Some(name) = foreign {
+            return Err(LocalError::Foreign { path: index.path().join(name) });
+        }
+        Ok(Self::in_home(home.folder.path(), bucket))
+    }
+
+    fn in_home(home: &Path, bucket: &str) -> Self {
         let identity = format!("{SCHEMA}\n{bucket}");
-        let db = open_or_start_empty(path, &identity);
-        let slot = RwLock::new(Slot { db, epoch: 0 });
-        Self { inner: Arc::new(Inner { path: path.to_owned(), identity, slot }) }
+        let db = open_or_start_empty(home, &identity);
+        let (slot, told) = (RwLock::new(Slot { db, epoch: 0 }), AtomicBool::new(false));
+        Self { inner: Arc::new(Inner { home: home.to_owned(), identity, slot, told }) }
     }
 
     /// The record at `key`, if there is one that can be read as `T`.
@@ -107,6 +124,12 @@ impl Index {
         };
         let why = match catch_unwind(AssertUnwindSafe(|| work(&db))) {
             Ok(Ok(value)) => return Some(value),
+            Ok(Err(error)) if is_want(&error) => {
+                if !self.inner.told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "the local index cannot be used at the moment; going on without");
+                }
+                return None;
+            }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "sled panicked".to_owned(),
         };
@@ -125,8 +148,11 @@ impl Index {
         slot.epoch += 1;
         let broken = slot.db.take();
         let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
-        move_aside(&self.inner.path);
-        slot.db = open_or_start_empty(&self.inner.path, &self.inner.identity);
+        if let Err(error) = put_aside(&self.inner.home) {
+            tracing::warn!(%error, "no local index can be had; the node goes on without");
+            return;
+        }
+        slot.db = open_or_start_empty(&self.inner.home, &self.inner.identity);
     }
 }
 
@@ -134,20 +160,84 @@ fn full_key(table: &str, key: &str) -> Vec<u8> {
     [table.as_bytes(), b"\0", key.as_bytes()].concat()
 }
 
-fn open_or_start_empty(path: &Path, identity: &str) -> Option<sled::Db> {
+/// Why a database does not open.
+enum Unopened {
+    /// It is of no use, whoever tries.
+    Useless(String),
+    /// The system lacks something: it may be as good as ever.
+    Want(String),
+}
+
+fn open_or_start_empty(home: &Path, identity: &str) -> Option<sled::Db> {
+    let path = home.join("index");
     for _ in 0..2 {
-        match open(path, identity) {
+        match open(&path, identity) {
             Ok(db) => return Some(db),
-            Err(why) => {
-                if path.exists() {
-                    tracing::warn!(path = %path.display(), why, "the local index is of no use");
-                    move_aside(path);
+            Err(Unopened::Want(why)) => {
+                tracing::warn!(path = %path.display(), why, "the local index cannot be opened; going on without");
+                return None;
+            }
+            Err(Unopened::Useless(why)) => {
+                tracing::warn!(path = %path.display(), why, "the local index is of no use; starting with an empty one");
+                if let Err(error) = put_aside(home) {
+                    tracing::warn!(path = %path.display(), %error, "it cannot be put aside");
+                    break;
                 }
             }
         }
     }
     tracing::warn!(path = %path.display(), "no local index can be had; the node goes on without");
     None
+}
+
+/// Says whether an error of sled tells of a lack and not of damage.
+fn is_want(error: &sled::Error) -> bool {
+    let sled::Error::Io(error) = error else { return false };
+    use std::io::ErrorKind::*;
+    let lacks =
+        [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::IO, Errno::NOSPC, Errno::DQUOT, Errno::ROFS];
+    let lacks = lacks.map(|errno| Some(errno.raw_os_error()));
+    lacks.contains(&error.raw_os_error())
+        || matches!(error.kind(), PermissionDenied | OutOfMemory | StorageFull | WouldBlock)
+        || is_locked(error)
+}
+
+/// Puts a damaged index out of the way, in place of an earlier one. Only what sled makes is removed.
+fn put_aside(home: &Path) -> std::io::Result<()> {
+    let home = Folder::at(home)?;
+    match home.folder("index.damaged") {
+        Ok(earlier) => {
+            if let Some(name) = only_sled(&earlier)? {
+                return Err(std::io::Error::other(format!(
+                    "{} is in the way",
+                    earlier.path().join(name).display()
+                )));
+            }
+            home.remove_tree("index.damaged")?;
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    match home.folder("index") {
+        Ok(_) => home.rename("index", &home, "index.damaged"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The first entry of an index that sled would not make.
+fn only_sled(index: &Folder) -> std::io::Result<Option<std::ffi::OsString>> {
+    for entry in index.entries()? {
+        let (name, kind) = entry?;
+        let blobs = kind == Kind::Folder && name == "blobs";
+        let ours = name.to_str().is_some_and(|text| is_sled(index, text, kind));
+        if !ours
+            || blobs && index.folder(&name)?.entries()?.any(|entry| !matches!(entry, Ok((_, Kind::File))))
+        {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
 }
 
 /// Opens a database that an earlier handle may still be letting go of: sled frees its lock file from a thread of its own,
@@ -171,11 +261,17 @@ fn is_locked(error: &std::io::Error) -> bool {
 }
 
 /// Opens the database in a thread of its own: sled panics on some damaged files, and nobody knows whether it ends on all.
-fn open(path: &Path, identity: &str) -> Result<sled::Db, String> {
-    make_private(path).map_err(|error| error.to_string())?;
+fn open(path: &Path, identity: &str) -> Result<sled::Db, Unopened> {
+    use Unopened::{Useless, Want};
+    let made = path.parent().zip(path.file_name()).map(|(home, name)| Folder::at(home)?.make_folder(name));
+    match made {
+        Some(Ok((folder, _))) => keep_private(&folder),
+        Some(Err(error)) => return Err(Want(error.to_string())),
+        None => return Err(Want("it has no place".into())),
+    }
     let (tell, told) = mpsc::channel();
     let (path, identity) = (path.to_owned(), identity.to_owned());
-    std::thread::spawn(move || {
+    let start = std::thread::Builder::new().name("index".into()).spawn(move || {
         let open = || -> sled::Result<Option<sled::Db>> {
             let config =
                 sled::Config::new().path(&path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(500));
@@ -189,12 +285,14 @@ fn open(path: &Path, identity: &str) -> Result<sled::Db, String> {
         // Nobody listens any more if it took too long.
         let _ = tell.send(catch_unwind(AssertUnwindSafe(open)));
     });
+    start.map_err(|error| Want(error.to_string()))?;
     match told.recv_timeout(OPENING) {
         Ok(Ok(Ok(Some(db)))) => Ok(db),
-        Ok(Ok(Ok(None))) => Err("it was made for another bucket or by another version".into()),
-        Ok(Ok(Err(error))) => Err(error.to_string()),
-        Ok(Err(_)) => Err("sled panicked".into()),
-        Err(_) => Err("it does not open in time".into()),
+        Ok(Ok(Ok(None))) => Err(Useless("it was made for another bucket or by another version".into())),
+        Ok(Ok(Err(error))) if is_want(&error) => Err(Want(error.to_string())),
+        Ok(Ok(Err(error))) => Err(Useless(error.to_string())),
+        Ok(Err(_)) => Err(Useless("sled panicked".into())),
+        Err(_) => Err(Useless("it does not open in time".into())),
     }
 }
 
@@ -203,7 +301,7 @@ mod tests {
     use super::*;
 
     fn filled(path: &Path) {
-        let index = Index::open(path, "bucket");
+        let index = Index::in_home(path, "bucket");
         for n in 0..500 {
             index.put("repos", &format!("team/{n}"), &(n, "x".repeat(n)));
         }
@@ -222,7 +320,7 @@ mod tests {
     fn records_outlive_the_process() {
         let dir = tempfile::tempdir().unwrap();
         filled(dir.path());
-        let index = Index::open(dir.path(), "bucket");
+        let index = Index::in_home(dir.path(), "bucket");
         assert_eq!(index.get("repos", "team/7"), Some((7, "x".repeat(7))));
         assert_eq!(index.iter::<(usize, String)>("repos").len(), 500);
         assert_eq!(index.iter::<String>("other"), [("team/1".to_owned(), "else".to_owned())]);
@@ -235,9 +333,8 @@ mod tests {
     #[test]
     fn an_index_of_another_bucket_is_not_believed() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("index");
-        filled(&path);
-        let index = Index::open(&path, "another bucket");
+        filled(dir.path());
+        let index = Index::in_home(dir.path(), "another bucket");
         assert_eq!(index.get::<(usize, String)>("repos", "team/7"), None);
         works(&index);
         assert!(dir.path().join("index.damaged").exists());
@@ -254,18 +351,21 @@ mod tests {
         let names = {
             let path = dir.path().join("template");
             filled(&path);
-            files(&path).into_iter().map(|file| file.file_name().unwrap().to_owned()).collect::<Vec<_>>()
+            files(&path.join("index"))
+                .into_iter()
+                .map(|file| file.file_name().unwrap().to_owned())
+                .collect::<Vec<_>>()
         };
         assert!(names.len() >= 2, "{names:?}");
         for (n, name) in names.iter().enumerate() {
             for (m, keep) in [0.0, 0.3, 0.9, 0.999].into_iter().enumerate() {
                 let path = dir.path().join(format!("index{n}-{m}"));
                 filled(&path);
-                if let Ok(file) = std::fs::File::options().write(true).open(path.join(name)) {
+                if let Ok(file) = std::fs::File::options().write(true).open(path.join("index").join(name)) {
                     let len = file.metadata().unwrap().len();
                     file.set_len((len as f64 * keep) as u64).unwrap();
                 }
-                let index = Index::open(&path, "bucket");
+                let index = Index::in_home(&path, "bucket");
                 // Whatever is still there is right; the rest is simply not there.
                 for (key, (n, text)) in index.iter::<(usize, String)>("repos") {
                     assert_eq!((key, text), (format!("team/{n}"), "x".repeat(n)));
@@ -278,9 +378,8 @@ mod tests {
     #[test]
     fn damage_found_while_running_means_a_fresh_start() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("index");
-        filled(&path);
-        let index = Index::open(&path, "bucket");
+        filled(dir.path());
+        let index = Index::in_home(dir.path(), "bucket");
         let panicked: Option<()> = index.run(|_| panic!("as sled does on some damaged pages"));
         assert_eq!(panicked, None);
         assert_eq!(index.get::<(usize, String)>("repos", "team/7"), None);
@@ -291,9 +390,35 @@ mod tests {
     }
 
     #[test]
+    fn what_the_system_refuses_is_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        let index = Index::in_home(dir.path(), "bucket");
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::IO, Errno::NOSPC, Errno::ACCESS] {
+            let refused: Option<()> =
+                index.run(|_| Err(sled::Error::Io(std::io::Error::from_raw_os_error(errno.raw_os_error()))));
+            assert_eq!(refused, None);
+            assert_eq!(index.get("repos", "team/7"), Some((7, "x".repeat(7))), "{errno}");
+        }
+        assert!(!dir.path().join("index.damaged").exists());
+    }
+
+    #[test]
+    fn an_earlier_damaged_index_goes_only_if_it_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path());
+        std::fs::create_dir(dir.path().join("index.damaged")).unwrap();
+        std::fs::write(dir.path().join("index.damaged/thesis"), "precious").unwrap();
+        let index = Index::in_home(dir.path(), "another bucket");
+        index.put("t", "k", &1);
+        assert_eq!(index.get::<u32>("t", "k"), None, "without an index");
+        assert_eq!(std::fs::read(dir.path().join("index.damaged/thesis")).unwrap(), b"precious");
+    }
+
+    #[test]
     fn without_a_place_nothing_is_remembered_and_nothing_fails() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let index = Index::open(&file.path().join("below a file"), "bucket");
+        let index = Index::in_home(&file.path().join("below a file"), "bucket");
         index.put("t", "k", &1);
         assert_eq!(index.get::<u32>("t", "k"), None);
         assert_eq!(index.iter::<u32>("t"), []);

@@ -6,24 +6,25 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::io::{self, Seek, Write};
 use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
-use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 use super::blocks::{blocking, gave_up};
-use super::disk::{Disk, Name};
-use super::{Inner, Local, remove};
+use super::disk::{Disk, Found, Name, Temp};
+use super::maps::Map;
+use super::{Inner, Local};
+use crate::budget::{Budget, Room};
+use crate::store::frame::unpack;
 use crate::store::{BlobRef, StoreError};
 
 /// Length of the hash behind the content.
 const TAIL: usize = 32;
 
-/// A frame that unpacks to more than this many times its length (and a mebibyte) is no record of ours.
-const MOST_GROWTH: u64 = 1000;
+/// How far memory is asked for ahead of what is unpacked into it.
+const STEP: u64 = 1 << 20;
 
 pub(super) type Loaded = Result<Arc<Held>, StoreError>;
 
@@ -33,9 +34,11 @@ pub(super) type Live = Mutex<HashMap<BlobRef, Weak<Held>>>;
 /// A blob ready for use: on disk if possible.
 pub(super) enum Held {
     /// A file and the hash behind its content.
-    Mapped(Arc<Mmap>),
-    /// For a disk that takes no more.
-    Memory(Vec<u8>),
+    Mapped(Arc<Map>),
+    /// A file that could not be mapped, read: content and hash.
+    Read(Bytes, #[allow(dead_code, reason = "it pays for the bytes")] Room),
+    /// The content, for a disk that takes no more.
+    Memory(Vec<u8>, #[allow(dead_code, reason = "it pays for the bytes")] Room),
 }
 
 struct Owner(Arc<Held>);
@@ -44,7 +47,8 @@ impl AsRef<[u8]> for Owner {
     fn as_ref(&self) -> &[u8] {
         match &*self.0 {
             Held::Mapped(map) => &map[..map.len().saturating_sub(TAIL)],
-            Held::Memory(bytes) => bytes,
+            Held::Read(bytes, _) => &bytes[..bytes.len().saturating_sub(TAIL)],
+            Held::Memory(bytes, _) => bytes,
         }
     }
 }
@@ -90,9 +94,17 @@ impl Inner {
     async fn load(self: &Arc<Self>, blob: BlobRef) -> Loaded {
         let name = Name::Whole(blob.id, blob.kind);
         let inner = self.clone();
-        if let Some(map) = blocking(move || inner.disk.map(name, tail_is_right)).await? {
-            self.hit();
-            return Ok(Arc::new(Held::Mapped(map)));
+        match blocking(move || inner.on_disk(&blob, name)).await? {
+            Found::Here(held) => {
+                self.hit();
+                return Ok(Arc::new(held));
+            }
+            Found::Absent => {}
+            // It is kept already: what keeps it from being read would keep it from being written.
+            Found::NotNow => {
+                self.miss(1);
+                return self.load_to_memory(blob).await;
+            }
         }
         self.miss(1);
         match self.load_to_disk(blob, name).await {
@@ -104,52 +116,72 @@ impl Inner {
         }
     }
 
+    /// The blob's file, mapped, or read where it cannot be mapped.
+    fn on_disk(&self, blob: &BlobRef, name: Name) -> Found<Held> {
+        match self.disk.map(name, tail_is_right) {
+            Found::Here(map) => return Found::Here(Held::Mapped(map)),
+            Found::Absent => return Found::Absent,
+            Found::NotNow => {}
+        }
+        let Some(len) = self.disk.len(name) else { return Found::Absent };
+        let Ok(room) = self.memory.try_take(len) else {
+            tracing::debug!(%blob, "no memory is free for a file that cannot be mapped");
+            return Found::NotNow;
+        };
+        match self.disk.read(name, tail_is_right) {
+            Found::Here(bytes) => Found::Here(Held::Read(bytes, room)),
+            Found::Absent => Found::Absent,
+            Found::NotNow => Found::NotNow,
+        }
+    }
+
     async fn load_to_disk(self: &Arc<Self>, blob: BlobRef, name: Name) -> Loaded {
         let inner = self.clone();
         let temp = blocking(move || inner.disk.temp()).await?.map_err(|error| local(&blob, error))?;
-        let temp = Temp(temp.1);
-        self.bucket.download(&blob, &temp.0).await?;
+        let file = temp.file.try_clone().map_err(|error| local(&blob, error))?;
+        self.bucket.download_into(&blob, file, &temp.path()).await?;
         let inner = self.clone();
         blocking(move || {
             let (ready, len) = if blob.kind.is_framed() {
-                unpack_file(&inner.disk, &blob, &temp)?
+                unpack_file(&inner.disk, &blob, temp)?
             } else {
                 let append = || {
-                    let mut file = File::options().append(true).open(&temp.0)?;
+                    let mut file = &temp.file;
+                    file.seek(io::SeekFrom::End(0))?;
                     file.write_all(blob.id.as_bytes())
                 };
                 append().map_err(|error| local(&blob, error))?;
                 (temp, blob.len + TAIL as u64)
             };
-            inner.disk.adopt(name, &ready.0, len).map_err(|error| local(&blob, error))?;
-            let map = inner.disk.map(name, tail_is_right);
-            map.map(|map| Arc::new(Held::Mapped(map)))
-                .ok_or_else(|| local(&blob, io::ErrorKind::NotFound.into()))
+            inner.disk.adopt(name, ready, len).map_err(|error| local(&blob, error))?;
+            match inner.on_disk(&blob, name) {
+                Found::Here(held) => Ok(Arc::new(held)),
+                Found::Absent | Found::NotNow => Err(local(&blob, io::ErrorKind::NotFound.into())),
+            }
         })
         .await?
     }
 
+    /// For a disk that gives or takes nothing: as far as there is memory for such blobs.
     async fn load_to_memory(&self, blob: BlobRef) -> Loaded {
+        let take = |bytes| self.memory.try_take(bytes).map_err(|halt| no_memory(&blob, &halt));
+        let paid = take(blob.len)?;
         let bytes = self.bucket.get_blob(&blob).await?;
-        let content = blocking(move || {
-            let mut content = Vec::new();
-            if blob.kind.is_framed() {
-                unpack(&bytes[..], &blob, &mut content).map_err(|error| bad_frame(&blob, &error))?;
-            } else {
-                content.extend_from_slice(&bytes);
+        if !blob.kind.is_framed() {
+            return Ok(Arc::new(Held::Memory(bytes.into(), paid)));
+        }
+        let mut to = Paid { content: Vec::new(), budget: self.memory.clone(), room: take(0)?, short: false };
+        let most = self.disk.usage().1;
+        let held = blocking(move || {
+            let unpacked = unpack(&bytes[..], &blob, most, &mut to);
+            drop(paid);
+            match unpacked {
+                Ok(()) => Ok(Held::Memory(to.content, to.room)),
+                Err(error) if to.short => Err(local(&blob, error)),
+                Err(error) => Err(bad_frame(&blob, &error)),
             }
-            Ok(content)
         });
-        Ok(Arc::new(Held::Memory(content.await??)))
-    }
-}
-
-/// A temporary file that goes away unless it was adopted.
-struct Temp(PathBuf);
-
-impl Drop for Temp {
-    fn drop(&mut self) {
-        remove(&self.0);
+        held.await?.map(Arc::new)
     }
 }
 
@@ -159,32 +191,23 @@ fn tail_is_right(file: &[u8]) -> bool {
 }
 
 /// Unpacks a downloaded frame into a new temporary file with its hash behind; also gives the file's length.
-fn unpack_file(disk: &Disk, blob: &BlobRef, from: &Temp) -> Result<(Temp, u64), StoreError> {
-    let open = || -> io::Result<(File, File, Temp)> {
-        let from = File::open(&from.0)?;
-        let (file, path) = disk.temp()?;
-        Ok((from, file, Temp(path)))
+fn unpack_file(disk: &Disk, blob: &BlobRef, from: Temp) -> Result<(Temp, u64), StoreError> {
+    let open = || -> io::Result<(Temp, File)> {
+        let mut source = &from.file;
+        source.rewind()?;
+        let to = disk.temp()?;
+        let file = to.file.try_clone()?;
+        Ok((to, file))
     };
-    let (from, file, temp) = open().map_err(|error| local(blob, error))?;
+    let (ready, file) = open().map_err(|error| local(blob, error))?;
     let mut to = Hashing { file: io::BufWriter::new(file), hasher: Sha256::new(), len: 0, failed: false };
-    if let Err(error) = unpack(from, blob, &mut to) {
+    if let Err(error) = unpack(&from.file, blob, disk.usage().1, &mut to) {
         // Told apart because a full disk is not the blob's fault.
         return Err(if to.failed { local(blob, error) } else { bad_frame(blob, &error) });
     }
     let Hashing { mut file, hasher, len, .. } = to;
     file.write_all(&hasher.finalize()).and_then(|()| file.flush()).map_err(|error| local(blob, error))?;
-    Ok((temp, len + TAIL as u64))
-}
-
-/// Unpacks one zstd frame, which may not grow beyond reason.
-fn unpack(from: impl Read, blob: &BlobRef, to: &mut impl Write) -> io::Result<()> {
-    let limit = blob.len.saturating_mul(MOST_GROWTH).saturating_add(1 << 20);
-    let mut content = zstd::stream::read::Decoder::new(from)?.take(limit);
-    io::copy(&mut content, to)?;
-    if content.limit() == 0 {
-        return Err(io::Error::other("it grows beyond reason"));
-    }
-    Ok(())
+    Ok((ready, len + TAIL as u64))
 }
 
 struct Hashing {
@@ -213,4 +236,35 @@ fn bad_frame(blob: &BlobRef, error: &io::Error) -> StoreError {
 
 fn local(blob: &BlobRef, error: io::Error) -> StoreError {
     StoreError::Local { path: blob.to_string(), source: Arc::new(error) }
+}
+
+fn no_memory(blob: &BlobRef, halt: &crate::pack::meter::Halt) -> StoreError {
+    local(blob, io::Error::new(io::ErrorKind::OutOfMemory, halt.to_string()))
+}
+
+/// Bytes in memory that are paid for as they come.
+struct Paid {
+    content: Vec<u8>,
+    budget: Budget,
+    room: Room,
+    short: bool,
+}
+
+impl Write for Paid {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let len = (self.content.len() + bytes.len()) as u64;
+        if len > self.room.bytes() {
+            let grown = self.room.grow_to(len.next_multiple_of(STEP).min(self.budget.most().max(len)));
+            grown.map_err(|halt| {
+                self.short = true;
+                io::Error::new(io::ErrorKind::OutOfMemory, halt.to_string())
+            })?;
+        }
+        self.content.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

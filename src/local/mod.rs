@@ -4,10 +4,11 @@
 //! disk makes the node slower but not wrong, and the whole directory may be deleted while the node is stopped. Layout:
 //!
 //! ```text
-//! DIR/lock      one process at a time
-//! DIR/index/    small records (sled)
-//! DIR/cache/    blocks of packs, and whole idx, graph and refs files; together at most `max_bytes`
-//! DIR/scratch/  work in progress; emptied at start
+//! DIR/CACHEDIR.TAG  the mark of packmirror, without which nothing is deleted here
+//! DIR/lock          one process at a time
+//! DIR/index/        small records (sled)
+//! DIR/cache/        blocks of packs, and whole idx, graph and refs files; together at most `max_bytes`
+//! DIR/scratch/      work in progress; emptied at start
 //! ```
 //!
 //! Relies on: blobs named by content ([`crate::store`]), block hashes that come with a pack's graph (the caller passes
@@ -17,9 +18,10 @@ mod blocks;
 mod disk;
 mod file;
 mod flight;
+mod home;
 mod index;
-mod lock;
 mod mapped;
+mod maps;
 #[cfg(test)]
 mod tests;
 
@@ -29,16 +31,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tempfile::TempDir;
 
+use crate::budget::Budget;
+use crate::folder::Folder;
 use crate::store::{BlobRef, Bucket};
 use blocks::Fetching;
 use disk::Disk;
 use flight::Flights;
-use lock::DirLock;
+use home::{Home, is_work};
 use mapped::Live;
+use maps::Maps;
 
 pub use blocks::{BlockHashes, PackBlob};
 pub use file::map_file;
 pub use index::Index;
+
+/// Bytes of whole blobs in memory where the disk gives or takes nothing.
+const MOST_IN_MEMORY: u64 = 512 << 20;
 
 /// The node's directory cannot be used: the only way in which opening fails.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +58,32 @@ pub enum LocalError {
         dir: PathBuf,
         /// Which process, if it can be told.
         holder: String,
+    },
+    /// It is not empty and packmirror did not make it: nothing in it was touched.
+    #[error(
+        "cache directory {dir} holds `{entry}`, which is not packmirror's, and has no mark of packmirror (CACHEDIR.TAG): \
+         name an empty or a new directory with --cache-dir"
+    )]
+    NotOurs {
+        /// The directory.
+        dir: PathBuf,
+        /// The first entry that packmirror would not have made.
+        entry: String,
+    },
+    /// Something else has the name of one of its folders or files.
+    #[error(
+        "cache directory: {path} is a link or something else that packmirror did not make and does not follow: move it \
+         away, or name another directory with --cache-dir"
+    )]
+    Foreign {
+        /// What is in the way.
+        path: PathBuf,
+    },
+    /// A newer packmirror made it.
+    #[error("cache directory {dir} belongs to a newer packmirror: give this one a --cache-dir of its own")]
+    Newer {
+        /// The directory.
+        dir: PathBuf,
     },
     /// It cannot be made or written.
     #[error("cache directory: cannot use {path}: {source}")]
@@ -71,11 +105,13 @@ pub struct LocalOptions {
     pub fetches: usize,
     /// Ranged reads of the bucket in flight ahead of readers, up to 8 MiB each.
     pub fetches_ahead: usize,
+    /// Files mapped at the same time; beyond it they are read into memory.
+    pub mappings: usize,
 }
 
 impl Default for LocalOptions {
     fn default() -> Self {
-        Self { max_bytes: 20 << 30, fetches: 16, fetches_ahead: 8 }
+        Self { max_bytes: 20 << 30, fetches: 16, fetches_ahead: 8, mappings: Maps::fitting() }
     }
 }
 
@@ -90,6 +126,8 @@ pub struct Stats {
     pub damaged: u64,
     /// Writes that the disk refused.
     pub refused: u64,
+    /// How often a cached file could not be opened or mapped, and was done without.
+    pub unusable: u64,
     /// Bytes in the cache now.
     pub bytes: u64,
     /// The bound of `bytes`.
@@ -106,12 +144,14 @@ struct Inner {
     bucket: Bucket,
     disk: Disk,
     index: Index,
-    scratch: PathBuf,
+    home: PathBuf,
     fetching: Fetching,
+    /// Pays for whole blobs that are not on disk.
+    memory: Budget,
     files: Flights<BlobRef, mapped::Loaded>,
     live: Live,
     counters: Counters,
-    _lock: DirLock,
+    _home: Home,
 }
 
 #[derive(Default)]
@@ -122,41 +162,38 @@ struct Counters {
 
 impl std::fmt::Debug for Local {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Local({})", self.inner.scratch.display())
+        write!(f, "Local({})", self.inner.home.display())
     }
 }
 
 impl Local {
-    /// Opens or makes the directory `dir` for this process alone. What lies in it damaged is moved aside with a warning,
-    /// and the node starts without it. Blocks for as long as a listing of the cache takes.
+    /// Opens or makes the directory `dir` for this process alone. A directory that is not packmirror's is refused. What
+    /// lies in ours damaged is fetched anew. Blocks for as long as a listing of the cache takes.
     pub fn open(dir: &Path, options: &LocalOptions, bucket: Bucket) -> Result<Self, LocalError> {
-        make_private(dir).map_err(unusable(dir))?;
-        let lock = DirLock::take(dir)?;
-        let cache = sound_directory(dir, "cache")?;
-        let scratch = sound_directory(dir, "scratch")?;
-        empty(&scratch);
-        let disk = match Disk::open(&cache, options.max_bytes) {
-            Ok(disk) => disk,
-            Err(_) => {
-                move_aside(&cache);
-                make_private(&cache).map_err(unusable(&cache))?;
-                Disk::open(&cache, options.max_bytes).map_err(unusable(&cache))?
-            }
-        };
-        let index = Index::open(&dir.join("index"), bucket.name());
+        let home = Home::take(dir)?;
+        let scratch = home.sub("scratch")?;
+        empty(&scratch).map_err(unusable(scratch.path()))?;
+        let disk = Disk::open(&home, options.max_bytes, options.mappings)?;
+        let index = Index::open(&home, bucket.name())?;
         Ok(Self {
             inner: Arc::new(Inner {
                 bucket,
                 disk,
                 index,
-                scratch,
+                home: dir.to_owned(),
                 fetching: Fetching::new(options),
+                memory: Budget::new(MOST_IN_MEMORY, "cache_dir"),
                 files: Flights::default(),
                 live: Live::default(),
                 counters: Counters::default(),
-                _lock: lock,
+                _home: home,
             }),
         })
+    }
+
+    /// Says whether a node would take the directory `dir`, which is made if it is missing. Nothing in it is changed.
+    pub fn examine(dir: &Path) -> Result<(), LocalError> {
+        home::examine(dir)
     }
 
     /// The bucket behind.
@@ -171,10 +208,11 @@ impl Local {
 
     /// A directory for work in progress, removed when dropped, or at the next start.
     pub fn scratch(&self) -> std::io::Result<TempDir> {
-        match tempfile::Builder::new().prefix("work-").tempdir_in(&self.inner.scratch) {
+        let scratch = self.inner.home.join("scratch");
+        match tempfile::Builder::new().prefix("work-").tempdir_in(&scratch) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                make_private(&self.inner.scratch)?;
-                tempfile::Builder::new().prefix("work-").tempdir_in(&self.inner.scratch)
+                Home::again(&self.inner.home)?.make_folder("scratch")?;
+                tempfile::Builder::new().prefix("work-").tempdir_in(&scratch)
             }
             other => other,
         }
@@ -182,10 +220,11 @@ impl Local {
 
     /// What the cache did so far.
     pub fn stats(&self) -> Stats {
-        let (bytes, max_bytes, damaged, refused) = self.inner.disk.usage();
+        let (bytes, max_bytes) = self.inner.disk.usage();
+        let [damaged, refused, unusable] = self.inner.disk.troubles();
         let Counters { hits, misses } = &self.inner.counters;
         let [hits, misses] = [hits, misses].map(|counter| counter.load(Ordering::Relaxed));
-        Stats { hits, misses, damaged, refused, bytes, max_bytes }
+        Stats { hits, misses, damaged, refused, unusable, bytes, max_bytes }
     }
 }
 
@@ -203,49 +242,26 @@ fn unusable(path: &Path) -> impl FnOnce(std::io::Error) -> LocalError + '_ {
     move |source| LocalError::Unusable { path: path.to_owned(), source }
 }
 
-/// Makes a directory that only this user can read: it holds other people's repositories.
-fn make_private(path: &Path) -> std::io::Result<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path)
-}
-
-/// The directory `name` in `dir`; whatever else has that name is moved aside.
-fn sound_directory(dir: &Path, name: &str) -> Result<PathBuf, LocalError> {
-    let path = dir.join(name);
-    if make_private(&path).is_err() {
-        move_aside(&path);
-        make_private(&path).map_err(unusable(&path))?;
+/// Removes the work in progress that an earlier process left. What is not ours stays.
+fn empty(scratch: &Folder) -> std::io::Result<()> {
+    let entries: Vec<_> = scratch.entries()?.collect::<std::io::Result<_>>()?;
+    let mut foreign = 0;
+    for (name, kind) in entries {
+        if name.to_str().is_some_and(|text| is_work(scratch, text, kind)) {
+            // What cannot be removed harms nobody: each piece of work has a folder of its own.
+            if let Err(error) = scratch.remove_tree(&name) {
+                tracing::warn!(directory = %scratch.path().display(), ?name, %error, "cannot remove what an earlier start left");
+            }
+        } else {
+            foreign += 1;
+        }
     }
-    Ok(path)
-}
-
-/// Moves a damaged file or directory out of the way, in place of an earlier one. If that fails, removes it.
-fn move_aside(path: &Path) {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".damaged");
-    let aside = path.with_file_name(name);
-    remove(&aside);
-    tracing::warn!(path = %path.display(), aside = %aside.display(), "local data is damaged; starting without it");
-    if std::fs::rename(path, &aside).is_err() {
-        remove(path);
+    if foreign > 0 {
+        tracing::warn!(
+            directory = %scratch.path().display(),
+            files = foreign,
+            "this directory holds what is not packmirror's; it is left alone"
+        );
     }
-}
-
-/// Removes a file or directory; failures show when something is to be put in its place.
-fn remove(path: &Path) {
-    let _ = match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(_) => Ok(()),
-    };
-}
-
-/// Removes what is in a directory.
-fn empty(directory: &Path) {
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        remove(&entry.path());
-    }
+    Ok(())
 }

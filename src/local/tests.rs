@@ -333,8 +333,11 @@ async fn a_disk_that_takes_no_more_slows_the_node_but_stops_nothing() {
     local.read_ahead(&node.pack, 5..9);
     tokio::task::yield_now().await;
     assert_eq!(node.faulty.total(), 0);
-    // After a restart the directory is sound again.
+    // A file that packmirror did not put there: the node does not start over it, and does not remove it.
     drop(local);
+    let error = Local::open(node.dir.path(), &node.options, node.bucket.clone()).unwrap_err();
+    assert!(matches!(error, LocalError::Foreign { .. }), "{error}");
+    std::fs::remove_file(node.dir.path().join("cache/tmp")).unwrap();
     let local = node.open();
     assert_eq!(node.check(&local, [5, 5]).await, 1);
 }
@@ -399,31 +402,235 @@ async fn a_wiped_cache_is_filled_again() {
     assert_eq!(node.check(&local, 0..21).await, 21);
 }
 
-#[tokio::test]
-async fn rubbish_in_the_directory_is_put_aside() {
-    let node = Node::new().await;
-    let at = |name: &str| node.dir.path().join(name);
-    for name in ["cache", "scratch", "index"] {
-        std::fs::write(at(name), "not a directory").unwrap();
+/// All files below a directory with their content; links as what they lead to.
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            match path.symlink_metadata().unwrap() {
+                meta if meta.is_dir() => folders.push(path),
+                meta if meta.is_file() => drop(found.insert(path.clone(), std::fs::read(&path).unwrap())),
+                _ => drop(found.insert(
+                    path.clone(),
+                    std::fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes(),
+                )),
+            }
+        }
     }
+    found
+}
+
+/// A directory of another make is refused, and everything in it is as before.
+#[tokio::test]
+async fn what_is_not_packmirrors_is_refused_and_untouched() {
+    let mut node = Node::new().await;
+    let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, at).unwrap();
+    let file = |at: &str| {
+        std::fs::create_dir_all(Path::new(at).parent().unwrap()).unwrap();
+        std::fs::write(at, "precious").unwrap();
+    };
+    let id = "ab".repeat(32);
+    let block = format!("cache/ab/{id}.0");
+    type Make<'a> = Box<dyn Fn(&str) + 'a>;
+    let cases: Vec<(&str, Make<'_>)> = vec![
+        ("other", Box::new(|dir| file(&format!("{dir}/other")))),
+        (".hidden", Box::new(|dir| file(&format!("{dir}/.hidden")))),
+        ("cache", Box::new(|dir| file(&format!("{dir}/cache/projects/thesis")))),
+        ("cache", Box::new(|dir| file(&format!("{dir}/cache/ab/thesis")))),
+        ("cache", Box::new(|dir| file(&format!("{dir}/cache/tmp/thesis")))),
+        ("cache", Box::new(|dir| file(&format!("{dir}/cache/{id}.0")))),
+        ("cache", Box::new(|dir| file(&format!("{dir}/cache")))),
+        ("scratch", Box::new(|dir| file(&format!("{dir}/scratch/notes")))),
+        ("scratch", Box::new(|dir| file(&format!("{dir}/scratch/work-1")))),
+        ("index", Box::new(|dir| file(&format!("{dir}/index/words")))),
+        ("lock", Box::new(|dir| file(&format!("{dir}/lock")))),
+        ("CACHEDIR.TAG", Box::new(|dir| file(&format!("{dir}/CACHEDIR.TAG")))),
+        ("cache", Box::new(|dir| link("/etc", &format!("{dir}/cache")))),
+        (
+            "cache",
+            Box::new(|dir| {
+                file(&format!("{dir}/{block}"));
+                link("/etc", &format!("{dir}/cache/ac"));
+            }),
+        ),
+        ("scratch", Box::new(|dir| link("/etc", &format!("{dir}/scratch")))),
+        ("index", Box::new(|dir| link("/etc", &format!("{dir}/index")))),
+        ("lock", Box::new(|dir| link("/etc/hostname", &format!("{dir}/lock")))),
+        ("CACHEDIR.TAG", Box::new(|dir| link("/etc/hostname", &format!("{dir}/CACHEDIR.TAG")))),
+    ];
+    for (n, (entry, make)) in cases.into_iter().enumerate() {
+        node.dir = tempfile::tempdir().unwrap();
+        make(node.dir.path().to_str().unwrap());
+        let before = contents(node.dir.path());
+        let error = Local::open(node.dir.path(), &node.options, node.bucket.clone()).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, LocalError::NotOurs { .. }), "case {n}: {text}");
+        assert!(text.contains(&format!("`{entry}`")) && text.contains("--cache-dir"), "case {n}: {text}");
+        assert_eq!(contents(node.dir.path()), before, "case {n}");
+    }
+}
+
+/// In a directory of ours too, only what is ours goes.
+#[tokio::test]
+async fn foreign_files_among_ours_stay_and_links_are_not_followed() {
+    let node = Node::new().await;
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("thesis"), "precious").unwrap();
+    let at = |name: &str| node.dir.path().join(name);
     let local = node.open();
-    node.check(&local, 0..3).await;
-    local.index().put("t", "k", &1);
-    assert_eq!(local.index().get("t", "k"), Some(1));
+    node.check(&local, 0..21).await;
     let work = local.scratch().unwrap().keep();
+    std::fs::create_dir(work.join("sub")).unwrap();
+    std::os::unix::fs::symlink(outside.path(), work.join("link")).unwrap();
     drop(local);
-    assert_eq!(std::fs::read(at("cache.damaged")).unwrap(), b"not a directory");
-    // Strange names among the blocks, and a folder where a block should be.
-    std::fs::write(at("cache/stray"), "x").unwrap();
-    std::fs::create_dir_all(at("cache/zz")).unwrap();
-    std::fs::write(at("cache/zz/abc.1"), "x").unwrap();
     let block = node.file("1");
     std::fs::remove_file(&block).unwrap();
-    std::fs::create_dir(&block).unwrap();
+    std::os::unix::fs::symlink(outside.path().join("thesis"), &block).unwrap();
+    let other = node.file("2");
+    std::fs::remove_file(&other).unwrap();
+    std::fs::create_dir(&other).unwrap();
+    for name in
+        ["cache/stray", "cache/zz/abc.1", "cache/00/abc.1", "cache/tmp/thesis", "scratch/notes", "other"]
+    {
+        std::fs::create_dir_all(at(name).parent().unwrap()).unwrap();
+        std::fs::write(at(name), "precious").unwrap();
+    }
+    std::fs::write(at("cache/tmp/7"), "half a file").unwrap();
+    std::os::unix::fs::symlink(outside.path(), at("cache/tmp/8")).unwrap();
     let local = node.open();
-    assert!(!work.exists(), "scratch is emptied at start");
-    assert!(!at("cache/zz/abc.1").exists() && !at("cache/stray").exists() && !block.exists());
-    assert_eq!(node.check(&local, 0..3).await, 1);
+    assert!(!work.exists() && !at("cache/tmp/7").exists(), "what an earlier start left goes");
+    assert_eq!(local.stats().bytes, node.bytes.len() as u64 - 2 * BLOCK);
+    assert_eq!(node.check(&local, [1, 2]).await, 2, "neither is taken for a block");
+    assert!(block.is_symlink() && other.is_dir());
+    assert_eq!(local.stats().damaged, 0);
+    // What has to go to make room is ours too.
+    drop(local);
+    let small = LocalOptions { max_bytes: 2 * BLOCK, ..node.options.clone() };
+    drop(Local::open(node.dir.path(), &small, node.bucket.clone()).unwrap());
+    for name in
+        ["cache/stray", "cache/zz/abc.1", "cache/00/abc.1", "cache/tmp/thesis", "scratch/notes", "other"]
+    {
+        assert_eq!(std::fs::read(at(name)).unwrap(), b"precious", "{name}");
+    }
+    assert_eq!(contents(outside.path()).len(), 1);
+    // A folder of ours that became a link: the node does not start, and says what to do.
+    for name in ["scratch", "cache", "index", "lock"] {
+        let node = Node::new().await;
+        drop(node.open());
+        let path = node.dir.path().join(name);
+        std::fs::rename(&path, node.dir.path().join("away")).unwrap();
+        let target = if name == "lock" { outside.path().join("thesis") } else { outside.path().to_owned() };
+        std::os::unix::fs::symlink(target, &path).unwrap();
+        let error = Local::open(node.dir.path(), &node.options, node.bucket.clone()).unwrap_err();
+        assert!(matches!(error, LocalError::Foreign { .. }), "{name}: {error}");
+        assert_eq!(std::fs::read(outside.path().join("thesis")).unwrap(), b"precious");
+    }
+}
+
+#[tokio::test]
+async fn a_cache_of_an_earlier_version_is_taken_over() {
+    let node = Node::new().await;
+    let local = node.open();
+    node.check(&local, 0..21).await;
+    local.index().put("t", "k", &1);
+    local.index().flush();
+    let _work = local.scratch().unwrap().keep();
+    drop(local);
+    let mark = node.dir.path().join("CACHEDIR.TAG");
+    let text = std::fs::read_to_string(&mark).unwrap();
+    assert!(text.starts_with("Signature: 8a477f597d28d172789f06886806bc55\n"), "{text}");
+    let mut flipped = text.clone().into_bytes();
+    flipped[60] ^= 1;
+    for left in [None, Some(&b""[..]), Some(&text.as_bytes()[..70]), Some(&flipped)] {
+        std::fs::remove_file(&mark).unwrap();
+        left.into_iter().for_each(|text| std::fs::write(&mark, text).unwrap());
+        std::fs::create_dir_all(node.dir.path().join("lost+found")).unwrap();
+        let local = node.open();
+        assert_eq!(node.check(&local, 0..21).await, 0);
+        assert_eq!(std::fs::read_to_string(&mark).unwrap(), text);
+        drop(local);
+    }
+    std::fs::write(&mark, text.replace("version 1:", "version 2:")).unwrap();
+    let error = Local::open(node.dir.path(), &node.options, node.bucket.clone()).unwrap_err();
+    assert!(matches!(error, LocalError::Newer { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn the_cache_belongs_to_its_user_whoever_made_the_folder() {
+    use std::os::unix::fs::PermissionsExt;
+    let node = Node::new().await;
+    let local = node.open();
+    node.check(&local, 0..3).await;
+    drop(local);
+    let loosen = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    let shard = node.file("1").parent().unwrap().to_owned();
+    loosen(&node.file("1"), 0o644);
+    for folder in [node.dir.path(), &node.dir.path().join("cache"), &shard, &node.dir.path().join("scratch")]
+    {
+        loosen(folder, 0o777);
+    }
+    let local = node.open();
+    node.check(&local, 3..6).await;
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode();
+    for name in ["", "cache", "cache/tmp", "scratch", "index"] {
+        assert_eq!(mode(&node.dir.path().join(name)) & 0o077, 0, "{name}");
+    }
+    for file in node.cached().into_keys() {
+        assert_eq!(mode(&file) & 0o077, 0, "{}", file.display());
+        assert_eq!(mode(file.parent().unwrap()) & 0o077, 0, "{}", file.display());
+    }
+}
+
+/// More mappings than a process may have are not made: files are read, and nothing is taken for damaged.
+#[tokio::test]
+async fn what_cannot_be_mapped_is_read() {
+    let mut node = Node::new().await;
+    node.options.mappings = 3;
+    let refs = framed(&node, BlobKind::Refs, b"refs").await;
+    let graph = framed(&node, BlobKind::Graph, b"graph").await;
+    let local = node.open();
+    node.check(&local, 0..21).await;
+    let held: Vec<_> = (0..21).filter_map(|n| local.cached_block(&node.pack, n)).collect();
+    assert_eq!(held.len(), 3);
+    assert_eq!(local.mapped(&refs).await.unwrap(), "refs");
+    assert_eq!(local.mapped(&graph).await.unwrap(), "graph");
+    assert_eq!(node.check(&local, 0..21).await, 0, "read, not fetched");
+    let stats = local.stats();
+    assert_eq!((stats.damaged, stats.refused), (0, 0));
+    assert!(stats.unusable >= 18, "{stats:?}");
+    drop(held);
+    assert!((0..21).all(|n| local.cached_block(&node.pack, n).is_some()), "one after the other");
+    assert_eq!(node.cached().len(), 23);
+}
+
+/// A disk that does not answer is no damage: what it holds stays, the bucket answers, and the log is not flooded.
+#[tokio::test]
+async fn what_cannot_be_opened_is_fetched_and_stays() {
+    let node = Node::new().await;
+    let refs = framed(&node, BlobKind::Refs, b"refs").await;
+    let local = node.open();
+    node.check(&local, 0..21).await;
+    drop(local.mapped(&refs).await.unwrap());
+    let before = contents(&node.dir.path().join("cache"));
+    for errno in [
+        rustix::io::Errno::MFILE,
+        rustix::io::Errno::NFILE,
+        rustix::io::Errno::NOMEM,
+        rustix::io::Errno::IO,
+        rustix::io::Errno::ACCESS,
+    ] {
+        local.inner.disk.fail_with(Some(errno.raw_os_error()));
+        let asked = local.stats().unusable;
+        assert_eq!(node.check(&local, 0..21).await, 21, "{errno}");
+        assert!(local.cached_block(&node.pack, 0).is_none());
+        assert_eq!(local.mapped(&refs).await.unwrap(), "refs", "{errno}");
+        assert!(local.stats().unusable >= asked + 21);
+        local.inner.disk.fail_with(None);
+        assert_eq!(node.check(&local, 0..21).await, 0, "all is still there");
+    }
+    assert_eq!((local.stats().damaged, local.stats().refused), (0, 0));
+    assert_eq!(contents(&node.dir.path().join("cache")), before);
 }
 
 #[tokio::test]

@@ -9,11 +9,17 @@ use std::path::{Path, PathBuf};
 use bstr::ByteSlice;
 use tokio::fs;
 
+use crate::folder::Folder;
 use crate::git::path::RepoPath;
-use crate::git::refs::Head;
-use crate::store::{Bucket, Generation, StoreError};
+use crate::git::refs::{Head, MOST_PACKED_REFS, Refs};
+use crate::mirror::snapshot::{OpenError, object_format, refs_of};
+use crate::store::{Bucket, Generation, StoreError, frame};
 
-/// Why there is no exported repository. What was written so far stays in a folder named `….part` beside the target.
+/// The file in an unfinished export that says whose it is: another try may then delete it.
+const MARK: &str = "packmirror-export";
+
+/// Why there is no exported repository. What was written so far stays in a folder named `….part` beside the target, which
+/// the next try removes.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// Nothing was published under this path.
@@ -22,6 +28,12 @@ pub enum ExportError {
     /// The target is there already.
     #[error("`{}` is there already; name a folder that does not exist", .0.display())]
     Exists(PathBuf),
+    /// Something that no export left is where this one is to be made.
+    #[error("`{}` is in the way and was not made by an export; move it away", .0.display())]
+    InTheWay(PathBuf),
+    /// What lies in the bucket is no repository.
+    #[error("this repository in the bucket cannot be used")]
+    Unusable(#[from] OpenError),
     /// The bucket.
     #[error("the bucket")]
     Store(#[from] StoreError),
@@ -43,21 +55,20 @@ pub async fn export(
     dir: &Path,
     done: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<Generation, ExportError> {
-    if fs::try_exists(dir).await.map_err(at(dir))? {
+    if fs::symlink_metadata(dir).await.is_ok() {
         return Err(ExportError::Exists(dir.to_owned()));
     }
     let generation = bucket.newest(repo).await?.ok_or_else(|| ExportError::Unknown(repo.clone()))?;
     let mut part = dir.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);
-    if fs::try_exists(&part).await.map_err(at(&part))? {
-        fs::remove_dir_all(&part).await.map_err(at(&part))?;
-    }
+    begin(&part).await?;
     let packs = part.join("objects/pack");
     for folder in [&packs, &part.join("refs/heads"), &part.join("refs/tags")] {
         fs::create_dir_all(folder).await.map_err(at(folder))?;
     }
-    let total = generation.layers.iter().map(|layer| layer.pack.len + layer.idx.len).sum();
+    let lengths = generation.layers.iter().flat_map(|layer| [layer.pack.len, layer.idx.len]);
+    let total = lengths.fold(0, u64::saturating_add);
     let mut so_far = 0;
     done(so_far, total);
     for layer in &generation.layers {
@@ -69,11 +80,10 @@ pub async fn export(
             done(so_far, total);
         }
     }
-    let refs = bucket.get_blob(&generation.refs).await?;
     let refs_path = part.join("packed-refs");
-    let text = zstd::decode_all(&refs[..]).map_err(at(&refs_path))?;
-    fs::write(&refs_path, text).await.map_err(at(&refs_path))?;
-    for (name, target) in &generation.symrefs {
+    let refs = refs(bucket, &generation).await?;
+    fs::write(&refs_path, refs.packed_refs()).await.map_err(at(&refs_path))?;
+    for (name, target) in &refs.symrefs {
         let path = part.join(name.to_path_lossy());
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).await.map_err(at(folder))?;
@@ -82,8 +92,49 @@ pub async fn export(
     }
     write(&part.join("config"), config(&generation.object_format)).await?;
     write(&part.join("HEAD"), head(&generation.head)).await?;
+    let mark = part.join(MARK);
+    fs::remove_file(&mark).await.map_err(at(&mark))?;
     fs::rename(&part, dir).await.map_err(at(dir))?;
     Ok(generation)
+}
+
+/// Makes the folder that an export is made in. What an earlier export left there goes, and nothing else.
+async fn begin(part: &Path) -> Result<(), ExportError> {
+    match fs::create_dir(part).await {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            remove_left(part).map_err(at(part))?.ok_or_else(|| ExportError::InTheWay(part.to_owned()))?;
+            fs::create_dir(part).await.map_err(at(part))?;
+        }
+        made => made.map_err(at(part))?,
+    }
+    write(&part.join(MARK), "an export that is not finished; `packmirror export` may delete it\n".into())
+        .await
+}
+
+/// Removes what an export left; none if something else has its name.
+fn remove_left(part: &Path) -> io::Result<Option<()>> {
+    let Some(name) = part.file_name() else { return Ok(None) };
+    let above = part.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let above = Folder::at(above)?;
+    let ours = above.folder(name).and_then(|part| part.file(MARK));
+    if ours.is_err() {
+        return Ok(None);
+    }
+    above.remove_tree(name).map(Some)
+}
+
+/// The refs of a generation, unpacked within bounds and checked as a node checks them: their names become file names.
+async fn refs(bucket: &Bucket, generation: &Generation) -> Result<Refs, ExportError> {
+    let hash = object_format(generation)?;
+    let blob = generation.refs;
+    if blob.len > MOST_PACKED_REFS {
+        return Err(StoreError::damaged(blob, "more refs than packmirror keeps for one repository").into());
+    }
+    let frame = bucket.get_blob(&blob).await?;
+    let mut text = Vec::new();
+    let unpacked = frame::unpack(&frame[..], &blob, MOST_PACKED_REFS, &mut text);
+    unpacked.map_err(|error| StoreError::damaged(blob, format!("not a zstd frame: {error}")))?;
+    Ok(refs_of(generation, hash, &text)?)
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> ExportError {

@@ -6,12 +6,16 @@ use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
+use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::mirror::repo::{Phase, Repo};
 use crate::store::StoreError;
 
 /// A node that has said nothing for so long is not there any more.
 const FORGOTTEN: Duration = Duration::from_secs(600);
+
+/// The longest text of a failure that is shown, in characters.
+const MOST_TEXT: usize = 1000;
 
 /// One node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -82,11 +86,23 @@ impl Mirror {
     }
 }
 
+/// Shortens what somebody wrote to what a line can show.
+fn cut(text: &mut String) {
+    if let Some((end, _)) = text.char_indices().nth(MOST_TEXT) {
+        text.truncate(end);
+    }
+}
+
 /// All nodes that spoke lately. Older words are removed on the way, words of a newer version passed over.
 pub async fn nodes(bucket: &crate::store::Bucket) -> Result<Vec<NodeHealth>, StoreError> {
     let mut nodes = Vec::new();
     for (name, words) in bucket.nodes().await? {
-        let Ok(health) = serde_json::from_slice::<NodeHealth>(&words) else { continue };
+        let Ok(mut health) = serde_json::from_slice::<NodeHealth>(&words) else { continue };
+        health.repos.retain_mut(|repo| {
+            cut(&mut repo.stage);
+            repo.error.iter_mut().for_each(cut);
+            RepoPath::parse(&repo.repo).is_ok()
+        });
         let age = SystemTime::now().duration_since(health.at).unwrap_or_default();
         if age < FORGOTTEN {
             nodes.push(health);

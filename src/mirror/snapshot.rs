@@ -13,7 +13,7 @@ use gix_object::Kind;
 
 use crate::git::HashKind;
 use crate::git::ls_refs::Listing;
-use crate::git::refs::{Head, Refs};
+use crate::git::refs::Refs;
 use crate::local::{BlockHashes, Local, PackBlob};
 use crate::mirror::blocks::Blocks;
 use crate::pack::Gid;
@@ -142,7 +142,9 @@ impl Snapshot {
                     let idx = local.mapped(&layer.idx).await.map_err(store("an index"))?;
                     let graph = local.mapped(&layer.graph).await.map_err(store("a graph"))?;
                     let opened = Layer::open(idx, graph, hash);
-                    Arc::new(opened.map_err(|e| unusable("a layer", number, &e))?)
+                    let opened = opened.map_err(|e| unusable("a layer", number, &e))?;
+                    belongs(layer, &opened).map_err(|e| unusable("a layer", number, &e))?;
+                    Arc::new(opened)
                 }
             };
             layers.push(open);
@@ -232,6 +234,16 @@ impl Snapshot {
     }
 }
 
+/// Checks that a graph describes the pack that the record names: its block hashes are all that a pack's bytes are
+/// compared with.
+fn belongs(named: &LayerRef, opened: &Layer) -> Result<(), Damaged> {
+    let graph = &opened.graph;
+    let same = graph.pack_sha256() == named.pack.id.0
+        && graph.pack_len() == named.pack.len
+        && graph.len() == named.objects;
+    if same { Ok(()) } else { Err(Damaged::Mismatch("the pack that the record names")) }
+}
+
 fn unusable(what: &'static str, number: u64, reason: &Damaged) -> OpenError {
     if let Damaged::Version(version) = *reason
         && version > graph::format::VERSION
@@ -241,7 +253,7 @@ fn unusable(what: &'static str, number: u64, reason: &Damaged) -> OpenError {
     OpenError::Damaged { what, number, reason: reason.to_string() }
 }
 
-fn object_format(generation: &Generation) -> Result<HashKind, OpenError> {
+pub(super) fn object_format(generation: &Generation) -> Result<HashKind, OpenError> {
     match generation.object_format.as_str() {
         "sha1" => Ok(HashKind::Sha1),
         "sha256" => Ok(HashKind::Sha256),
@@ -253,18 +265,19 @@ fn object_format(generation: &Generation) -> Result<HashKind, OpenError> {
     }
 }
 
-fn refs_of(generation: &Generation, hash: HashKind, packed_refs: &[u8]) -> Result<Refs, OpenError> {
+/// The refs of a generation out of its unpacked blob, checked as if they came from a primary.
+pub(super) fn refs_of(
+    generation: &Generation,
+    hash: HashKind,
+    packed_refs: &[u8],
+) -> Result<Refs, OpenError> {
     let number = generation.number;
     let bad = |reason: String| OpenError::Damaged { what: "the refs", number, reason };
     let refs = Refs::parse_packed_refs(packed_refs, hash).map_err(|e| bad(e.to_string()))?;
-    let refs = Refs { hash, head: generation.head.clone(), refs, symrefs: generation.symrefs.clone() };
+    let refs = Refs::new(hash, generation.head.clone(), refs, generation.symrefs.clone());
+    let refs = refs.map_err(|e| bad(e.to_string()))?;
     if hex::encode(refs.digest()) != generation.manifest_digest {
         return Err(bad("they do not hash to the manifest digest".into()));
-    }
-    if let Head::Detached(oid) = &refs.head
-        && oid.kind() != refs.hash
-    {
-        return Err(bad("HEAD is of another object format".into()));
     }
     Ok(refs)
 }

@@ -289,7 +289,7 @@ async fn publish(
         known => known,
     };
     let now = unix_now();
-    let generation = Generation {
+    let mut generation = Generation {
         version: VERSION,
         repo: repo.path.clone(),
         number: base_record.as_ref().map_or(1, |base| base.number + 1),
@@ -307,7 +307,7 @@ async fn publish(
         verified_at: now,
         stored: None,
     };
-    match mirror.bucket.publish(&generation).await? {
+    match mirror.bucket.publish_next(&mut generation).await? {
         Publish::Won => {
             let number = generation.number;
             tracing::info!(repo = %repo.path, number, new_objects, refs = seen.refs.len(), "published");

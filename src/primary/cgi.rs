@@ -91,7 +91,8 @@ impl Cgi {
         let permit = Arc::clone(places).acquire_owned().await;
         let permit = permit.map_err(|_| PrimaryError::Unreachable("shutting down".into()))?;
         let mut command = self.command(&outgoing, &folder);
-        let mut child = command.spawn().map_err(|error| {
+        // What a push makes in the primary's directory gets the permissions that its owner chose.
+        let mut child = crate::umask::as_caller(|| command.spawn()).map_err(|error| {
             PrimaryError::Unreachable(format!("git http-backend cannot be started: {error}"))
         })?;
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {

@@ -159,7 +159,8 @@ async fn keep(app: App, mut sound: bool, stop: CancellationToken) -> anyhow::Res
 fn measure(mirror: &Mirror) {
     let cache = mirror.local.stats();
     metrics::gauge!(names::CACHE_BYTES).set(cache.bytes as f64);
-    for (result, n) in [("hit", cache.hits), ("miss", cache.misses), ("damaged", cache.damaged)] {
+    let unusable = ("unusable", cache.unusable);
+    for (result, n) in [("hit", cache.hits), ("miss", cache.misses), ("damaged", cache.damaged), unusable] {
         metrics::counter!(names::CACHE_REQUESTS, "result" => result).absolute(n);
     }
     let health: Vec<RepoHealth> = mirror.repos().iter().map(|repo| RepoHealth::of(repo)).collect();

@@ -13,8 +13,9 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use sha2::{Digest, Sha256};
 use tokio::fs::File;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 
+use super::bucket::body;
 use super::{BlobId, BlobKind, BlobRef, Bucket, StoreError};
 
 /// Blobs up to this size are fetched with one request; longer ones in windows of it.
@@ -64,13 +65,26 @@ impl Bucket {
         Err(StoreError::damaged(key, what))
     }
 
-    /// Fetches a blob into the file `to`, proving it on the way; memory is bounded whatever the length. On any error
-    /// the file's content is worthless.
+    /// Fetches a blob into the file at `to`, made if need be, proving it on the way; memory is bounded whatever the length.
+    /// On any error the file's content is worthless.
     pub async fn download(&self, blob: &BlobRef, to: &FilePath) -> Result<(), StoreError> {
-        let local = |error| StoreError::local(to, error);
+        let file = File::create(to).await.map_err(|error| StoreError::local(to, error))?;
+        self.download_into(blob, file.into_std().await, to).await
+    }
+
+    /// Like [`Bucket::download`], into an open file whose place is named only for messages.
+    pub async fn download_into(
+        &self,
+        blob: &BlobRef,
+        file: std::fs::File,
+        place: &FilePath,
+    ) -> Result<(), StoreError> {
+        let local = |error| StoreError::local(place, error);
+        let mut file = File::from_std(file);
         for _ in 0..2 {
-            let mut file = File::create(to).await.map_err(local)?;
-            let found = self.stream(blob, Some((&mut file, to))).await?;
+            file.rewind().await.map_err(local)?;
+            file.set_len(0).await.map_err(local)?;
+            let found = self.stream(blob, Some((&mut file, place))).await?;
             file.flush().await.map_err(local)?;
             if found == blob.id {
                 return Ok(());
@@ -152,7 +166,7 @@ impl Bucket {
         self.retrying(|| async {
             let answer = self.inner.store.get(&self.at(&key)).await.map_err(sort)?;
             check_length(blob, answer.meta.size)?;
-            let bytes = answer.bytes().await.map_err(sort)?;
+            let bytes = body(answer, blob.len).await.map_err(sort)?;
             check_length(blob, bytes.len() as u64)?;
             Ok(bytes)
         })

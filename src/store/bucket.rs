@@ -9,9 +9,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{Error as Foreign, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode};
+use object_store::{
+    Error as Foreign, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +25,9 @@ use crate::retry::{Halt, Policy};
 
 /// The layout version written into `<prefix>/format`.
 pub const LAYOUT: u32 = 1;
+
+/// The longest object that is read as a whole without its length being known before: records are far shorter.
+pub(super) const MOST_RECORD: u64 = 32 << 20;
 
 /// Upload parts in memory at once, over all uploads through one [`Bucket`].
 const PARTS_IN_FLIGHT: usize = 6;
@@ -190,7 +196,10 @@ impl Bucket {
         let sort = |error| self.sort("get", key, error);
         let answer = self.inner.store.get(&self.at(key)).await.map_err(sort)?;
         let size = answer.meta.size;
-        let bytes = answer.bytes().await.map_err(sort)?;
+        if size > MOST_RECORD {
+            return Err(StoreError::damaged(key, format!("{size} bytes, more than any record has")));
+        }
+        let bytes = body(answer, size).await.map_err(sort)?;
         if bytes.len() as u64 != size {
             let why = format!("the body ended after {} of {size} bytes", bytes.len());
             return Err(StoreError::unavailable(format!("get {key}"), why));
@@ -208,7 +217,7 @@ impl Bucket {
         self.retrying(|| async {
             let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..Default::default() };
             let answer = self.inner.store.get_opts(&self.at(key), options).await.map_err(sort)?;
-            answer.bytes().await.map_err(sort)
+            body(answer, range.end.saturating_sub(range.start)).await.map_err(sort)
         })
         .await
     }
@@ -270,6 +279,32 @@ impl Bucket {
             Err(unread) => Err(unread),
         }
     }
+}
+
+/// Reads an answer's body, and no more of it than was asked for.
+pub(super) async fn body(answer: GetResult, most: u64) -> Result<Bytes, Foreign> {
+    let mut stream = match answer.payload {
+        // Its length was taken when it was opened.
+        GetResultPayload::File(..) if answer.range.end - answer.range.start <= most => {
+            return answer.bytes().await;
+        }
+        GetResultPayload::File(..) => answer.into_stream(),
+        GetResultPayload::Stream(stream) => stream,
+    };
+    let mut whole = BytesMut::new();
+    while let Some(piece) = stream.try_next().await? {
+        if (whole.len() + piece.len()) as u64 > most {
+            return Err(Foreign::Generic {
+                store: "store",
+                source: "the answer is longer than was asked for".into(),
+            });
+        }
+        if whole.is_empty() && piece.len() as u64 == most {
+            return Ok(piece);
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Ok(whole.freeze())
 }
 
 #[cfg(test)]

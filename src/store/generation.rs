@@ -5,17 +5,34 @@
 //! of a repository form one chain; its `writer` tells an own record from another's when a reply was lost. Elsewhere: how
 //! records are created and found ([`super::generations`]), what is inside the blobs.
 
+use std::collections::HashSet;
+
 use bstr::{BString, ByteSlice};
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
-use super::{BlobId, BlobRef, StoreError};
+use super::{BlobId, BlobKind, BlobRef, StoreError};
 use crate::git::path::RepoPath;
 use crate::git::refname;
 use crate::git::refs::Head;
 
 /// The version written into new records. A reader refuses a higher one; within a version, fields are only added.
 pub const VERSION: u32 = 1;
+
+/// The highest number of a generation, so that every number has a successor and is exact in any reader of JSON.
+pub const MOST_NUMBER: u64 = 1 << 53;
+
+/// The most layers of one record. What a repository of so many needs is to be merged, not to be opened.
+pub const MOST_LAYERS: usize = 65_536;
+
+/// The most bytes of one blob, so that no sum over a record overflows. S3 stores 5 TiB.
+const MOST_BLOB: u64 = 1 << 44;
+
+/// The most symbolic refs beside HEAD.
+const MOST_SYMREFS: usize = 65_536;
+
+/// The last second that has a date of four digits for its year.
+const LAST_SECOND: u64 = 253_402_300_799;
 
 /// One published state of one repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,8 +134,48 @@ impl Generation {
         if (record.number == 1) != record.parent.is_none() || record.number == 0 {
             return Err(bad("its parent does not fit its number".into()));
         }
+        record.check().map_err(bad)?;
         record.stored = Some(BlobId::of(bytes));
         Ok(record)
+    }
+}
+
+impl Generation {
+    /// Says what in a record cannot be, whoever wrote it: its readers compute with these numbers and write these names.
+    fn check(&self) -> Result<(), String> {
+        if self.number > MOST_NUMBER {
+            return Err(format!("{} is no number of a generation", self.number));
+        }
+        if self.layers.len() > MOST_LAYERS || self.symrefs.len() > MOST_SYMREFS {
+            return Err("it has more layers or symbolic refs than any repository".into());
+        }
+        if let Some(blob) = self.blobs().find(|blob| blob.len > MOST_BLOB) {
+            return Err(format!("{blob} cannot have {} bytes", blob.len));
+        }
+        let kinds = self.layers.iter().map(|layer| (layer.pack.kind, layer.idx.kind, layer.graph.kind));
+        let as_named = (BlobKind::Pack, BlobKind::Idx, BlobKind::Graph);
+        if self.refs.kind != BlobKind::Refs || kinds.into_iter().any(|kinds| kinds != as_named) {
+            return Err("a blob is not of the kind that its place needs".into());
+        }
+        let mut packs = HashSet::new();
+        if !self.layers.iter().all(|layer| packs.insert(layer.pack.id)) {
+            return Err("a pack stands in it twice".into());
+        }
+        if !matches!(self.object_format.as_str(), "sha1" | "sha256") {
+            return Err("its object format is not known".into());
+        }
+        if self.created_at.max(self.verified_at) > LAST_SECOND {
+            return Err("its times cannot be".into());
+        }
+        let is_name = |name: &BString| refname::is_ref(name);
+        if let Some((name, _)) = self
+            .symrefs
+            .iter()
+            .find(|(name, target)| !is_name(name) || !(is_name(target) || target == "HEAD"))
+        {
+            return Err(format!("`{}` is no symbolic ref", refname::to_text(name.as_bstr())));
+        }
+        Ok(())
     }
 }
 
@@ -158,19 +215,19 @@ pub(crate) fn key(repo_key: &str, number: u64) -> Path {
     folder(repo_key).join(format!("{:020}", u64::MAX - number))
 }
 
-/// The number in the last part of a key, if it is one.
+/// The number in the last part of a key, if it is one that a generation may have.
 pub(crate) fn number_of(key: &Path) -> Option<u64> {
     let digits = key.filename()?;
     if digits.len() != 20 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    Some(u64::MAX - digits.parse::<u64>().ok()?)
+    let number = u64::MAX - digits.parse::<u64>().ok()?;
+    (1..=MOST_NUMBER).contains(&number).then_some(number)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::store::BlobKind;
 
     /// A record with every field filled.
     pub(crate) fn sample() -> Generation {
@@ -250,13 +307,71 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_no_writer_of_ours_would_write_is_damage() {
+        let with = |change: &dyn Fn(&mut Generation)| {
+            let mut record = sample();
+            change(&mut record);
+            record
+        };
+        let symref = |name: &str, target: &str| vec![(name.into(), target.into())];
+        let wrong: [&dyn Fn(&mut Generation); 16] = [
+            &|r| (r.number, r.parent) = (u64::MAX, Some(BlobId([0; 32]))),
+            &|r| (r.number, r.parent) = (MOST_NUMBER + 1, Some(BlobId([0; 32]))),
+            &|r| r.refs.len = u64::MAX,
+            &|r| r.layers[0].pack.len = u64::MAX,
+            &|r| r.refs.kind = BlobKind::Pack,
+            &|r| r.layers[0].graph.kind = BlobKind::Refs,
+            &|r| r.layers = vec![r.layers[0]; 2],
+            &|r| r.object_format = "md5".into(),
+            &|r| r.verified_at = u64::MAX,
+            &|r| r.created_at = u64::MAX,
+            &|r| r.symrefs = symref("/etc/cron.d/x", "refs/heads/a"),
+            &|r| r.symrefs = symref("objects/pack/x", "refs/heads/a"),
+            &|r| r.symrefs = symref("refs/../config", "refs/heads/a"),
+            &|r| r.symrefs = symref("refs/a", "config"),
+            &|r| r.head = Head::Symbolic { target: "config".into() },
+            &|r| r.head = Head::Symbolic { target: "refs/heads/a\n[core]".into() },
+        ];
+        for (n, change) in wrong.into_iter().enumerate() {
+            let record = with(change);
+            assert!(matches!(read(&record.encode(), &record), Err(StoreError::Damaged { .. })), "case {n}");
+        }
+        let last = with(&|r| (r.number, r.parent) = (MOST_NUMBER, Some(BlobId([0; 32]))));
+        assert!(read(&last.encode(), &last).is_ok());
+        let mut many = sample();
+        let one = many.layers[0];
+        many.layers = (0..=MOST_LAYERS as u64)
+            .map(|n| LayerRef { pack: BlobRef::of(BlobKind::Pack, &n.to_le_bytes()), ..one })
+            .collect();
+        assert!(read(&many.encode(), &many).is_err());
+    }
+
+    #[test]
+    fn json_of_any_depth_is_an_error_and_no_overflow() {
+        let deep = |open: &str, close: &str| open.repeat(200_000) + &close.repeat(200_000);
+        for line in [
+            deep("[", "]"),
+            deep("{\"a\":", ""),
+            format!("{{\"version\":1,\"unknown\":{}}}", deep("[", "]")),
+            format!("{{\"version\":1,\"layers\":{}}}", deep("[", "]")),
+        ] {
+            let mut bytes = (line + "\n").into_bytes();
+            let sum = BlobId::of(&bytes);
+            bytes.extend_from_slice(format!("\"{sum}\"\n").as_bytes());
+            assert!(read(&bytes, &sample()).is_err());
+        }
+    }
+
+    #[test]
     fn keys_list_the_newest_first() {
-        let mut keys: Vec<_> = [1, 2, 10, 999, u64::MAX].map(|n| (key("r", n).to_string(), n)).into();
+        let mut keys: Vec<_> = [1, 2, 10, 999, MOST_NUMBER].map(|n| (key("r", n).to_string(), n)).into();
         keys.sort();
-        assert_eq!(keys.iter().map(|(_, n)| *n).collect::<Vec<_>>(), [u64::MAX, 999, 10, 2, 1]);
+        assert_eq!(keys.iter().map(|(_, n)| *n).collect::<Vec<_>>(), [MOST_NUMBER, 999, 10, 2, 1]);
         for (text, n) in keys {
             assert_eq!(number_of(&text.as_str().into()), Some(n));
         }
-        assert_eq!(number_of(&"repos/r/gen/123".into()), None);
+        for text in ["repos/r/gen/123".to_owned(), key("r", 0).to_string(), key("r", u64::MAX).to_string()] {
+            assert_eq!(number_of(&text.as_str().into()), None, "{text}");
+        }
     }
 }

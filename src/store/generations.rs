@@ -4,6 +4,7 @@
 //! writer wins each number, and a crash leaves either the old state or the new one. The highest number is the state.
 //! Relies on: blobs stored before the record that names them. Elsewhere: when to publish ([`crate::mirror`]).
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,8 +12,8 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 
 use super::bucket::Created;
-use super::generation::{folder, key, number_of};
-use super::{BlobRef, Bucket, Generation, StoreError};
+use super::generation::{MOST_NUMBER, folder, key, number_of};
+use super::{BlobId, BlobRef, Bucket, Generation, StoreError};
 use crate::git::path::RepoPath;
 
 /// How long a node may go on from what it knows about a repository without listing. Far below the time for which old
@@ -21,6 +22,18 @@ const KNOWLEDGE_LASTS: Duration = Duration::from_secs(3600);
 
 /// Direct reads of following numbers before a listing is cheaper.
 const STEPS: u64 = 8;
+
+/// How long one listing of all repositories may take: somebody may have put millions of names there.
+const LISTING: Duration = Duration::from_secs(120);
+
+/// The most repositories of one bucket.
+const MOST_REPOS: usize = 1_000_000;
+
+/// The most entries of a repository's folder that are no generations and are passed over.
+const MOST_STRAYS: usize = 10_000;
+
+/// How many records in a row that cannot be read are passed over.
+const MOST_SPOILT: usize = 64;
 
 /// Repositories looked up at once by [`Bucket::repos`].
 const LOOKUPS: usize = 16;
@@ -42,6 +55,13 @@ impl Bucket {
     /// with the same `writer`, settles it.
     pub async fn publish(&self, generation: &Generation) -> Result<Publish, StoreError> {
         let repo = generation.repo.key();
+        if generation.number > MOST_NUMBER {
+            return Err(StoreError::damaged(
+                folder(&repo),
+                "the newest generation has the last number there is, so another hand wrote it: remove the records of this \
+                 folder that are not the mirror's",
+            ));
+        }
         let at = key(&repo, generation.number);
         let bytes = Bytes::from(generation.encode());
         // A record that its own reader would turn down must not take a number.
@@ -62,21 +82,52 @@ impl Bucket {
         Ok(Publish::Won)
     }
 
+    /// Like [`Bucket::publish`], but under the next number if what has this one is no record: it was spoilt, or another hand
+    /// put it there, and must not keep the repository from being published. The record then has that number.
+    pub async fn publish_next(&self, generation: &mut Generation) -> Result<Publish, StoreError> {
+        let repo = generation.repo.key();
+        for _ in 0..MOST_SPOILT {
+            let error = match self.publish(generation).await {
+                Err(error @ StoreError::Damaged { .. }) if generation.number < MOST_NUMBER => error,
+                published => return published,
+            };
+            tracing::warn!(repo = %generation.repo, error = error.chain(), "this number is taken by what is no record");
+            if generation.parent.is_none() {
+                // The chain goes on from what is there; what is too long to be read counts as nothing.
+                let spoilt = self.read(&key(&repo, generation.number)).await;
+                generation.parent = Some(BlobId::of(&spoilt.unwrap_or_default()));
+            }
+            generation.number += 1;
+        }
+        self.publish(generation).await
+    }
+
     /// The current generation of a repository, by a listing and one read; none if it was never published.
     pub async fn newest(&self, repo: &RepoPath) -> Result<Option<Generation>, StoreError> {
         let name = repo.key();
         self.retrying(|| async {
             let asked = Instant::now();
-            let found = match self.newest_number(&name).await? {
-                None => None,
-                Some(number) => Some(self.get(repo, number).await?.ok_or_else(|| {
+            let (mut found, mut spoilt) = (None, None);
+            let numbers = self.newest_numbers(&name).await?;
+            for number in &numbers {
+                match self.get(repo, *number).await {
+                    Ok(Some(record)) => {
+                        found = Some(record);
+                        break;
+                    }
                     // Collected in between, so there is a newer one.
-                    StoreError::unavailable(
-                        format!("list {}", folder(&name)),
-                        "it shows what is not there any more",
-                    )
-                })?),
-            };
+                    Ok(None) => {
+                        let what = format!("list {}", folder(&name));
+                        return Err(StoreError::unavailable(what, "it shows what is not there any more"));
+                    }
+                    Err(error @ StoreError::Damaged { .. }) => spoilt = pass_over(spoilt, error),
+                    Err(error) => return Err(error),
+                }
+            }
+            // Where all that is there was looked at, it is as if nothing had been published.
+            if let (None, Some(error), MOST_SPOILT..) = (&found, spoilt, numbers.len()) {
+                return Err(error);
+            }
             self.know_since(&name, asked);
             Ok(found)
         })
@@ -91,17 +142,19 @@ impl Bucket {
             return Ok(self.newest(repo).await?.filter(|newest| newest.number > known));
         }
         let mut last = None;
-        for number in known + 1..=known.saturating_add(STEPS) {
+        for number in known.saturating_add(1)..=known.saturating_add(STEPS) {
             let asked = Instant::now();
-            match self.get(repo, number).await? {
-                Some(found) => last = Some(found),
-                None => {
+            match self.get(repo, number).await {
+                Ok(Some(found)) => last = Some(found),
+                Ok(None) => {
                     self.know_since(&name, asked);
                     return Ok(last);
                 }
+                Err(error @ StoreError::Damaged { .. }) => drop(pass_over(None, error)),
+                Err(error) => return Err(error),
             }
         }
-        self.newest(repo).await
+        Ok(self.newest(repo).await?.filter(|newest| newest.number > known))
     }
 
     /// One generation by number, if it is there.
@@ -140,13 +193,23 @@ impl Bucket {
             let listing = self.inner.store.list_with_delimiter(Some(&self.at(&root))).await;
             listing.map_err(|error| self.sort("list", &root, error))
         };
-        let listing = self.retrying(list).await?;
+        let listing = tokio::time::timeout(LISTING, self.retrying(list)).await;
+        let listing =
+            listing.map_err(|_| StoreError::unavailable("list repos", "it shows names without end"))??;
         // Collected here: a borrowing iterator held over the waits below would tie the future to one thread.
         let names: Vec<String> = listing
             .common_prefixes
             .iter()
-            .filter_map(|folder| folder.filename().map(str::to_owned))
+            .filter_map(|folder| folder.filename().filter(|name| is_key(name)).map(str::to_owned))
             .collect();
+        let strays = listing.common_prefixes.len() - names.len();
+        drop(listing);
+        if strays > 0 {
+            tracing::warn!(strays, "`repos` holds folders that are no repositories; they are passed over");
+        }
+        if names.len() > MOST_REPOS {
+            return Err(StoreError::damaged("repos", format!("{} repositories", names.len())));
+        }
         let found: Vec<Option<Generation>> = futures::stream::iter(names)
             .map(|name| async move {
                 match self.newest_of(&name).await {
@@ -185,27 +248,53 @@ impl Bucket {
 
     /// Like [`Bucket::newest`], for a repository whose path is not known, only its folder.
     async fn newest_of(&self, name: &str) -> Result<Option<Generation>, StoreError> {
-        let Some(number) = self.retrying(|| self.newest_number(name)).await? else { return Ok(None) };
-        let at = key(name, number);
-        match self.read(&at).await {
-            Ok(bytes) => Generation::decode(&at, &bytes, name, number).map(Some),
-            Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The highest number in a repository's folder.
-    async fn newest_number(&self, name: &str) -> Result<Option<u64>, StoreError> {
-        let folder = folder(name);
-        let mut listing = self.inner.store.list(Some(&self.at(&folder)));
-        let mut newest = None;
-        while let Some(entry) = listing.try_next().await.map_err(|error| self.sort("list", &folder, error))? {
-            newest = newest.max(number_of(&entry.location));
-            if self.inner.ordered && newest.is_some() {
-                break;
+        let mut spoilt = None;
+        for number in self.retrying(|| self.newest_numbers(name)).await? {
+            let at = key(name, number);
+            let read = match self.read(&at).await {
+                Ok(bytes) => Generation::decode(&at, &bytes, name, number),
+                Err(StoreError::NotFound { .. }) => return Ok(None),
+                Err(error) => Err(error),
+            };
+            match read {
+                Ok(record) => return Ok(Some(record)),
+                Err(error @ StoreError::Damaged { .. }) => spoilt = pass_over(spoilt, error),
+                Err(error) => return Err(error),
             }
         }
-        Ok(newest)
+        spoilt.map_or(Ok(None), Err)
+    }
+
+    /// The highest numbers in a repository's folder, the highest first. Numbers that no generation may have are passed over:
+    /// a record under one would keep everybody from publishing.
+    async fn newest_numbers(&self, name: &str) -> Result<Vec<u64>, StoreError> {
+        let folder = folder(name);
+        let mut listing = self.inner.store.list(Some(&self.at(&folder)));
+        let (mut newest, mut strays) = (BTreeSet::new(), 0);
+        while let Some(entry) = listing.try_next().await.map_err(|error| self.sort("list", &folder, error))? {
+            // Only what lies in the folder itself.
+            let here =
+                self.below(&entry.location).filter(|at| at.prefix_matches(&folder) && at.parts_count() == 4);
+            match here.as_ref().and_then(number_of) {
+                Some(number) => {
+                    newest.insert(number);
+                    if newest.len() > MOST_SPOILT {
+                        newest.pop_first();
+                    }
+                }
+                None => strays += 1,
+            }
+            if self.inner.ordered && newest.len() == MOST_SPOILT {
+                break;
+            }
+            if strays > MOST_STRAYS {
+                return Err(StoreError::damaged(folder, "it is full of what are no generations"));
+            }
+        }
+        if strays > 0 {
+            tracing::debug!(%folder, strays, "names that no generation has are passed over");
+        }
+        Ok(newest.into_iter().rev().collect())
     }
 
     fn knows_newest(&self, name: &str) -> bool {
@@ -220,5 +309,99 @@ impl Bucket {
     fn know_since(&self, name: &str, since: Instant) {
         let mut known = self.inner.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         known.insert(name.to_owned(), since);
+    }
+}
+
+/// Tells of the first record that cannot be read, and keeps its error in case that there is none that can.
+fn pass_over(first: Option<StoreError>, error: StoreError) -> Option<StoreError> {
+    if first.is_none() {
+        tracing::warn!(error = error.chain(), "this is no generation; it is passed over");
+    }
+    first.or(Some(error))
+}
+
+/// Says whether a folder's name is what a repository's path hashes to.
+fn is_key(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::path::RepoPath;
+    use crate::store::generation::tests::sample;
+    use object_store::memory::InMemory;
+    use std::sync::Arc;
+
+    async fn put(bucket: &Bucket, at: Path, bytes: &[u8]) {
+        bucket.overwrite(&at, bytes.to_vec().into()).await.unwrap();
+    }
+
+    /// The directory of a store lists in no order, S3 newest first.
+    async fn buckets() -> (tempfile::TempDir, Vec<Bucket>) {
+        let dir = tempfile::tempdir().unwrap();
+        let options = crate::store::StoreOptions::default();
+        let directory = Bucket::open(dir.path().to_str().unwrap(), &options).await.unwrap();
+        let memory = Bucket::open("memory:///", &options).await.unwrap();
+        let unordered = Bucket::over(Arc::new(InMemory::new()), "prefix");
+        (dir, vec![directory, memory, unordered])
+    }
+
+    #[tokio::test]
+    async fn what_is_no_record_keeps_nobody_from_reading_and_publishing() {
+        let (_dir, buckets) = buckets().await;
+        for bucket in buckets {
+            let first = sample();
+            let (repo, name) = (first.repo.clone(), first.repo.key());
+            bucket.publish(&first).await.unwrap();
+            let first = bucket.newest(&repo).await.unwrap().unwrap();
+            // Another hand: garbage under the next numbers and at the ends of the range, strange names, foreign records.
+            let forged = Generation { number: u64::MAX, parent: Some(first.id()), ..first.clone() };
+            put(&bucket, key(&name, u64::MAX), &forged.encode()).await;
+            put(&bucket, key(&name, 0), b"x").await;
+            put(&bucket, key(&name, MOST_NUMBER + 1), b"x").await;
+            put(&bucket, key(&name, 2), b"garbage").await;
+            let other =
+                Generation { repo: RepoPath::parse("other.git").unwrap(), number: 3, ..first.clone() };
+            put(&bucket, key(&name, 3), &Generation { parent: Some(first.id()), ..other }.encode()).await;
+            put(&bucket, folder(&name).join("x"), b"x").await;
+            put(&bucket, folder(&name).join("sub").join(format!("{:020}", 5)), b"x").await;
+            put(&bucket, Path::from("repos/not-a-hash/gen/1"), b"x").await;
+            let with = |known| bucket.after(&repo, known);
+            assert_eq!(bucket.newest(&repo).await.unwrap().unwrap().number, 1);
+            assert_eq!(with(1).await.unwrap(), None);
+            assert_eq!(bucket.repos().await.unwrap(), std::slice::from_ref(&repo));
+            let mut second =
+                Generation { number: 2, parent: Some(first.id()), writer: "b".into(), ..first.clone() };
+            assert_eq!(bucket.publish_next(&mut second).await.unwrap(), Publish::Won);
+            assert_eq!((second.number, second.parent), (4, Some(first.id())));
+            assert_eq!(with(1).await.unwrap().unwrap().number, 4);
+            assert_eq!(bucket.newest(&repo).await.unwrap().unwrap().number, 4);
+            assert_eq!(with(u64::MAX).await.unwrap(), None, "no number is behind the last");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_first_record_that_is_none_is_followed() {
+        let bucket = Bucket::over(Arc::new(InMemory::new()), "");
+        let mut first = sample();
+        let (repo, name) = (first.repo.clone(), first.repo.key());
+        put(&bucket, key(&name, 1), b"garbage").await;
+        assert_eq!(bucket.newest(&repo).await.unwrap(), None);
+        assert_eq!(bucket.repos().await.unwrap(), []);
+        assert_eq!(bucket.publish_next(&mut first).await.unwrap(), Publish::Won);
+        assert_eq!((first.number, first.parent), (2, Some(BlobId::of(b"garbage"))));
+        assert_eq!(bucket.newest(&repo).await.unwrap().unwrap().number, 2);
+    }
+
+    #[tokio::test]
+    async fn a_record_without_end_is_not_read() {
+        let bucket = Bucket::over(Arc::new(InMemory::new()), "");
+        let first = sample();
+        bucket.publish(&first).await.unwrap();
+        let long = vec![b' '; crate::store::bucket::MOST_RECORD as usize + 1];
+        put(&bucket, key(&first.repo.key(), 2), &long).await;
+        assert_eq!(bucket.newest(&first.repo).await.unwrap().unwrap().number, 1);
+        assert_eq!(bucket.repos().await.unwrap().len(), 1);
     }
 }

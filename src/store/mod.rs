@@ -19,9 +19,11 @@ mod blob;
 mod blobs;
 mod bucket;
 mod credentials;
+mod directory;
 mod error;
 #[doc(hidden)]
 pub mod faulty;
+pub(crate) mod frame;
 mod generation;
 mod generations;
 mod nodes;

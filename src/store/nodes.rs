@@ -7,7 +7,19 @@ use object_store::path::Path;
 use super::{Bucket, StoreError};
 
 /// Nodes read at once.
-const READS: usize = 16;
+const READS: usize = 4;
+
+/// The most nodes that are listened to.
+const MOST_NODES: usize = 10_000;
+
+/// Names looked at for them.
+const MOST_NAMES: usize = 100_000;
+
+/// The most bytes that one node says: some 40,000 repositories.
+const MOST_WORDS: u64 = 16 << 20;
+
+/// The most bytes that all nodes say together.
+const MOST_IN_ALL: u64 = 128 << 20;
 
 fn key(node: &str) -> Path {
     Path::from_iter(["nodes", node])
@@ -24,18 +36,36 @@ impl Bucket {
         self.remove(&key(node)).await
     }
 
-    /// What all nodes last said of themselves, by name.
+    /// What all nodes last said of themselves, by name: the latest words first, as far as they are of a reasonable length
+    /// and number. What is no node's is passed over.
     pub async fn nodes(&self) -> Result<Vec<(String, Bytes)>, StoreError> {
         let folder = Path::from("nodes");
-        let listed: Vec<_> = self
-            .inner
-            .store
-            .list(Some(&self.at(&folder)))
-            .try_collect()
-            .await
-            .map_err(|e| self.sort("list", &folder, e))?;
-        let names: Vec<Path> = listed.iter().filter_map(|object| self.below(&object.location)).collect();
-        let reads: Vec<_> = names.into_iter().map(|at| self.words_of(at)).collect();
+        let mut listing = self.inner.store.list(Some(&self.at(&folder)));
+        let (mut listed, mut seen) = (Vec::new(), 0);
+        while let Some(object) = listing.try_next().await.map_err(|e| self.sort("list", &folder, e))? {
+            seen += 1;
+            let at = self.below(&object.location);
+            if let Some(at) = at.filter(|at| at.parts_count() == 2 && at.filename().is_some_and(is_node))
+                && object.size <= MOST_WORDS
+            {
+                listed.push((object.last_modified, object.size, at));
+            }
+            if seen >= MOST_NAMES {
+                break;
+            }
+        }
+        listed.sort_by_key(|(modified, ..)| std::cmp::Reverse(*modified));
+        let mut room = MOST_IN_ALL;
+        let mut reads = Vec::new();
+        for (_, size, at) in listed.into_iter().take(MOST_NODES) {
+            let Some(left) = room.checked_sub(size) else { break };
+            room = left;
+            reads.push(self.words_of(at));
+        }
+        if reads.len() < seen {
+            let passed_over = seen - reads.len();
+            tracing::warn!(passed_over, "`nodes` holds what is no node's, or more than is read");
+        }
         let read: Vec<Option<_>> = futures::stream::iter(reads).buffer_unordered(READS).try_collect().await?;
         Ok(read.into_iter().flatten().collect())
     }
@@ -48,6 +78,11 @@ impl Bucket {
             Err(e) => Err(e),
         }
     }
+}
+
+/// Says whether a name is one that a node gives itself.
+fn is_node(name: &str) -> bool {
+    name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 #[cfg(test)]
@@ -68,5 +103,15 @@ mod tests {
         assert_eq!(nodes, [("a".to_owned(), Bytes::from("new")), ("b".to_owned(), Bytes::from("other"))]);
         bucket.remove_node("a").await.unwrap();
         assert_eq!(bucket.nodes().await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn words_without_end_are_not_read() {
+        let bucket = Bucket::over(Arc::new(InMemory::new()), "");
+        for (name, len) in [("a", 10), ("b", MOST_WORDS as usize + 1), ("c/d", 10), ("e\u{1b}", 10)] {
+            bucket.overwrite(&Path::from(format!("nodes/{name}")), vec![b'x'; len].into()).await.unwrap();
+        }
+        let names: Vec<_> = bucket.nodes().await.unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["a"]);
     }
 }

@@ -4,14 +4,13 @@
 //! default, `memory:///` for tests. Static `AWS_*` keys come first, then the whole AWS chain ([`super::credentials`]).
 
 use std::net::IpAddr;
-use std::path::{Path as FilePath, PathBuf};
+use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_config::BehaviorVersion;
 use object_store::ClientOptions;
 use object_store::aws::{AmazonS3Builder, Checksum, S3ConditionalPut};
-use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{BackoffConfig, ObjectStore, RetryConfig};
@@ -19,6 +18,7 @@ use url::Url;
 
 use super::bucket::{Bucket, Parts, default_policy};
 use super::credentials::Chain;
+use super::directory::Directory;
 use super::error::StoreError;
 use crate::retry::Policy;
 
@@ -95,38 +95,22 @@ fn prefix(url: &Url) -> Result<Path, String> {
     Path::from_url_path(url.path()).map_err(|error| error.to_string())
 }
 
-/// A directory. Writes are flushed to the disk before they count, since the order "data, then its name" must survive a
-/// power cut.
+/// A directory.
 fn directory(path: &FilePath, options: &StoreOptions) -> Result<Bucket, StoreError> {
-    let local = |error| StoreError::local(path, error);
     if path.as_os_str().is_empty() {
         return Err(StoreError::refused("open the store", "no directory given"));
     }
-    make_private(path).map_err(local)?;
-    let path: PathBuf = std::fs::canonicalize(path).map_err(local)?;
-    let store = LocalFileSystem::new_with_prefix(&path)
-        .map_err(|error| StoreError::from_store("open", &Path::default(), error))?
-        .with_fsync(true);
-    let store: Arc<dyn ObjectStore> = Arc::new(store);
-    let (uploads, name, policy) = (store.clone(), path.display().to_string(), options.retry.clone());
+    let store = Arc::new(Directory::open(path)?);
+    let path = std::fs::canonicalize(path).map_err(|error| StoreError::local(path, error))?;
     Ok(Bucket::build(Parts {
+        uploads: store.clone(),
         store,
-        uploads,
         prefix: Path::default(),
-        name,
+        name: path.display().to_string(),
         ordered: false,
-        policy,
+        policy: options.retry.clone(),
         renew: None,
     }))
-}
-
-/// Makes a directory that only this user can read: it holds other people's repositories.
-fn make_private(path: &FilePath) -> std::io::Result<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path)
 }
 
 async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, StoreError> {

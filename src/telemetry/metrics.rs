@@ -26,7 +26,7 @@ pub const SHED: &str = "packmirror_shed_total";
 pub const FETCH_SECONDS: &str = "packmirror_fetch_duration_seconds";
 /// Labels: `source`.
 pub const FETCH_BYTES: &str = "packmirror_fetch_bytes_total";
-/// Labels: `result` (hit, miss, damaged). Lookups of blocks and files in this node's cache.
+/// Labels: `result` (hit, miss, damaged, unusable: there, but not to be opened or mapped). Lookups of blocks and files in this node's cache.
 pub const CACHE_REQUESTS: &str = "packmirror_pack_cache_requests_total";
 /// No labels. Bytes of blocks on this node's disk.
 pub const CACHE_BYTES: &str = "packmirror_pack_cache_bytes";

@@ -5,7 +5,9 @@
 //! These are modules of the whole-system tests, with which they share one binary and one harness.
 
 pub mod access;
+mod bucket;
 mod connections;
+mod disk;
 mod filters;
 mod memory;
 mod requests;

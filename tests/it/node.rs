@@ -20,8 +20,8 @@ pub struct Setup {
     env: Vec<(String, String)>,
     /// The most private memory the process may have, in bytes.
     memory: Option<u64>,
-    /// The most files it may have open.
-    files: Option<u32>,
+    /// What the program is started by: a command and its first arguments.
+    within: Vec<String>,
 }
 
 impl Setup {
@@ -33,7 +33,7 @@ impl Setup {
             cache: world.unused("cache"),
             env: Vec::new(),
             memory: None,
-            files: None,
+            within: Vec::new(),
             settings: vec!["log_format = \"text\"".into(), "log_level = \"debug\"".into()],
         }
     }
@@ -57,10 +57,20 @@ impl Setup {
         self
     }
 
-    /// Lets the process have at most `most` open files.
-    pub fn files(mut self, most: u32) -> Self {
-        self.files = Some(most);
+    /// Starts the program by another command, which gets it as its last arguments.
+    pub fn within(mut self, command: &[&str]) -> Self {
+        self.within = command.iter().map(|word| (*word).to_owned()).collect();
         self
+    }
+
+    /// Lets the process open at most `n` files.
+    pub fn files(self, n: u64) -> Self {
+        self.within(&["prlimit", &format!("--nofile={n}")])
+    }
+
+    /// Starts the program with this umask, in octal digits.
+    pub fn umask(self, mask: &str) -> Self {
+        self.within(&["sh", "-c", "umask \"$0\" && exec \"$@\"", mask])
     }
 
     pub fn store(mut self, url: &str) -> Self {
@@ -76,16 +86,13 @@ impl Setup {
     fn base(&self, first: &[&str], cache: &Path) -> Command {
         let file = self.folder.join("packmirror.toml");
         std::fs::write(&file, self.settings.join("\n") + "\n").expect("a settings file");
-        let program = env!("CARGO_BIN_EXE_packmirror");
-        let mut command = if self.memory.is_none() && self.files.is_none() {
-            Command::new(program)
-        } else {
-            let mut limited = Command::new("prlimit");
-            limited.args(self.memory.map(|bytes| format!("--data={bytes}")));
-            limited.args(self.files.map(|most| format!("--nofile={most}")));
-            limited.arg(program);
-            limited
-        };
+        let mut words = self.within.clone();
+        if let Some(bytes) = self.memory {
+            words.extend(["prlimit".to_owned(), format!("--data={bytes}")]);
+        }
+        words.push(env!("CARGO_BIN_EXE_packmirror").to_owned());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         clean(&mut command);
         for (key, value) in std::env::vars_os() {
             if key.to_string_lossy().starts_with("AWS_") {

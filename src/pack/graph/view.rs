@@ -15,6 +15,9 @@ use super::columns::{Csr, U32Iter, U32s, U64s};
 use super::format::{CHECKSUM_LEN, HEADER_LEN, MAGIC, ROW_LEN, Section, VERSION, hash_from_code};
 use crate::pack::entry::{RawKind, kind_from_code};
 
+/// The most bytes of one block of a pack: it is fetched and held as a whole.
+const MOST_BLOCK: u64 = 16 << 20;
+
 /// A graph or `.idx` cannot be used. Fetch it again, or build it again from its pack.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Damaged {
@@ -176,7 +179,7 @@ impl Graph {
         must(self.facts.len() == 48 + self.hash.len_in_bytes(), "pack facts have a broken length")?;
         let (len, block) = (self.pack_len(), u64::from(self.block_size()));
         must(
-            block > 0 && len.div_ceil(block) == (self.blocks.len() / 32) as u64,
+            block > 0 && block <= MOST_BLOCK && len.div_ceil(block) == (self.blocks.len() / 32) as u64,
             "block hashes do not cover the pack",
         )?;
         let bytes_columns = [&self.raws, &self.header_lens].iter().all(|column| column.len() == n);
