@@ -11,7 +11,7 @@
 //! [`Wire`]: crate::serve::wire::Wire
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -32,6 +32,15 @@ use crate::serve::health;
 /// So many more requests given up than answered, and the connection is closed: a flood of resets (CVE-2023-44487).
 const MOST_GIVEN_UP: u64 = 256;
 
+/// How many requests are in flight on all connections: in HTTP/2 one connection has many.
+#[derive(Debug)]
+pub struct Load {
+    /// Requests in flight.
+    pub now: AtomicUsize,
+    /// Beyond this, further ones are told to come back.
+    pub most: usize,
+}
+
 /// A connection, shared by its socket, its requests and the list of places.
 #[derive(Debug)]
 pub struct Connection {
@@ -45,6 +54,7 @@ pub struct Connection {
     pub cut: CancellationToken,
     /// How long a request waits for its client.
     patience: Duration,
+    load: Arc<Load>,
     modern: AtomicBool,
     state: Mutex<State>,
 }
@@ -78,7 +88,13 @@ pub enum Owes {
 
 impl Connection {
     /// A connection just accepted.
-    pub fn new(number: u64, spare: bool, patience: Duration, stop: &CancellationToken) -> Self {
+    pub fn new(
+        number: u64,
+        spare: bool,
+        patience: Duration,
+        load: Arc<Load>,
+        stop: &CancellationToken,
+    ) -> Self {
         let state = State {
             in_flight: 0,
             awaiting: 0,
@@ -93,6 +109,7 @@ impl Connection {
             leave: stop.child_token(),
             cut: CancellationToken::new(),
             patience,
+            load,
             modern: AtomicBool::new(false),
             state: Mutex::new(state),
         }
@@ -161,6 +178,7 @@ impl Connection {
 
     fn begin(self: &Arc<Self>) -> InFlight {
         self.state().in_flight += 1;
+        self.load.now.fetch_add(1, Ordering::Relaxed);
         InFlight { connection: Arc::clone(self), ended: false }
     }
 
@@ -181,6 +199,7 @@ struct InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        self.connection.load.now.fetch_sub(1, Ordering::Relaxed);
         let mut state = self.connection.state();
         state.in_flight = state.in_flight.saturating_sub(1);
         state.since = Instant::now();
@@ -229,9 +248,12 @@ fn refusal(request: &Request, connection: &Arc<Connection>) -> Option<Response> 
         let mut response = Failure::Malformed(bad.to_string()).into_response();
         *response.status_mut() = StatusCode::from_u16(bad.status()).unwrap_or(StatusCode::BAD_REQUEST);
         response
-    } else if connection.spare && !health::is_health(request.uri().path()) {
-        metrics::counter!(crate::telemetry::metrics::SHED).increment(1);
-        Failure::Busy.into_response()
+    } else if health::is_health(request.uri().path()) {
+        return None;
+    } else if connection.spare {
+        busy()
+    } else if connection.load.now.load(Ordering::Relaxed) > connection.load.most {
+        return Some(busy());
     } else {
         return None;
     };
@@ -239,8 +261,13 @@ fn refusal(request: &Request, connection: &Arc<Connection>) -> Option<Response> 
     Some(response)
 }
 
+fn busy() -> Response {
+    metrics::counter!(crate::telemetry::metrics::SHED).increment(1);
+    Failure::Busy.into_response()
+}
+
 /// Ends the connection after this answer.
-pub fn close(response: &mut Response, connection: &Connection, version: Version) {
+fn close(response: &mut Response, connection: &Connection, version: Version) {
     if version >= Version::HTTP_2 {
         connection.leave.cancel();
     } else {

@@ -6,13 +6,14 @@
 //! Elsewhere: what quiet means (`connection`), accepting (`listen`).
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::serve::connection::{Connection, Owes};
+use crate::serve::connection::{Connection, Load, Owes};
 
 /// How long a connection may take from its opening, or from the end of its last answer, to the next whole head.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -31,6 +32,7 @@ pub struct Places {
     most: usize,
     patience: Duration,
     stop: CancellationToken,
+    load: Arc<Load>,
     open: Mutex<Open>,
 }
 
@@ -82,9 +84,10 @@ impl Open {
 }
 
 impl Places {
-    /// Room for `most` connections, whose clients have `patience` to send or to read; `stop` ends all that are quiet.
+    /// Room for `most` connections and as many requests at the same time, whose clients have `patience` to send or to read; `stop` ends all that are quiet.
     pub fn new(most: usize, patience: Duration, stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { most: most.max(1), patience, stop, open: Mutex::default() })
+        let load = Arc::new(Load { now: AtomicUsize::new(0), most: most.max(1) });
+        Arc::new(Self { most: most.max(1), patience, stop, load, open: Mutex::default() })
     }
 
     /// A place for a new connection.
@@ -101,7 +104,7 @@ impl Places {
             gone.cut.cancel();
         }
         open.next += 1;
-        let connection = Connection::new(open.next, spare, self.patience, &self.stop);
+        let connection = Connection::new(open.next, spare, self.patience, Arc::clone(&self.load), &self.stop);
         let connection = Arc::new(connection);
         open.spare += usize::from(spare);
         open.connections.insert(connection.number, Arc::clone(&connection));

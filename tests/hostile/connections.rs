@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::git::git;
 use crate::node::{Node, Setup};
 use crate::oracle::{mirrored, same};
-use crate::primary::Primary;
+use crate::primary::{Primary, Wrong};
 use crate::wire;
 use crate::world::{World, block_on, eventually, skip};
 use crate::{hostile, mirror_only, shapes};
@@ -368,6 +368,31 @@ fn http2_streams_are_bounded() {
     eventually("the flood to be cut off", || is_closed(&mut flood).then_some(()));
     healthy(&node);
     eventually("nothing of the flood to be left", || (in_flight() == 0.0).then_some(()));
+}
+
+/// Many requests on few connections: no more are in flight than there are places, and health is not asked to come back.
+#[test]
+fn http2_requests_are_bounded_in_all() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", shapes::linear);
+    primary.fault(Wrong::Hang, |seen| seen.path.ends_with("/HEAD"));
+    let node = world.setup(&primary).set("limits.connections = 40").start();
+    let path = format!("/{}/HEAD", repo.path);
+    let all: Vec<u8> = (0..30).flat_map(|n| get_frame(2 * n + 1, &path, END_STREAM)).collect();
+    let mut many: Vec<_> = (0..2).map(|_| open(&node, &[PREFACE, &all].concat())).collect();
+    let mut busy = 0;
+    // 30 are under way on the first connection, and 10 on the second: 20 get their 503.
+    let mut count = |stream: &mut TcpStream, enough: usize| {
+        frames(stream, |kind, _, _| {
+            busy += usize::from(kind == 1);
+            busy == enough
+        })
+    };
+    count(&mut many[1], 20).or_else(|| count(&mut many[0], 20)).unwrap();
+    healthy(&node);
+    let in_flight = node.metric("packmirror_inflight", &["service=\"plain\""]);
+    assert_eq!(in_flight, 40.0);
 }
 
 /// Few open files are allowed: connections leave some for what serves them, and the log stays short.
