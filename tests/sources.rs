@@ -179,8 +179,8 @@ fn functions(code: &str) -> Vec<Function<'_>> {
         });
         let Some((open, '{')) = body else { continue };
         let body = &code[at + open..block_end(code, at + open)];
-        let of = impls.iter().filter(|(start, end, _)| (*start..*end).contains(&at)).map(|(_, _, of)| of);
-        found.push(Function { of: of.last().cloned().unwrap_or_default(), name, body });
+        let mut of = impls.iter().filter(|(start, end, _)| (*start..*end).contains(&at)).map(|(_, _, of)| of);
+        found.push(Function { of: of.next_back().cloned().unwrap_or_default(), name, body });
     }
     found
 }

@@ -150,6 +150,8 @@ fn examine(set_up: impl FnOnce(&mut Objects) -> Vec<(&'static str, String, Right
         0.0,
         "nothing was passed on"
     );
+    let most = node.status("VmHWM");
+    assert!(most < MEMORY / 2, "{most} bytes at the most");
     same(&world, &primary, &node, &repo.path);
 }
 

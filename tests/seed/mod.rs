@@ -32,8 +32,11 @@ pub fn rounds(usual: u64) -> impl Iterator<Item = u64> {
 
 /// What every `proptest!` begins with: so many cases, from the seed of this run.
 pub fn cases(usual: u32) -> proptest::test_runner::Config {
+    let cases = u32::try_from(times(usual.into())).expect("fewer cases");
     proptest::test_runner::Config {
-        cases: u32::try_from(times(usual.into())).expect("fewer cases"),
+        cases,
+        // A strategy that makes some cases for nothing does so at any length.
+        max_global_rejects: 1024.max(cases * 4),
         rng_seed: proptest::test_runner::RngSeed::Fixed(seed()),
         ..Default::default()
     }
