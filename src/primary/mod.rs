@@ -19,6 +19,7 @@ mod error;
 mod grants;
 #[cfg(test)]
 mod grants_tests;
+mod host;
 mod http;
 mod idle;
 mod pack_stream;
@@ -41,6 +42,7 @@ pub use client::{Auth, FetchSpec, Seen};
 pub use credential::{BadCredential, Credential};
 pub use error::PrimaryError;
 pub use grants::{Denial, Grant, Grants, Refusal};
+pub use host::{Interface, Naming};
 pub use pack_stream::{Pack, Progress};
 pub use pass::{BadHeaders, ClientHeaders};
 pub use settings::{BadLocation, Location, PrimarySettings, Timeouts};
@@ -146,7 +148,7 @@ impl Primary {
                 (Backend::Http(http()?), Backend::Http(http()?))
             }
             Location::Directory(root) => {
-                let cgi = Arc::new(cgi::Cgi::open(root).await?);
+                let cgi = Arc::new(cgi::Cgi::open(root, settings.allow_push).await?);
                 (Backend::Directory(cgi.clone()), Backend::Directory(cgi))
             }
         };

@@ -4,10 +4,13 @@
 //! not have more than a stated amount. `PACKMIRROR_TEST_HOSTILE=full` runs the attacks at full size.
 //! These are modules of the whole-system tests, with which they share one binary and one harness.
 
+mod fake;
+mod primaries;
+mod repositories;
 mod requests;
+mod syncs;
 
 /// Whether attacks run at full size.
-#[allow(dead_code, reason = "used by the attacks that have two sizes")]
 pub fn full() -> bool {
     std::env::var("PACKMIRROR_TEST_HOSTILE").is_ok_and(|v| v == "full")
 }
