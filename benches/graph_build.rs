@@ -39,6 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         tips: &tips,
         facts: None,
         cache_bytes: graph::build::DEFAULT_CACHE,
+        meter: &packmirror::pack::meter::Unlimited,
         progress: &|_, _| {},
         stop: &stop,
     })?;

@@ -276,6 +276,7 @@ fn open(repo: &Path, kept: Option<&Path>) -> Result<(Stack, OnePack)> {
                 tips: &tips,
                 facts: None,
                 cache_bytes: graph::build::DEFAULT_CACHE,
+                meter: &packmirror::pack::meter::Unlimited,
                 progress: &|_, _| {},
                 stop: &AtomicBool::new(false),
             })?

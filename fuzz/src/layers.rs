@@ -135,7 +135,8 @@ impl World {
                 tips: &packing.tips,
                 facts: None,
                 cache_bytes: 1 << 20,
-                progress: &|_, _| {},
+                meter: &packmirror::pack::meter::Unlimited,
+            progress: &|_, _| {},
                 stop: &AtomicBool::new(false),
             };
             let graph = build(input).ok()?.to_bytes();

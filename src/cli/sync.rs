@@ -55,6 +55,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let repos = if named.is_empty() { bucket.repos().await.map_err(Failure::store)? } else { named };
     let at_once = settings.max_syncs.max(1);
     let mirror = Mirror::new(settings, bucket, local, primary, CancellationToken::new())?;
+    mirror.store_is_sound();
     let board = Board::new();
     let mut results: Vec<(RepoPath, Result<Synced, SyncError>)> = futures::stream::iter(repos)
         .map(|path| async {
@@ -90,8 +91,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
 /// Syncs one repository and shows how far it is.
 async fn one(mirror: &Arc<Mirror>, path: &RepoPath, task: &Task) -> Result<Synced, SyncError> {
     let repo = Arc::new(Repo::new(path.clone()));
-    let stop = Arc::default();
-    let mut work = std::pin::pin!(sync(mirror, &repo, &stop));
+    let mut work = std::pin::pin!(sync(mirror, &repo));
     let mut shown = String::new();
     let mut tick = tokio::time::interval(SHOW_EVERY);
     let result = loop {

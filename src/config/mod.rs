@@ -56,6 +56,8 @@ pub struct Settings {
     /// How long the primary may be silent within an answer.
     #[serde(with = "humantime_serde")]
     pub primary_read_timeout: Duration,
+    /// Lets everybody push to a primary that is a directory.
+    pub allow_push: bool,
     /// The bucket: an absolute directory, `file:///…`, `s3://bucket/prefix` or `memory:///`.
     pub store: String,
     /// How the S3 server is reached; only used with `s3://`.
@@ -89,6 +91,10 @@ pub struct Settings {
     pub sync_wait: Duration,
     /// Syncs that run at the same time on this node.
     pub max_syncs: usize,
+    /// Repositories that this node takes up a minute because clients ask for them.
+    pub max_new_per_minute: usize,
+    /// Repositories up to which this node takes up new ones.
+    pub max_repositories: usize,
     /// Packs that are sent at the same time by this node; beyond it requests queue, then get 503.
     pub max_serving: usize,
     /// How long requests in flight may go on after SIGTERM.
@@ -132,6 +138,9 @@ pub struct Limits {
     /// Largest single object a sync accepts, in bytes.
     #[serde(with = "size")]
     pub object: u64,
+    /// Memory that all syncs may hold together, in bytes.
+    #[serde(with = "size")]
+    pub sync_memory: u64,
     /// Open client connections.
     pub connections: usize,
     /// A client that neither sends nor reads for this long is cut off.

@@ -100,8 +100,15 @@ impl RefLine {
         let bad = || BadReply::Protocol(format!("invalid ls-refs response: {}", text.as_bstr()));
         let mut fields = text.split(|byte| *byte == b' ');
         let (id, name) = fields.next().zip(fields.next()).ok_or_else(bad)?;
+        if name.len() > refname::MAX_NAME {
+            return Err(BadReply::Protocol(format!(
+                "a ref's name has {} bytes, and {} are allowed",
+                name.len(),
+                refname::MAX_NAME
+            )));
+        }
         if !refname::is_well_formed(name) {
-            return Err(bad());
+            return Err(BadReply::Protocol(format!("bad ref name: {}", name.as_bstr())));
         }
         let whole_oid =
             |hex: &[u8]| line::oid(hex, hash).filter(|(_, rest)| rest.is_empty()).map(|(oid, _)| oid);
@@ -117,8 +124,9 @@ impl RefLine {
                 line.peeled = Some(whole_oid(hex).ok_or_else(bad)?);
             }
         }
-        if line.symref_target.as_ref().is_some_and(|target| !refname::is_well_formed(target)) {
-            return Err(bad());
+        // git lets nothing point outside of refs/ either (`symbolic-ref`).
+        if let Some(target) = line.symref_target.as_ref().filter(|target| !refname::is_ref(target)) {
+            return Err(BadReply::Protocol(format!("{} points to what is no ref: {target}", line.name)));
         }
         Ok(line)
     }
@@ -366,6 +374,10 @@ mod tests {
             format!("{id} refs/a peeled:12"),
             format!("{id}0 refs/a"),
             format!("{id} HEAD symref-target:a..b"),
+            format!("{id} HEAD symref-target:main"),
+            format!("{id} HEAD symref-target:../../etc/passwd"),
+            format!("{id} refs/heads/{}", "n".repeat(refname::MAX_NAME)),
+            format!("{id} refs/heads/a\u{1}b"),
         ] {
             assert!(RefLine::parse(text.as_bytes(), HashKind::Sha1).is_err(), "{text:?}");
         }

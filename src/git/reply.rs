@@ -101,6 +101,11 @@ impl FetchReply {
         self.state == State::Over
     }
 
+    /// Says whether packets are bands now, those of the pack among them.
+    pub fn is_pack(&self) -> bool {
+        self.state == State::Pack
+    }
+
     /// Takes the next packet; `None` if it says nothing by itself (headers, delimiters, keep-alive).
     pub fn read(&mut self, packet: OwnedPacket) -> Result<Option<Event>, BadReply> {
         match packet {

@@ -2,37 +2,64 @@
 //!
 //! Everything happens in a scratch directory that is removed with the value; nothing is published here.
 //! Blocking and CPU-bound: run it off the async threads.
-//! Relies on: gix-pack for indexing (checks the trailer and every object's hash, with collision detection) and
-//! `pack::graph::build` for the proof that nothing is missing. Elsewhere: uploading and publishing (`sync`).
+//! Relies on: `pack::index` for receiving and indexing (checks the trailer and every object's hash, with collision
+//! detection) and `pack::graph::build` for the proof that nothing is missing, both on the sync's meter ([`Cost`]).
+//! Elsewhere: uploading and publishing (`sync`).
 
 use std::fs::File;
 use std::io::{self, BufRead, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use bytes::Bytes;
 use gix_hash::{ObjectId, oid};
-use gix_pack::bundle::write::Options;
+use gix_object::Kind;
 
 use crate::local::map_file;
+use crate::mirror::cost::Cost;
 use crate::mirror::snapshot::Snapshot;
 use crate::pack::graph::build::{self, BuildError, BuildInput};
+use crate::pack::index::complete::{self, Bases};
+use crate::pack::index::receive::receive;
+use crate::pack::index::resolve::{Keep, Resolve, resolve};
+use crate::pack::index::write::write;
+use crate::pack::index::{Entries, IndexError};
 use crate::pack::layer::Layer;
-use crate::pack::meter::Unlimited;
+use crate::pack::meter::{Halt, Held};
 use crate::pack::{Scratch, Source, decode};
+
+/// Threads that compute the ids of one pack.
+const THREADS: usize = 2;
+/// Objects from so many bytes on, on which deltas lean, lie in files while a pack is indexed.
+const KEEP_FROM: u64 = 4 << 20;
+/// How much of a base is copied at once.
+const PIECE: u64 = 1 << 20;
+/// A small pack needs no large cache of trees.
+const LEAST_CACHE: u64 = 8 << 20;
 
 /// Why a pack was not taken in. Nothing was published.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
-    /// The stream ended early or the disk failed: another try may succeed.
-    #[error("the pack could not be received: {0}")]
-    Receive(String),
+    /// The pack is none, or broke off, or is more than this node takes.
+    #[error(transparent)]
+    Index(#[from] IndexError),
     /// The pack is complete but something that its objects need is nowhere: the primary's answer was not closed.
     #[error("the primary's answer is not complete")]
     Graph(#[from] BuildError),
     /// A file in the scratch directory.
     #[error("scratch space: {0}")]
     Scratch(#[source] io::Error),
+}
+
+impl IngestError {
+    /// Why it had to end early, if that is why.
+    pub fn halt(&self) -> Option<&Halt> {
+        match self {
+            Self::Index(error) => error.halt(),
+            Self::Graph(BuildError::Halted(halt)) => Some(halt),
+            _ => None,
+        }
+    }
 }
 
 /// What a pack has to be.
@@ -51,8 +78,8 @@ pub struct NewLayer {
     pub pack: PathBuf,
     /// Its index, version 2.
     pub idx: PathBuf,
-    /// Its graph, not compressed.
-    pub graph: bytes::Bytes,
+    /// Its graph, compressed.
+    pub graph: PathBuf,
     /// The same, open.
     pub layer: Arc<Layer>,
 }
@@ -65,38 +92,48 @@ pub fn ingest(
     scratch: &Path,
     below: Option<&Snapshot>,
     expected: &Expected,
-    stop: &AtomicBool,
+    cost: &Cost,
     stage: &dyn Fn(&str),
 ) -> Result<Option<NewLayer>, IngestError> {
     let Expected { tips, hash, largest_object } = expected;
-    let (hash, largest_object) = (*hash, *largest_object);
-    let bases = below.map(|snapshot| Bases { snapshot, largest_object, failed: Mutex::new(None) });
-    let options = Options {
-        thread_limit: Some(2),
-        // What a hostile pack could ask us to allocate.
-        alloc_limit_bytes: Some(usize::try_from(largest_object).unwrap_or(usize::MAX)),
-        ..Options::default()
-    };
-    let written = gix_pack::Bundle::write_to_directory(
-        &mut stream,
-        Some(scratch),
-        &mut gix_utils::progress::Discard,
-        stop,
-        bases.as_ref(),
-        hash,
-        options,
-    );
-    if let Some(reason) = bases.as_ref().and_then(|bases| bases.failed.lock().ok()?.take()) {
-        return Err(IngestError::Receive(format!("a delta base could not be read: {reason}")));
-    }
-    let written = written.map_err(|e| IngestError::Receive(format!("{e:?}")))?;
-    let (Some(pack), Some(idx)) = (written.data_path, written.index_path) else { return Ok(None) };
-    if written.index.num_objects == 0 {
+    let (hash, largest) = (*hash, *largest_object);
+    let mut pack = scratch.join("received");
+    let mut entries = writing(&pack, |out| receive(&mut stream, out, hash, largest, cost))?;
+    drop(stream);
+    if entries.list.is_empty() {
         return Ok(None);
     }
+    let _entries = held_for(&entries, cost)?;
+    stage("indexing");
+    let mut pack_bytes = map_file(&pack).map_err(IngestError::Scratch)?;
+    if let Some(snapshot) = below {
+        let bases = Below { snapshot, cost };
+        if complete::is_thin(&entries, &bases) {
+            let thin = std::mem::replace(&mut pack, scratch.join("complete"));
+            entries =
+                writing(&pack, |out| complete::complete(&pack_bytes, &entries, &bases, hash, out, cost))?;
+            pack_bytes = map_file(&pack).map_err(IngestError::Scratch)?;
+            std::fs::remove_file(thin).map_err(IngestError::Scratch)?;
+        }
+    }
+    let ids = resolve(&Resolve {
+        pack: &pack_bytes,
+        entries: &entries,
+        hash,
+        largest,
+        keep: &Files { scratch },
+        keep_from: KEEP_FROM,
+        meter: cost,
+        threads: THREADS,
+    })?;
+    let idx = scratch.join("idx");
+    let trailer = pack_bytes.get(entries.end as usize..).unwrap_or_default();
+    writing(&idx, |out| write(&entries, &ids, trailer, hash, out))?;
+    drop((ids, entries, _entries));
+
     stage("graph");
-    let pack_bytes = map_file(&pack).map_err(IngestError::Scratch)?;
     let idx_bytes = map_file(&idx).map_err(IngestError::Scratch)?;
+    let cache = cache(cost, pack_bytes.len() as u64)?;
     let draft = build::build(BuildInput {
         pack: &pack_bytes,
         idx: idx_bytes.clone(),
@@ -104,48 +141,107 @@ pub fn ingest(
         hash,
         tips,
         facts: None,
-        cache_bytes: build::DEFAULT_CACHE,
+        cache_bytes: cache.0,
+        meter: cost,
         progress: &|_, _| {},
-        stop,
+        stop: cost.stopped(),
     })?;
-    let path = scratch.join("graph");
-    let mut file = BufWriter::new(File::create(&path).map_err(IngestError::Scratch)?);
-    draft.write_to(&mut file).and_then(|()| file.flush()).map_err(IngestError::Scratch)?;
+    drop(cache);
+    let plain = scratch.join("graph");
+    writing(&plain, |out| Ok(draft.write_to(out)?))?;
     drop(draft);
-    let graph = map_file(&path).map_err(IngestError::Scratch)?;
-    let layer = Layer::open(idx_bytes, graph.clone(), hash)
+    let open = map_file(&plain).map_err(IngestError::Scratch)?;
+    let graph = scratch.join("graph.zst");
+    writing(&graph, |out| Ok(crate::pack::graph::compress_to(&open, out)?))?;
+    let layer = Layer::open(idx_bytes, open, hash)
         .map_err(|e| IngestError::Scratch(io::Error::other(e.to_string())))?;
     Ok(Some(NewLayer { pack, idx, graph, layer: Arc::new(layer) }))
 }
 
-/// The objects that a thin pack may lean on: what the layers below hold.
-struct Bases<'a> {
-    snapshot: &'a Snapshot,
-    largest_object: u64,
-    /// gix takes "not found" for an answer only; what really went wrong is kept here.
-    failed: Mutex<Option<String>>,
+/// Lets `write` write a new file.
+fn writing<T>(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<T, IndexError>,
+) -> Result<T, IngestError> {
+    let mut file = BufWriter::with_capacity(64 << 10, File::create_new(path).map_err(IngestError::Scratch)?);
+    let made = write(&mut file)?;
+    file.flush().map_err(IngestError::Scratch)?;
+    Ok(made)
 }
 
-impl gix_object::Find for Bases<'_> {
-    fn try_find<'a>(
-        &self,
-        id: &oid,
-        buffer: &'a mut Vec<u8>,
-    ) -> gix_error::Result<Option<gix_object::Data<'a>>> {
-        let Some(gid) = self.snapshot.stack.lookup(id) else { return Ok(None) };
-        let mut scratch = Scratch::new(0, self.largest_object);
-        match decode::object(&self.snapshot.stack, &self.snapshot.blocks, gid, &mut scratch, &Unlimited) {
-            Ok((kind, data)) => {
-                buffer.clear();
-                buffer.extend_from_slice(&data);
-                Ok(Some(gix_object::Data { kind, object_hash: id.kind(), data: buffer }))
-            }
-            Err(e) => {
-                if let Ok(mut failed) = self.failed.lock() {
-                    *failed = Some(e.to_string());
-                }
-                Ok(None)
-            }
+/// What is kept of the entries until they are written.
+fn held_for<'m>(entries: &Entries, cost: &'m Cost) -> Result<Held<'m>, IngestError> {
+    let bytes = crate::pack::index::BYTES_PER_ENTRY * entries.list.len() as u64;
+    Ok(Held::new(cost, bytes).map_err(IndexError::Halted)?)
+}
+
+/// Takes room for a cache of decoded trees: less where the memory is short or the pack small.
+fn cache(cost: &Cost, pack: u64) -> Result<(usize, Held<'_>), IngestError> {
+    let mut bytes = (32 * pack).clamp(LEAST_CACHE, build::DEFAULT_CACHE as u64).min(cost.share());
+    loop {
+        match Held::new(cost, bytes) {
+            Ok(held) => return Ok((bytes as usize, held)),
+            Err(_) if bytes > LEAST_CACHE => bytes /= 2,
+            Err(halt) => return Err(IndexError::Halted(halt).into()),
         }
+    }
+}
+
+/// Keeps large objects in the scratch directory, nameless.
+struct Files<'a> {
+    scratch: &'a Path,
+}
+
+impl Keep for Files<'_> {
+    fn keep(&self, _: u64, write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>) -> io::Result<Bytes> {
+        let file = tempfile::NamedTempFile::new_in(self.scratch)?;
+        let mut out = BufWriter::with_capacity(64 << 10, file.as_file());
+        write(&mut out)?;
+        out.flush()?;
+        drop(out);
+        map_file(file.path())
+    }
+}
+
+/// The objects that a thin pack may lean on: what the layers below hold.
+struct Below<'a> {
+    snapshot: &'a Snapshot,
+    cost: &'a Cost,
+}
+
+impl Bases for Below<'_> {
+    fn find(&self, id: &oid) -> Option<(Kind, u64)> {
+        let gid = self.snapshot.stack.lookup(id)?;
+        Some((self.snapshot.stack.kind(gid), self.snapshot.stack.size(gid)))
+    }
+
+    fn write(&self, id: &oid, out: &mut dyn Write) -> Result<(), IndexError> {
+        let missing = || IndexError::MissingBase { base: id.to_owned() };
+        let failed = |reason: String| IndexError::Base { base: id.to_owned(), reason };
+        let (stack, source) = (&*self.snapshot.stack, &self.snapshot.blocks);
+        let gid = stack.lookup(id).ok_or_else(missing)?;
+        let entry = stack.entry(gid);
+        if entry.base_local.is_none() {
+            // As it is stored, however large it is.
+            let mut at = entry.offset + u64::from(entry.header_len);
+            while at < entry.end {
+                let end = entry.end.min(at + PIECE);
+                let piece = source.read(entry.layer, at..end).map_err(|error| failed(error.to_string()))?;
+                out.write_all(&piece)?;
+                at = end;
+            }
+            return Ok(());
+        }
+        // A base, a delta and what they make.
+        let size = stack.size(gid);
+        let _held = Held::new(self.cost, size.saturating_mul(3)).map_err(|halt| {
+            if halt == Halt::Busy { IndexError::Halted(halt) } else { failed(halt.to_string()) }
+        })?;
+        let mut scratch = Scratch::new(0, size.saturating_mul(2).max(1 << 20));
+        let (_, data) =
+            decode::object(stack, source, gid, &mut scratch, self.cost).map_err(|e| failed(e.to_string()))?;
+        let mut zipped = gix_zlib::stream::deflate::Write::new(out, gix_zlib::Compression::DEFAULT);
+        zipped.write_all(&data)?;
+        Ok(zipped.flush()?)
     }
 }

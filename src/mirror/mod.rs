@@ -3,36 +3,43 @@
 //! - [`snapshot`]: one published state, open for reading. [`blocks`]: the bytes of its packs.
 //! - [`repo`]: a repository's newest snapshot and its health. [`worker`]: the loop that keeps it true.
 //! - [`sync`]: one comparison and what follows. [`ingest`]: a received pack becomes a layer.
+//! - [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken do not hold up the healthy.
+//! - [`newcomers`]: how many repositories are taken up.
 //! - [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
 //!
 //! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: HTTP and clients (`serve`).
 
 pub mod blocks;
+pub mod cost;
 pub mod export;
 pub mod health;
 pub mod ingest;
+pub mod lanes;
+pub mod newcomers;
 pub mod repo;
 pub mod snapshot;
 pub mod sync;
 pub mod worker;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use gix_hash::ObjectId;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::budget::Budget;
 use crate::config::{ConfigError, Selection, Settings};
 use crate::git::path::RepoPath;
 use crate::local::Local;
+use crate::mirror::lanes::Lanes;
+use crate::mirror::newcomers::Newcomers;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
 use crate::mirror::sync::SyncError;
-use crate::primary::Primary;
+use crate::primary::{Naming, Primary};
 use crate::retry::Policy;
 use crate::store::{Bucket, StoreError, nonce};
 
@@ -44,6 +51,14 @@ const BUCKET_PATIENCE: Duration = Duration::from_secs(5);
 const MAX_ABSENT: usize = 10_000;
 /// The bound of the wait after a first failed sync; it doubles up to the interval of comparisons.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// At most this many repositories wait to be taken up; others come when they are asked for again.
+const MOST_COMING: usize = 1000;
+/// How long after a question in vain the primary is asked again what kind of host it is.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// The same after [`ENOUGH_QUESTIONS`].
+const ASK_AGAIN_LATE: Duration = Duration::from_secs(600);
+/// After so many questions in vain the primary is taken to be a host that minds case.
+const ENOUGH_QUESTIONS: u32 = 3;
 /// Repositories whose paths hash alike wait for each other's first opening; others do not.
 const OPENING_TURNS: usize = 64;
 
@@ -60,12 +75,81 @@ pub struct Mirror {
     node: String,
     selection: Selection,
     backoff: Policy,
-    sync_permits: Semaphore,
-    repos: Mutex<HashMap<RepoPath, Arc<Repo>>>,
+    lanes: Lanes,
+    /// What all syncs may hold together.
+    sync_memory: Budget,
+    newcomers: Newcomers,
+    /// How the host names repositories; held while it is asked.
+    naming: tokio::sync::Mutex<Asked>,
+    repos: Mutex<Repos>,
     absent: Mutex<HashMap<RepoPath, Instant>>,
     opening: [tokio::sync::Mutex<()>; OPENING_TURNS],
     tasks: TaskTracker,
     stop: CancellationToken,
+}
+
+/// The repositories of a node.
+#[derive(Default)]
+struct Repos {
+    by_path: HashMap<RepoPath, Arc<Repo>>,
+    /// The spelling that stands for all that differ in case alone; empty where the host minds case.
+    by_folded: HashMap<String, RepoPath>,
+    /// Whether the host ignores case.
+    folds: bool,
+    /// Those that are about to be taken up.
+    coming: HashSet<RepoPath>,
+}
+
+impl Repos {
+    /// The repository that a path names, whatever its case where the host does not mind it.
+    fn get(&self, path: &RepoPath) -> Option<&Arc<Repo>> {
+        self.by_path.get(self.own(path))
+    }
+
+    fn own<'a>(&'a self, path: &'a RepoPath) -> &'a RepoPath {
+        match self.folds {
+            true if !self.by_path.contains_key(path) => self.by_folded.get(&folded(path)).unwrap_or(path),
+            _ => path,
+        }
+    }
+
+    fn insert(&mut self, repo: Arc<Repo>) {
+        if self.folds {
+            self.by_folded.entry(folded(&repo.path)).or_insert_with(|| repo.path.clone());
+        }
+        self.by_path.insert(repo.path.clone(), repo);
+    }
+
+    fn remove(&mut self, path: &RepoPath) {
+        self.by_path.remove(path);
+        let folded = folded(path);
+        if self.by_folded.get(&folded) == Some(path) {
+            self.by_folded.remove(&folded);
+        }
+    }
+
+    /// Takes note that the host ignores case.
+    fn fold(&mut self) {
+        self.folds = true;
+        let mut paths: Vec<_> = self.by_path.keys().cloned().collect();
+        paths.sort();
+        for path in paths {
+            self.by_folded.entry(folded(&path)).or_insert(path);
+        }
+    }
+}
+
+/// What is known of the host's naming, and since when and how often it was asked in vain.
+#[derive(Default)]
+struct Asked {
+    naming: Option<Naming>,
+    failed: Option<Instant>,
+    failures: u32,
+}
+
+/// What spellings have in common that differ in case alone.
+fn folded(path: &RepoPath) -> String {
+    path.as_str().to_ascii_lowercase()
 }
 
 impl Mirror {
@@ -82,7 +166,10 @@ impl Mirror {
             node: nonce(),
             selection: settings.selection()?,
             backoff,
-            sync_permits: Semaphore::new(0),
+            lanes: Lanes::closed(),
+            sync_memory: Budget::new(settings.limits.sync_memory, "limits.sync_memory"),
+            newcomers: Newcomers::new(settings.max_new_per_minute, settings.max_repositories),
+            naming: tokio::sync::Mutex::default(),
             repos: Mutex::default(),
             absent: Mutex::default(),
             opening: std::array::from_fn(|_| tokio::sync::Mutex::default()),
@@ -97,7 +184,7 @@ impl Mirror {
 
     /// Lets syncs begin: the store has shown that it keeps its promises. Before that nothing is written.
     pub fn store_is_sound(&self) {
-        self.sync_permits.add_permits(self.settings.max_syncs.max(1));
+        self.lanes.open(self.settings.max_syncs);
     }
 
     /// Says whether the settings select this repository for mirroring.
@@ -107,12 +194,12 @@ impl Mirror {
 
     /// The repositories this node has open or is syncing.
     pub fn repos(&self) -> Vec<Arc<Repo>> {
-        let mut repos: Vec<_> = self.lock_repos().values().cloned().collect();
+        let mut repos: Vec<_> = self.lock_repos().by_path.values().cloned().collect();
         repos.sort_by(|a, b| a.path.cmp(&b.path));
         repos
     }
 
-    fn lock_repos(&self) -> std::sync::MutexGuard<'_, HashMap<RepoPath, Arc<Repo>>> {
+    fn lock_repos(&self) -> std::sync::MutexGuard<'_, Repos> {
         self.repos.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -163,14 +250,102 @@ impl Mirror {
         absent.get(path).is_some_and(|t| t.elapsed() < ABSENT_FOR)
     }
 
-    /// Takes up a repository that the primary has shown: its first sync starts at once, one however many ask.
-    pub fn adopt(self: &Arc<Self>, path: &RepoPath) -> Arc<Repo> {
+    /// The spelling under which a repository is known here, where the host ignores case; the path itself otherwise.
+    pub fn own_spelling(&self, path: &RepoPath) -> RepoPath {
+        self.lock_repos().own(path).clone()
+    }
+
+    /// Takes up a repository that the primary has shown: its first sync starts at once, one however many ask. `None`: it
+    /// is new here, and is taken up behind the request that named it, if there is room for it.
+    pub fn adopt(self: &Arc<Self>, path: &RepoPath) -> Option<Arc<Repo>> {
         let known = self.lock_repos().get(path).cloned();
-        let repo = known.unwrap_or_else(|| self.start(Arc::new(Repo::new(path.clone()))));
-        if repo.snapshot().is_none() {
-            repo.ask();
+        if let Some(repo) = known {
+            if repo.snapshot().is_none() {
+                repo.ask();
+            }
+            return Some(repo);
         }
-        repo
+        let is_first = {
+            let mut repos = self.lock_repos();
+            repos.coming.len() < MOST_COMING && repos.coming.insert(path.clone())
+        };
+        if is_first {
+            let (mirror, path) = (Arc::clone(self), path.clone());
+            self.tasks.spawn(async move {
+                let taken = mirror.stop.run_until_cancelled(mirror.take_up(&path)).await;
+                if let Some(Some(repo)) = taken {
+                    repo.ask();
+                }
+                mirror.lock_repos().coming.remove(&path);
+            });
+        }
+        None
+    }
+
+    /// Takes up a repository that is not known here under this spelling. `None`: there are too many new ones, or it is
+    /// not known yet how the host names repositories.
+    async fn take_up(self: &Arc<Self>, path: &RepoPath) -> Option<Arc<Repo>> {
+        // One at a time: a crowd that comes with many spellings is let in by what the first of them finds out.
+        let mut asked = self.naming.lock().await;
+        let naming = self.naming(&mut asked).await?;
+        let (known, count) = {
+            let repos = self.lock_repos();
+            (repos.get(path).cloned(), repos.by_path.len())
+        };
+        if known.is_some() {
+            return known;
+        }
+        if !self.newcomers.admit(path, count) {
+            return None;
+        }
+        let Naming::AnyCase(interface) = naming else {
+            return Some(self.start(Arc::new(Repo::new(path.clone()))));
+        };
+        // Another node may have published it under the spelling that it knows.
+        let published = self.bucket.repos().await.inspect_err(|e| {
+            tracing::warn!(repo = %path, error = %e, "not taken up: the bucket could not be listed");
+        });
+        let published = published.ok()?.into_iter().find(|known| folded(known) == folded(path));
+        let own = match published {
+            Some(known) => known,
+            None => match self.primary.own_spelling(path, interface).await {
+                Some(own) => own,
+                // One that all nodes would choose.
+                None => RepoPath::parse(&folded(path)).unwrap_or_else(|_| path.clone()),
+            },
+        };
+        Some(self.start(Arc::new(Repo::new(own))))
+    }
+
+    /// How the host names repositories: asked once, and again after a while if it gave no answer. A host that never
+    /// answers is taken to mind case.
+    async fn naming(&self, asked: &mut Asked) -> Option<Naming> {
+        let pause = if asked.failures < ENOUGH_QUESTIONS { ASK_AGAIN } else { ASK_AGAIN_LATE };
+        if asked.naming.is_none() && asked.failed.is_none_or(|failed| failed.elapsed() >= pause) {
+            match self.primary.naming().await {
+                Ok(naming) => {
+                    tracing::info!(?naming, "how the primary names repositories");
+                    if matches!(naming, Naming::AnyCase(_)) {
+                        self.lock_repos().fold();
+                    }
+                    asked.naming = Some(naming);
+                }
+                Err(e) => {
+                    tracing::warn!(error = %e, "the primary did not say what kind of host it is: no repository is taken up yet");
+                    asked.failed = Some(Instant::now());
+                    asked.failures += 1;
+                }
+            }
+        }
+        asked.naming.or((asked.failures >= ENOUGH_QUESTIONS).then_some(Naming::Exact))
+    }
+
+    /// Lets go of a repository that its worker has given up.
+    pub(in crate::mirror) fn forget(&self, repo: &Arc<Repo>) {
+        let mut repos = self.lock_repos();
+        if repos.by_path.get(&repo.path).is_some_and(|known| Arc::ptr_eq(known, repo)) {
+            repos.remove(&repo.path);
+        }
     }
 
     /// Enters the repository, unless somebody was faster, and starts its worker.
@@ -179,7 +354,7 @@ impl Mirror {
         if let Some(known) = repos.get(&repo.path) {
             return Arc::clone(known);
         }
-        repos.insert(repo.path.clone(), Arc::clone(&repo));
+        repos.insert(Arc::clone(&repo));
         self.tasks.spawn(worker::run(Arc::clone(self), Arc::clone(&repo), self.stop.clone()));
         repo
     }
@@ -230,7 +405,7 @@ impl Mirror {
         let paths = self.bucket.repos().await?;
         let mut taken = 0;
         for path in paths.iter().filter(|path| self.selects(path)) {
-            let known = self.lock_repos().contains_key(path);
+            let known = self.lock_repos().by_path.contains_key(path);
             if !known {
                 self.start(Arc::new(Repo::new(path.clone())));
                 taken += 1;

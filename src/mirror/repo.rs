@@ -89,6 +89,8 @@ pub struct Repo {
     tag_news: AtomicU64,
     repair: AtomicBool,
     received: AtomicU64,
+    /// The last attempt failed, or waited long for the primary.
+    unwell: AtomicBool,
 }
 
 impl Repo {
@@ -104,6 +106,7 @@ impl Repo {
             tag_news: AtomicU64::new(0),
             repair: AtomicBool::new(false),
             received: AtomicU64::new(0),
+            unwell: AtomicBool::new(false),
         }
     }
 
@@ -173,6 +176,20 @@ impl Repo {
         &self.received
     }
 
+    /// Whether its last attempt went well, so that it may go by the lane of those.
+    pub fn is_well(&self) -> bool {
+        !self.unwell.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_well(&self, well: bool) {
+        self.unwell.store(!well, Ordering::Relaxed);
+    }
+
+    /// Settles every ticket, also those that are taken from now on: nobody works for this repository any more.
+    pub(super) fn close(&self) {
+        self.done.send_replace(u64::MAX);
+    }
+
     pub(super) async fn woken(&self) {
         self.wake.notified().await;
     }
@@ -182,7 +199,7 @@ impl Repo {
     }
 
     pub(super) fn finish(&self, began: u64) {
-        self.done.send_replace(began);
+        self.done.send_modify(|done| *done = (*done).max(began));
     }
 }
 

@@ -18,13 +18,17 @@ use gix_hash::ObjectId;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::io::SyncIoBridge;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::git::refs::Refs;
 use crate::mirror::Mirror;
+use crate::mirror::cost::Cost;
 use crate::mirror::ingest::{Expected, IngestError, NewLayer, ingest};
+use crate::mirror::lanes::Place;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::{OpenError, Snapshot};
-use crate::pack::graph;
+use crate::pack::index::IndexError;
+use crate::pack::meter::Halt;
 use crate::primary::{Auth, FetchSpec, Pack, PrimaryError};
 use crate::store::{BlobKind, BlobRef, Generation, LayerRef, Publish, StoreError, VERSION, nonce};
 use crate::telemetry::metrics as names;
@@ -33,6 +37,12 @@ use crate::telemetry::metrics as names;
 const MAX_HAVES: usize = 8_192;
 /// How often a lost race or a primary that moved is followed up before it is left to the next round.
 const MAX_ROUNDS: usize = 5;
+/// How long a comparison may take, and the first byte of a pack, before it makes room for others.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a pack that has begun may stand still before its sync makes room for others.
+const STILL: Duration = Duration::from_secs(2);
+/// How often it is looked whether anything was received.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Why a comparison or sync did not end with the primary and the bucket equal.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +70,14 @@ pub enum SyncError {
         /// The primary whose state is published there.
         found: String,
     },
+    /// There is no memory for a sync to begin.
+    #[error("it could not begin: {0}")]
+    Halted(#[from] Halt),
+    /// The primary made us wait while others waited for the place.
+    #[error(
+        "the primary let us wait, and too many repositories wait already: it is tried again when they have ended"
+    )]
+    Aside,
     /// Other writers, or pushes, were always faster.
     #[error("the repository moved faster than it could be followed")]
     Moving,
@@ -75,6 +93,16 @@ impl SyncError {
             Self::Primary(e) => e.retry_after(),
             _ => None,
         }
+    }
+
+    /// Whether nothing is wrong with the repository: other syncs hold the memory at the moment.
+    pub fn is_busy(&self) -> bool {
+        let halt = match self {
+            Self::Halted(halt) | Self::Primary(PrimaryError::Costs(halt)) => Some(halt),
+            Self::Ingest(error) => error.halt(),
+            _ => None,
+        };
+        halt == Some(&Halt::Busy)
     }
 }
 
@@ -95,15 +123,20 @@ pub enum Synced {
 }
 
 /// Compares one repository with the primary and makes the bucket equal to it.
-pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, stop: &Arc<AtomicBool>) -> Result<Synced, SyncError> {
+///
+/// Dropping the future ends it at its next safe point.
+pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>) -> Result<Synced, SyncError> {
     let mut seen_elsewhere = false;
+    let mut last = SyncError::Moving;
     for _ in 0..MAX_ROUNDS {
-        if stop.load(Ordering::Relaxed) {
-            return Err(SyncError::Stopped);
-        }
+        // Each round counts anew: what the last one saw is forgotten.
+        let cost = Arc::new(Cost::begin(&mirror.sync_memory).await?);
+        let _end = StopOnDrop(Arc::clone(&cost));
+        let mut comparing = mirror.lanes.compare(repo.is_well()).await.ok_or(SyncError::Stopped)?;
         let asked = Instant::now();
         repo.health().stage = "comparing".into();
-        let seen = mirror.primary.look(&repo.path, Auth::Service).await?;
+        let looking = async { Ok(mirror.primary.look(&repo.path, Auth::Service, &*cost).await?) };
+        let seen = beside_others(repo, &mut comparing, looking, || asked.elapsed() > PATIENCE).await?;
         let repairing = repo.damaged();
         let mut base = repo.snapshot();
         let equal = |base: &Option<Arc<Snapshot>>| base.as_ref().is_some_and(|b| b.equals(&seen.refs));
@@ -123,16 +156,20 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, stop: &Arc<AtomicBool>) -> 
         let below = base.clone().filter(|base| !repairing && base.refs.hash == seen.refs.hash);
         let made = match missing_tips(below.as_deref(), &seen.refs) {
             wants if wants.is_empty() => None,
-            wants => match receive(mirror, repo, below.clone(), wants, &seen.refs, stop).await {
-                Ok(made) => made,
-                // A tip vanished between the answer and the fetch: ask again.
-                Err(SyncError::Primary(PrimaryError::Remote(words))) if words.contains("not our ref") => {
-                    continue;
+            wants => {
+                match receive(mirror, repo, below.clone(), wants, &seen.refs, &cost, comparing).await {
+                    Ok(made) => Some(made),
+                    // A tip vanished between the answer and the fetch: ask again.
+                    Err(SyncError::Primary(PrimaryError::Remote(words))) if words.contains("not our ref") => {
+                        last = SyncError::Primary(PrimaryError::Remote(words));
+                        continue;
+                    }
+                    Err(e) => return Err(e),
                 }
-                Err(e) => return Err(e),
-            },
+            }
         };
-        match publish(mirror, repo, base, below, seen.refs, made, repairing).await? {
+        let (made, _place) = made.unzip();
+        match publish(mirror, repo, base, below, seen.refs, made.flatten(), repairing).await? {
             Some(synced) => {
                 if repairing {
                     metrics::counter!(names::REPAIRS).increment(1);
@@ -143,10 +180,42 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, stop: &Arc<AtomicBool>) -> 
             None => {
                 metrics::counter!(names::CAS_CONFLICTS).increment(1);
                 seen_elsewhere = true;
+                last = SyncError::Moving;
             }
         }
     }
-    Err(SyncError::Moving)
+    Err(last)
+}
+
+/// Ends what still computes for a sync that is over.
+struct StopOnDrop(Arc<Cost>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Runs `work`; once `waits_long` says so it gives its place of the well lane to others and goes on beside them, or ends
+/// where too many do so already.
+async fn beside_others<T>(
+    repo: &Repo,
+    place: &mut Place,
+    work: impl Future<Output = Result<T, SyncError>>,
+    mut waits_long: impl FnMut() -> bool,
+) -> Result<T, SyncError> {
+    tokio::pin!(work);
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = looks.tick() => {}
+        }
+        if place.is_well() && waits_long() {
+            repo.set_well(false);
+            place.step_aside().map_err(|_| SyncError::Aside)?;
+        }
+    }
 }
 
 /// The newest published snapshot, opened; a generation that cannot be opened for good counts as none, with a warning.
@@ -177,8 +246,9 @@ async fn receive(
     below: Option<Arc<Snapshot>>,
     wants: Vec<ObjectId>,
     seen: &Refs,
-    stop: &Arc<AtomicBool>,
-) -> Result<Option<(NewLayer, tempfile::TempDir)>, SyncError> {
+    cost: &Arc<Cost>,
+    mut comparing: Place,
+) -> Result<(Option<(NewLayer, tempfile::TempDir)>, Place), SyncError> {
     let haves = below.as_ref().map(|below| haves(below)).unwrap_or_default();
     tracing::info!(repo = %repo.path, wants = wants.len(), haves = haves.len(), "fetching from the primary");
     repo.health().stage = "fetching".into();
@@ -187,24 +257,66 @@ async fn receive(
     let spec = FetchSpec { wants, haves, hash: seen.hash };
     let teller = Arc::clone(repo);
     let on_progress = move |line: &str| teller.health().stage = format!("fetching: {line}");
-    let pack = mirror.primary.fetch(&repo.path, &spec, Some(Box::new(on_progress))).await?;
-    let broken = Arc::default();
-    let stream = Incoming { pack, repo: Arc::clone(repo), broken: Arc::clone(&broken) };
-    let bridge = SyncIoBridge::new(stream);
-    let expected =
-        Expected { tips: seen.tips(), hash: seen.hash, largest_object: mirror.settings.limits.object };
-    let (stop, teller) = (Arc::clone(stop), Arc::clone(repo));
+    let asked = Instant::now();
+    let beginning = async {
+        let mut pack = mirror.primary.fetch(&repo.path, &spec, Some(Box::new(on_progress))).await?;
+        pack.begun().await?;
+        Ok(pack)
+    };
+    let pack = beside_others(repo, &mut comparing, beginning, || asked.elapsed() > PATIENCE).await?;
+    // A place to work is taken once there is something to work on.
+    let mut place = mirror.lanes.sync(repo.is_well()).await.ok_or(SyncError::Stopped)?;
+    drop(comparing);
+    let flow = Arc::new(Flow::default());
+    let _cut = flow.cut.clone().drop_guard();
+    let work = take_in(repo, pack, below, seen, scratch, mirror.settings.limits.object, (cost, &flow));
+    let mut since = (Instant::now(), 0);
+    let waits_long = || {
+        let received = repo.received().load(Ordering::Relaxed);
+        if received != since.1 || flow.whole.load(Ordering::Relaxed) {
+            since = (Instant::now(), received);
+        }
+        since.0.elapsed() > STILL
+    };
+    let made = beside_others(repo, &mut place, work, waits_long).await?;
+    Ok((made, place))
+}
+
+/// What is known of a pack that comes in, and the means to end it.
+#[derive(Default)]
+struct Flow {
+    /// Nothing more is waited for.
+    whole: AtomicBool,
+    cut: CancellationToken,
+    /// The primary's error, which indexing would turn into words.
+    broken: Mutex<Option<PrimaryError>>,
+}
+
+/// Makes a layer of a pack.
+async fn take_in(
+    repo: &Arc<Repo>,
+    pack: Pack,
+    below: Option<Arc<Snapshot>>,
+    seen: &Refs,
+    scratch: tempfile::TempDir,
+    largest_object: u64,
+    (cost, flow): (&Arc<Cost>, &Arc<Flow>),
+) -> Result<Option<(NewLayer, tempfile::TempDir)>, SyncError> {
+    let cut = Box::pin(flow.cut.clone().cancelled_owned());
+    let bridge = SyncIoBridge::new(Incoming { pack, repo: Arc::clone(repo), flow: Arc::clone(flow), cut });
+    let expected = Expected { tips: seen.tips(), hash: seen.hash, largest_object };
+    let (cost, teller) = (Arc::clone(cost), Arc::clone(repo));
     let made = tokio::task::spawn_blocking(move || {
         let reader = std::io::BufReader::with_capacity(256 << 10, bridge);
         let stage = |what: &str| teller.health().stage = what.to_owned();
-        ingest(reader, scratch.path(), below.as_deref(), &expected, &stop, &stage)
+        ingest(reader, scratch.path(), below.as_deref(), &expected, &cost, &stage)
             .map(|made| made.map(|layer| (layer, scratch)))
     });
     match made.await {
-        Ok(Err(IngestError::Receive(words))) => {
+        Ok(Err(IngestError::Index(IndexError::Io(error)))) => {
             // What broke the stream says more than that it ended.
-            let why = broken.lock().unwrap_or_else(PoisonError::into_inner).take();
-            Err(why.map_or(IngestError::Receive(words).into(), SyncError::Primary))
+            let why = flow.broken.lock().unwrap_or_else(PoisonError::into_inner).take();
+            Err(why.map_or(IngestError::Index(error.into()).into(), SyncError::Primary))
         }
         Ok(made) => Ok(made?),
         Err(e) => Err(SyncError::Scratch(io::Error::other(e))),
@@ -215,7 +327,8 @@ async fn receive(
 struct Incoming {
     pack: Pack,
     repo: Arc<Repo>,
-    broken: Arc<Mutex<Option<PrimaryError>>>,
+    flow: Arc<Flow>,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl AsyncRead for Incoming {
@@ -224,10 +337,18 @@ impl AsyncRead for Incoming {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::other("nobody waits for it any more")));
+        }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.pack).poll_read(cx, buf);
+        if let Poll::Ready(Ok(())) = &polled
+            && buf.filled().len() == before
+        {
+            self.flow.whole.store(true, Ordering::Relaxed);
+        }
         if let Poll::Ready(Err(e)) = &polled {
-            *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = Pack::error(e).cloned();
+            *self.flow.broken.lock().unwrap_or_else(PoisonError::into_inner) = Pack::error(e).cloned();
         }
         self.repo.received().fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
         polled
@@ -272,11 +393,10 @@ async fn publish(
     let mut new_objects = 0;
     // The scratch directory must outlive the uploads.
     if let Some((new, _scratch)) = &made {
-        let graph = graph::compress(&new.graph).map_err(SyncError::Scratch)?;
         let (pack, idx, graph) = tokio::try_join!(
             put_file(mirror, BlobKind::Pack, &new.pack, repairing),
             put_file(mirror, BlobKind::Idx, &new.idx, repairing),
-            put(mirror, BlobKind::Graph, graph, repairing),
+            put_file(mirror, BlobKind::Graph, &new.graph, repairing),
         )?;
         new_objects = new.layer.graph.len();
         layers.push(LayerRef { pack, idx, graph, objects: new_objects });

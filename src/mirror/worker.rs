@@ -5,10 +5,12 @@
 //! bounds how often impatient clients can make it try. Workers share one limit on syncs at once and nothing else, so one
 //! repository's trouble delays no other.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use futures::FutureExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -21,10 +23,54 @@ use crate::text::chain;
 
 /// How often a running sync is mentioned in the log.
 const TELL_EVERY: Duration = Duration::from_secs(10);
+/// A repository that was never published and that the primary does not have so often in a row is forgotten.
+const GONE_FOR_GOOD: u32 = 5;
 
-/// Runs until `stop`; a sync under way is told to end at its next safe point.
+/// Runs until `stop`, or until the repository is forgotten. A worker that panics is counted and started again.
 pub async fn run(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) {
-    let flag = Arc::new(AtomicBool::new(false));
+    supervise(
+        &repo,
+        &stop,
+        |failures| mirror.backoff.delay(failures, None),
+        || work(Arc::clone(&mirror), Arc::clone(&repo), stop.clone()),
+    )
+    .await;
+    mirror.forget(&repo);
+    repo.close();
+}
+
+/// Runs `work` to its end, anew after each panic; who waits for the repository is told meanwhile that it failed.
+async fn supervise<F: Future<Output = ()>>(
+    repo: &Repo,
+    stop: &CancellationToken,
+    pause: impl Fn(u32) -> Duration,
+    work: impl Fn() -> F,
+) {
+    let mut panics = 0;
+    while AssertUnwindSafe(work()).catch_unwind().await.is_err() {
+        panics += 1;
+        metrics::counter!(names::WORKER_PANICS).increment(1);
+        let wait = pause(panics);
+        tracing::error!(repo = %repo.path, panics, next_try_in = ?wait, "the worker of this repository panicked");
+        {
+            let mut health = repo.health();
+            health.stage.clear();
+            health.phase = Phase::Failing;
+            health.failures += 1;
+            health.error = Some("its worker panicked: please report the log of this node".into());
+            health.not_before = Some(Instant::now() + wait);
+            health.next = health.not_before;
+        }
+        repo.set_well(false);
+        repo.finish(repo.begin());
+        if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Compares whenever it is due or somebody asked; a sync under way is told to end at its next safe point.
+async fn work(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) {
     let mut due = Instant::now() + mirror.first_comparison();
     loop {
         tokio::select! {
@@ -35,23 +81,23 @@ pub async fn run(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) 
         let began = repo.begin();
         let held_off = repo.health().not_before.is_some_and(|t| Instant::now() < t);
         if !held_off {
-            let Ok(_permit) = mirror.sync_permits.acquire().await else { return };
-            let attempt = sync(&mirror, &repo, &flag);
             let started = Instant::now();
             let outcome = tokio::select! {
-                outcome = attempt => outcome,
+                outcome = sync(&mirror, &repo) => outcome,
                 // It never ends by itself.
                 () = tell(&repo) => Err(SyncError::Stopped),
-                () = stop.cancelled() => {
-                    flag.store(true, Ordering::SeqCst);
-                    Err(SyncError::Stopped)
-                }
+                () = stop.cancelled() => Err(SyncError::Stopped),
             };
             metrics::counter!(names::SYNC_BYTES).increment(repo.received().swap(0, Ordering::Relaxed));
             metrics::histogram!(names::SYNC_SECONDS).record(started.elapsed().as_secs_f64());
             record(&mirror, &repo, outcome);
         }
-        due = repo.health().next.unwrap_or_else(|| Instant::now() + mirror.settings.compare_every);
+        let health = repo.health().clone();
+        if health.phase == Phase::Gone && health.failures >= GONE_FOR_GOOD && repo.snapshot().is_none() {
+            tracing::info!(repo = %repo.path, "forgotten: never published, and the primary does not have it");
+            return;
+        }
+        due = health.next.unwrap_or_else(|| Instant::now() + mirror.settings.compare_every);
         repo.finish(began);
     }
 }
@@ -62,6 +108,9 @@ async fn tell(repo: &Repo) {
     loop {
         ticks.tick().await;
         let stage = repo.health().stage.clone();
+        if stage.is_empty() {
+            continue;
+        }
         let received = repo.received().load(Ordering::Relaxed);
         tracing::info!(repo = %repo.path, stage, received_bytes = received, "sync in progress");
     }
@@ -77,6 +126,11 @@ fn record(mirror: &Mirror, repo: &Repo, outcome: Result<Synced, SyncError>) {
         Err(_) => "failed",
     };
     metrics::counter!(names::SYNC_RUNS, "result" => result).increment(1);
+    match &outcome {
+        Ok(_) => repo.set_well(true),
+        Err(e @ (SyncError::Primary(_) | SyncError::Ingest(_))) if !e.is_busy() => repo.set_well(false),
+        Err(_) => {}
+    }
     let mut health = repo.health();
     health.stage.clear();
     match outcome {
@@ -105,5 +159,29 @@ fn record(mirror: &Mirror, repo: &Repo, outcome: Result<Synced, SyncError>) {
             tracing::warn!(repo = %repo.path, failures = health.failures, next_try_in = ?wait, error, "sync failed");
             health.error = Some(error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::path::RepoPath;
+    use std::sync::atomic::AtomicU32;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_panics_starts_again_and_nobody_waits_for_it() {
+        let repo = Repo::new(RepoPath::parse("a").unwrap());
+        let runs = AtomicU32::new(0);
+        let work = || async {
+            assert!(runs.fetch_add(1, Ordering::SeqCst) >= 2, "it panics twice");
+        };
+        let ticket = repo.ask();
+        let pause = |panics| Duration::from_secs(u64::from(panics));
+        let begun = Instant::now();
+        supervise(&repo, &CancellationToken::new(), pause, work).await;
+        assert_eq!(runs.load(Ordering::SeqCst), 3);
+        assert_eq!(begun.elapsed(), Duration::from_secs(3), "longer after each");
+        repo.settled(ticket).await;
+        assert!(repo.health().error.as_ref().is_some_and(|words| words.contains("panicked")));
     }
 }

@@ -41,6 +41,35 @@ fn size(delta: &[u8], used: &mut usize) -> Result<u64, BadData> {
 
 /// Applies `delta` to `base`. The result has at most `limit` bytes, or the delta is refused.
 pub fn apply(base: &[u8], delta: &[u8], limit: u64) -> Result<Vec<u8>, BadData> {
+    let (_, result_size, _) = checked_sizes(base, delta, limit)?;
+    let mut out = Vec::with_capacity(result_size as usize);
+    let made = apply_to(base, delta, limit, &mut |piece| {
+        out.extend_from_slice(piece);
+        Ok(())
+    });
+    match made {
+        Ok(()) => Ok(out),
+        Err(ApplyError::Bad(bad)) => Err(bad),
+        Err(ApplyError::Write(_)) => Err(BadData("delta could not be applied")),
+    }
+}
+
+/// Why [`apply_to`] ended early.
+#[derive(Debug)]
+pub enum ApplyError {
+    /// See [`BadData`].
+    Bad(BadData),
+    /// The result was not taken.
+    Write(std::io::Error),
+}
+
+impl From<BadData> for ApplyError {
+    fn from(bad: BadData) -> Self {
+        Self::Bad(bad)
+    }
+}
+
+fn checked_sizes(base: &[u8], delta: &[u8], limit: u64) -> Result<(u64, u64, usize), BadData> {
     let (base_size, result_size, used) = sizes(delta)?;
     if base_size != base.len() as u64 {
         return Err(BadData("delta is for a base of another size"));
@@ -48,7 +77,18 @@ pub fn apply(base: &[u8], delta: &[u8], limit: u64) -> Result<Vec<u8>, BadData> 
     if result_size > limit {
         return Err(BadData("delta result is larger than expected"));
     }
-    let mut out = Vec::with_capacity(result_size as usize);
+    Ok((base_size, result_size, used))
+}
+
+/// Applies `delta` to `base` as [`apply`] does, and gives the result piece by piece.
+pub fn apply_to(
+    base: &[u8],
+    delta: &[u8],
+    limit: u64,
+    take: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
+) -> Result<(), ApplyError> {
+    let (_, result_size, used) = checked_sizes(base, delta, limit)?;
+    let mut made = 0u64;
     let mut rest = delta.get(used..).unwrap_or_default();
     while let Some(command) = command(&mut rest)? {
         let piece = match command {
@@ -58,15 +98,16 @@ pub fn apply(base: &[u8], delta: &[u8], limit: u64) -> Result<Vec<u8>, BadData> 
             }
             Command::Insert(piece) => piece,
         };
-        if (out.len() + piece.len()) as u64 > result_size {
-            return Err(BadData("delta gives more than it promised"));
+        made += piece.len() as u64;
+        if made > result_size {
+            return Err(BadData("delta gives more than it promised").into());
         }
-        out.extend_from_slice(piece);
+        take(piece).map_err(ApplyError::Write)?;
     }
-    if out.len() as u64 != result_size {
-        return Err(BadData("delta gives less than it promised"));
+    if made != result_size {
+        return Err(BadData("delta gives less than it promised").into());
     }
-    Ok(out)
+    Ok(())
 }
 
 /// One step of making an object from its base.

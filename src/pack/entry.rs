@@ -90,6 +90,16 @@ pub struct Decoded {
 #[error("bad pack entry: {0}")]
 pub struct BadEntry(pub &'static str);
 
+impl BadEntry {
+    /// Says whether more bytes could make a header of it.
+    pub fn is_short(&self) -> bool {
+        matches!(self.0, HEADER_SHORT | BASE_SHORT)
+    }
+}
+
+const HEADER_SHORT: &str = "header is cut short";
+const BASE_SHORT: &str = "base id is cut short";
+
 /// Gives the number git writes for an object type in packs: commit 1, tree 2, blob 3, tag 4.
 pub fn kind_code(kind: Kind) -> u8 {
     match kind {
@@ -135,8 +145,7 @@ pub fn decode(bytes: &[u8], hash: HashKind) -> Result<Decoded, BadEntry> {
     let header = match (first >> 4) & 7 {
         OFS_DELTA => Header::OfsDelta { distance: decode_distance(&mut rest)? },
         REF_DELTA => {
-            let (id, after) =
-                rest.split_at_checked(hash.len_in_bytes()).ok_or(BadEntry("base id is cut short"))?;
+            let (id, after) = rest.split_at_checked(hash.len_in_bytes()).ok_or(BadEntry(BASE_SHORT))?;
             rest = after;
             Header::RefDelta {
                 base: ObjectId::try_from(id).map_err(|_| BadEntry("base id has a bad length"))?,
@@ -148,7 +157,7 @@ pub fn decode(bytes: &[u8], hash: HashKind) -> Result<Decoded, BadEntry> {
 }
 
 fn next(rest: &mut &[u8]) -> Result<u8, BadEntry> {
-    let (first, after) = rest.split_first().ok_or(BadEntry("header is cut short"))?;
+    let (first, after) = rest.split_first().ok_or(BadEntry(HEADER_SHORT))?;
     *rest = after;
     Ok(*first)
 }

@@ -63,6 +63,39 @@ impl Drop for Held<'_> {
     }
 }
 
+/// Room that grows with a list, asked for in large pieces and given back when dropped.
+pub struct Growing<'m> {
+    held: Held<'m>,
+    used: u64,
+}
+
+impl<'m> Growing<'m> {
+    /// The least that is asked for at once.
+    const PIECE: u64 = 64 * 1024;
+
+    /// Takes room for `bytes` to begin with.
+    pub fn new(meter: &'m dyn Meter, bytes: u64) -> Result<Self, Halt> {
+        Ok(Self { held: Held::new(meter, bytes)?, used: bytes })
+    }
+
+    /// Takes room for `bytes` more.
+    pub fn more(&mut self, bytes: u64) -> Result<(), Halt> {
+        self.used = self.used.saturating_add(bytes);
+        if self.used > self.held.bytes {
+            // Lists double when they grow.
+            let piece = (self.used - self.held.bytes).max(Self::PIECE).max(self.held.bytes / 8);
+            self.held.meter.hold(piece)?;
+            self.held.bytes += piece;
+        }
+        Ok(())
+    }
+
+    /// Says that `bytes` of it are not used any more; what follows uses them.
+    pub fn less(&mut self, bytes: u64) {
+        self.used = self.used.saturating_sub(bytes);
+    }
+}
+
 /// A meter that allows everything: for tests, benches and what is bounded by other means.
 pub struct Unlimited;
 

@@ -20,6 +20,7 @@ pub mod delta;
 pub mod encode;
 pub mod entry;
 pub mod graph;
+pub mod index;
 mod joins;
 pub mod layer;
 mod lru;

@@ -184,6 +184,7 @@ impl Packed {
             tips,
             facts: None,
             cache_bytes: 1 << 20,
+            meter: &crate::pack::meter::Unlimited,
             progress: &|_, _| {},
             stop: &AtomicBool::new(false),
         })

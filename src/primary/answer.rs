@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, DATE, HeaderMap, LOCATION, RETRY_AFTER};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, LOCATION, RETRY_AFTER};
 use http::{HeaderName, StatusCode};
 use url::Url;
 
@@ -23,6 +23,10 @@ pub(super) const RESULT: &str = "application/x-git-upload-pack-result";
 pub(super) fn accept(response: Response, expected: &str) -> Result<Response, PrimaryError> {
     let headers = &response.headers;
     match response.status {
+        // Never asked for, never undone here: its size would be anybody's guess.
+        StatusCode::OK if headers.get(CONTENT_ENCODING).is_some_and(|how| how != "identity") => {
+            Err(PrimaryError::Protocol("it is compressed, though nobody asked for that".into()))
+        }
         StatusCode::OK if is_type(headers, expected) => Ok(response),
         StatusCode::OK => {
             let found =

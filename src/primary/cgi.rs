@@ -1,7 +1,7 @@
 //! A directory of bare repositories as the primary, through `git http-backend` (CGI, RFC 3875).
 //!
-//! A directory has no accounts, so whoever reaches us may read, and push unless the repository's own
-//! `http.receivepack` says no. Each request is one process with an environment of ours; no header of the
+//! A directory has no accounts, so whoever reaches us may read. Pushing is off unless the repository's own
+//! `http.receivepack`, or the setting `allow_push` for all, says yes. Each request is one process with an environment of ours; no header of the
 //! client but those git needs gets there, so credentials never do. Both bodies are piped through, and
 //! dropping the answer kills the process and its children at once.
 //! Relies on: `git` in `PATH`. Elsewhere: which folder a path means (`directory`), silence (`idle`).
@@ -25,6 +25,8 @@ use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::git::path::{Endpoint, Service};
+
 use super::body::RequestPieces;
 use super::error::plain;
 use super::{Body, Line, Outgoing, PrimaryError, Response, directory};
@@ -35,6 +37,10 @@ const MOST_PROCESSES: usize = 64;
 const MOST_QUESTIONS: usize = 16;
 /// The same for syncs and comparisons.
 const MOST_OWN: usize = 16;
+/// What a push is told that the repository does not take.
+const PUSHES_ARE_OFF: &str = "This primary is a directory, which has no accounts, and pushing to this repository is off.\n\
+    To let everybody push who reaches it, set http.receivepack = true in the repository's configuration, or allow_push\n\
+    for all repositories in packmirror's settings.\n";
 /// The most bytes of a CGI head.
 const MOST_HEAD: usize = 64 * 1024;
 /// How much is read from the process at once.
@@ -48,6 +54,8 @@ pub(super) struct Cgi {
     /// Without symbolic links.
     root: PathBuf,
     path: OsString,
+    /// Whether repositories that do not say who may push take pushes from everybody.
+    allow_push: bool,
     passing: Arc<Semaphore>,
     questions: Arc<Semaphore>,
     own: Arc<Semaphore>,
@@ -55,7 +63,7 @@ pub(super) struct Cgi {
 
 impl Cgi {
     /// Checks that the directory and git are there.
-    pub(super) async fn open(root: &Path) -> Result<Self, PrimaryError> {
+    pub(super) async fn open(root: &Path, allow_push: bool) -> Result<Self, PrimaryError> {
         let wrong = |why: String| PrimaryError::Settings(format!("the primary {}: {why}", root.display()));
         let real = tokio::fs::canonicalize(root).await.map_err(|error| wrong(error.to_string()))?;
         if !tokio::fs::metadata(&real).await.is_ok_and(|meta| meta.is_dir()) {
@@ -67,7 +75,7 @@ impl Cgi {
         })?;
         let places = |most| Arc::new(Semaphore::new(most));
         let (passing, questions, own) = (places(MOST_PROCESSES), places(MOST_QUESTIONS), places(MOST_OWN));
-        Ok(Self { root: real, path, passing, questions, own })
+        Ok(Self { root: real, path, allow_push, passing, questions, own })
     }
 
     /// Looks whether the directory can be read.
@@ -81,6 +89,10 @@ impl Cgi {
     /// Runs one request and gives the head of its answer; both bodies stream.
     pub(super) async fn send(&self, outgoing: Outgoing) -> Result<Response, PrimaryError> {
         let (root, repo) = (self.root.clone(), outgoing.repo.clone());
+        let pushes = matches!(
+            outgoing.endpoint,
+            Endpoint::ReceivePack | Endpoint::InfoRefs(Some(Service::ReceivePack))
+        );
         let found = tokio::task::spawn_blocking(move || directory::find(&root, &repo)).await;
         let Ok(Some(folder)) = found else { return Ok(not_found()) };
         let places = match outgoing.line {
@@ -114,6 +126,9 @@ impl Cgi {
             _permit: permit,
         };
         let (status, headers) = running.head().await?;
+        if status == StatusCode::FORBIDDEN && !self.allow_push && pushes {
+            return Ok(text(status, PUSHES_ARE_OFF));
+        }
         if outgoing.method == Method::HEAD {
             return Ok(Response {
                 status,
@@ -146,8 +161,6 @@ impl Cgi {
             .env("GIT_CONFIG_COUNT", "1")
             .env("GIT_CONFIG_KEY_0", "safe.directory")
             .env("GIT_CONFIG_VALUE_0", "*")
-            // A user's name switches pushing on where the repository does not say otherwise (http-backend.c).
-            .env("REMOTE_USER", "packmirror")
             .env("SERVER_PROTOCOL", "HTTP/1.1")
             .env("REQUEST_METHOD", outgoing.method.as_str())
             .env("PATH_INFO", path_info(folder, outgoing))
@@ -156,6 +169,10 @@ impl Cgi {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
+        if self.allow_push {
+            // A user's name switches pushing on where the repository does not say otherwise (http-backend.c).
+            command.env("REMOTE_USER", "packmirror");
+        }
         let header = |name: HeaderName| outgoing.headers.get(name).and_then(|value| value.to_str().ok());
         if let Some(kind) = header(CONTENT_TYPE) {
             command.env("CONTENT_TYPE", kind);
@@ -178,7 +195,6 @@ impl Cgi {
 }
 
 fn path_info(folder: &Path, outgoing: &Outgoing) -> OsString {
-    use crate::git::path::Endpoint;
     let endpoint = match &outgoing.endpoint {
         Endpoint::Plain(rest) => rest.clone(),
         smart => smart.to_url(),
@@ -191,10 +207,15 @@ fn path_info(folder: &Path, outgoing: &Outgoing) -> OsString {
 }
 
 fn not_found() -> Response {
+    text(StatusCode::NOT_FOUND, "Repository not found\n")
+}
+
+/// An answer of our own, which git shows to its user line by line.
+fn text(status: StatusCode, words: &'static str) -> Response {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    let body = stream::iter([Ok(Bytes::from_static(b"Repository not found\n"))]);
-    Response { status: StatusCode::NOT_FOUND, headers, body: Box::pin(body), unframed: false, asked: None }
+    let body = stream::iter([Ok(Bytes::from_static(words.as_bytes()))]);
+    Response { status, headers, body: Box::pin(body), unframed: false, asked: None }
 }
 
 /// Pipes a request's body into the process. If the client breaks off, the pipe stays open until the process is

@@ -23,10 +23,11 @@ use crate::git::path::{Endpoint, RepoPath, Service};
 use crate::git::pkt::OwnedPacket;
 use crate::git::refs::Refs;
 use crate::git::request::{Command, CommandRequest, FetchRequest};
+use crate::pack::meter::{Meter, Unlimited};
 
 use super::answer::{self, ADVERTISEMENT, REQUEST, RESULT};
 use super::body::collect;
-use super::pack_stream::Packets;
+use super::pack_stream::{Pace, Packets};
 use super::{Body, ClientHeaders, Line, Outgoing, Pack, Primary, PrimaryError, Progress};
 
 /// How we name ourselves. Some hosts let only agents through that begin with `git/`.
@@ -37,6 +38,10 @@ const AGENT: &str = concat!("packmirror/", env!("CARGO_PKG_VERSION"));
 const MOST_CAPABILITIES: usize = 64 * 1024;
 /// The most bytes of a list of refs: some five million refs.
 const MOST_REFS: usize = 512 << 20;
+/// What one ref costs beside three times its line: as it arrives, as it is kept, as it is published.
+const BYTES_PER_REF: u64 = 400;
+/// Over so long a list of refs must come at a minimal pace.
+const REFS_PACE: std::time::Duration = std::time::Duration::from_secs(60);
 /// Bodies above this many bytes are compressed, as git does (remote-curl.c).
 const COMPRESSED_ABOVE: usize = 1024;
 
@@ -72,8 +77,26 @@ pub struct Seen {
 
 impl Primary {
     /// Asks for all refs the primary shows: one coherent answer to one `ls-refs`, with peeled tags, symbolic
-    /// refs and an unborn HEAD.
-    pub async fn look(&self, repo: &RepoPath, auth: Auth<'_>) -> Result<Seen, PrimaryError> {
+    /// refs and an unborn HEAD. What it holds stays counted on `meter`, since its refs are what the caller works with.
+    pub async fn look(
+        &self,
+        repo: &RepoPath,
+        auth: Auth<'_>,
+        meter: &dyn Meter,
+    ) -> Result<Seen, PrimaryError> {
+        let limit = self.settings().timeouts.refs;
+        let looked = timeout(limit, self.look_for_long(repo, auth, meter)).await;
+        looked.unwrap_or_else(|_| {
+            Err(PrimaryError::Timeout(format!("its list of refs did not end in {} s", limit.as_secs())))
+        })
+    }
+
+    async fn look_for_long(
+        &self,
+        repo: &RepoPath,
+        auth: Auth<'_>,
+        meter: &dyn Meter,
+    ) -> Result<Seen, PrimaryError> {
         let headers = self.headers(auth).await?;
         let caps = self.capabilities(repo, &headers).await?;
         if !caps.has("ls-refs") {
@@ -98,15 +121,24 @@ impl Primary {
         let mut packets = self.upload_pack(repo, headers, body).await?;
         let mut lines = Vec::new();
         let mut size = 0;
+        let mut held = Counted(meter, 0);
+        let mut pace = Pace::new(REFS_PACE, "of a list of refs");
+        pace.bytes(0);
         loop {
-            match packets.expect().await? {
+            pace.pending();
+            let packet = packets.expect().await?;
+            pace.ready()?;
+            match packet {
                 OwnedPacket::Data(payload) => {
+                    pace.bytes(payload.len());
                     size += payload.len();
                     if size > MOST_REFS {
-                        return Err(PrimaryError::Protocol(
-                            "it shows more refs than packmirror can hold".into(),
-                        ));
+                        return Err(PrimaryError::Protocol(format!(
+                            "its list of refs has more than {} MiB",
+                            MOST_REFS >> 20
+                        )));
                     }
+                    held.more(3 * payload.len() as u64 + BYTES_PER_REF)?;
                     lines.push(RefLine::parse(line::text(&payload), hash)?);
                 }
                 OwnedPacket::Flush => break,
@@ -121,7 +153,7 @@ impl Primary {
 
     /// The refs alone, see [`Primary::look`].
     pub async fn refs(&self, repo: &RepoPath, auth: Auth<'_>) -> Result<Refs, PrimaryError> {
-        Ok(self.look(repo, auth).await?.refs)
+        Ok(self.look(repo, auth, &Unlimited).await?.refs)
     }
 
     /// Fetches everything the wants reach and the haves do not, with the service credential: one request, no
@@ -139,7 +171,7 @@ impl Primary {
         let headers = self.headers(Auth::Service).await?;
         let body = fetch_request(spec, progress.is_some());
         let packets = self.upload_pack(repo, headers, body).await?;
-        Pack::open(packets, spec.hash, progress, self.settings().timeouts.slow).await
+        Pack::open(packets, spec.hash, progress, self.settings().timeouts).await
     }
 
     /// Asks what the server can do (`info/refs`, gitprotocol-v2).
@@ -194,7 +226,7 @@ impl Primary {
     }
 
     /// The headers of a request of our own.
-    async fn headers(&self, auth: Auth<'_>) -> Result<HeaderMap, PrimaryError> {
+    pub(super) async fn headers(&self, auth: Auth<'_>) -> Result<HeaderMap, PrimaryError> {
         let mut headers = match auth {
             Auth::Client(client) => client.identity(),
             Auth::Service => HeaderMap::new(),
@@ -205,6 +237,22 @@ impl Primary {
         }
         common_headers(&mut headers);
         Ok(headers)
+    }
+}
+
+/// Counts on a meter in large pieces; what is counted stays so.
+struct Counted<'m>(&'m dyn Meter, u64);
+
+impl Counted<'_> {
+    fn more(&mut self, bytes: u64) -> Result<(), PrimaryError> {
+        const PIECE: u64 = 64 * 1024;
+        if bytes > self.1 {
+            let piece = bytes.max(PIECE);
+            self.0.hold(piece)?;
+            self.1 += piece;
+        }
+        self.1 -= bytes;
+        Ok(())
     }
 }
 

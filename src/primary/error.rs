@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::git::pkt::BadPacket;
 use crate::git::reply::BadReply;
+use crate::pack::meter::Halt;
 use crate::retry::Retryable;
 
 /// The longest text of the primary that is shown.
@@ -56,6 +57,9 @@ pub enum PrimaryError {
     /// The primary's own error message (an `ERR` packet or side-band 3).
     #[error("the primary says: {0}")]
     Remote(String),
+    /// Its list of refs is more than this node may hold.
+    #[error("its list of refs: {0}")]
+    Costs(#[from] Halt),
     /// The settings do not allow the request, or a local part (certificate, credential file, git) is missing.
     #[error("{0}")]
     Settings(String),

@@ -19,6 +19,7 @@ mod error;
 mod grants;
 #[cfg(test)]
 mod grants_tests;
+mod host;
 mod http;
 mod idle;
 mod pack_stream;
@@ -41,6 +42,7 @@ pub use client::{Auth, FetchSpec, Seen};
 pub use credential::{BadCredential, Credential};
 pub use error::PrimaryError;
 pub use grants::{Denial, Grant, Grants, Refusal};
+pub use host::{Interface, Naming};
 pub use pack_stream::{Pack, Progress};
 pub use pass::{BadHeaders, ClientHeaders, MOST_HEADER_BYTES};
 pub use settings::{BadLocation, Location, PrimarySettings, Timeouts};
@@ -161,7 +163,7 @@ impl Primary {
                 let ca = http::read_ca(settings.ca_file.as_deref()).await?;
                 Backend::Http(http::Http::new(url.clone(), &ca, &settings.timeouts)?)
             }
-            Location::Directory(root) => Backend::Directory(cgi::Cgi::open(root).await?),
+            Location::Directory(root) => Backend::Directory(cgi::Cgi::open(root, settings.allow_push).await?),
         };
         if settings.credential.is_some() && matches!(settings.location, Location::Directory(_)) {
             tracing::warn!(

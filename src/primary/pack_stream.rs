@@ -19,10 +19,12 @@ use crate::git::reply::{Event, FetchReply};
 
 use super::body::drain;
 use super::error::{LONGEST_TEXT, plain};
-use super::{Pieces, PrimaryError};
+use super::{Pieces, PrimaryError, Timeouts};
 
 /// Below this many bytes a second over [`super::Timeouts::slow`] a pack is given up.
 const LEAST_BYTES_PER_SECOND: u64 = 1000;
+/// The most bytes of an answer that are no bytes of the pack: progress, keep-alives, acknowledgments.
+const MOST_WORDS: usize = 16 << 20;
 
 /// Takes the primary's progress, line by line, without control characters.
 pub type Progress = Box<dyn FnMut(&str) + Send>;
@@ -89,6 +91,11 @@ pub struct Pack {
     line: Vec<u8>,
     pace: Pace,
     state: State,
+    /// When the answer began, and how long its first byte of a pack may take.
+    begun: Instant,
+    first_byte: Duration,
+    /// Bytes that were none of the pack.
+    words: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -108,15 +115,14 @@ impl std::fmt::Debug for Pack {
 }
 
 impl Pack {
-    /// Reads an answer up to where its pack, or the progress before it, begins. `slow` as in
-    /// [`super::Timeouts::slow`].
+    /// Reads an answer up to where its pack, or the progress before it, begins.
     pub(super) async fn open(
         packets: Packets,
         hash: HashKind,
         progress: Option<Progress>,
-        slow: Duration,
+        timeouts: Timeouts,
     ) -> Result<Self, PrimaryError> {
-        let pace = Pace { limit: slow, waiting: None, waited: Duration::ZERO, bytes: None };
+        let pace = Pace::new(timeouts.slow, "of a pack");
         let mut pack = Self {
             packets,
             reply: FetchReply::new(hash),
@@ -125,6 +131,9 @@ impl Pack {
             line: Vec::new(),
             pace,
             state: State::Before,
+            begun: Instant::now(),
+            first_byte: timeouts.first_byte,
+            words: 0,
         };
         std::future::poll_fn(|cx| {
             while pack.state == State::Before {
@@ -134,6 +143,17 @@ impl Pack {
         })
         .await
         .map(|()| pack)
+    }
+
+    /// Waits for the first byte of the pack, or for its end.
+    pub async fn begun(&mut self) -> Result<(), PrimaryError> {
+        std::future::poll_fn(|cx| {
+            while self.current.is_empty() && matches!(self.state, State::Before | State::Coming) {
+                ready!(self.poll_packet(cx))?;
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
     }
 
     /// The primary's error inside an error of reading from a pack.
@@ -149,10 +169,36 @@ impl Pack {
         };
         self.pace.ready()?;
         let packet = packet?.ok_or_else(PrimaryError::broke_off)?;
+        self.count(&packet)?;
         if let Some(event) = self.reply.read(packet).map_err(PrimaryError::from)? {
             self.take(event)?;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Bounds what an answer says beside its pack, in bytes and in time.
+    fn count(&mut self, packet: &OwnedPacket) -> Result<(), PrimaryError> {
+        let bytes = match packet {
+            OwnedPacket::Data(payload) if self.reply.is_pack() && payload.first() == Some(&1) => {
+                return Ok(());
+            }
+            OwnedPacket::Data(payload) => payload.len() + 4,
+            _ => 4,
+        };
+        self.words += bytes;
+        if self.words > MOST_WORDS {
+            return Err(PrimaryError::Protocol(format!(
+                "more than {} MiB of progress, and the pack has not ended",
+                MOST_WORDS >> 20
+            )));
+        }
+        if self.pace.bytes.is_none() && self.begun.elapsed() > self.first_byte {
+            return Err(PrimaryError::Timeout(format!(
+                "no byte of a pack in {} s, only progress",
+                self.first_byte.as_secs()
+            )));
+        }
+        Ok(())
     }
 
     fn take(&mut self, event: Event) -> Result<(), PrimaryError> {
@@ -235,8 +281,9 @@ impl AsyncRead for Pack {
 }
 
 /// Measures how fast a pack comes, from its first byte on, counting only time in which we waited for it.
-struct Pace {
+pub(super) struct Pace {
     limit: Duration,
+    what: &'static str,
     waiting: Option<Instant>,
     waited: Duration,
     /// Since the last look; `None` before the first byte.
@@ -244,15 +291,20 @@ struct Pace {
 }
 
 impl Pace {
-    fn pending(&mut self) {
+    /// Expects 1,000 bytes a second over `limit`; `what` says of what.
+    pub(super) fn new(limit: Duration, what: &'static str) -> Self {
+        Self { limit, what, waiting: None, waited: Duration::ZERO, bytes: None }
+    }
+
+    pub(super) fn pending(&mut self) {
         self.waiting.get_or_insert_with(Instant::now);
     }
 
-    fn bytes(&mut self, n: usize) {
+    pub(super) fn bytes(&mut self, n: usize) {
         *self.bytes.get_or_insert(0) += n as u64;
     }
 
-    fn ready(&mut self) -> Result<(), PrimaryError> {
+    pub(super) fn ready(&mut self) -> Result<(), PrimaryError> {
         let (Some(since), Some(bytes)) = (self.waiting.take(), self.bytes) else { return Ok(()) };
         self.waited += since.elapsed();
         if self.waited < self.limit {
@@ -260,7 +312,8 @@ impl Pace {
         }
         if bytes < LEAST_BYTES_PER_SECOND.saturating_mul(self.waited.as_secs()) {
             return Err(PrimaryError::Timeout(format!(
-                "{bytes} bytes of a pack in {} s",
+                "{bytes} bytes {} in {} s",
+                self.what,
                 self.waited.as_secs()
             )));
         }
@@ -286,7 +339,8 @@ mod tests {
     /// Opens a pack whose answer begins with the `packfile` line that all of them have.
     async fn open(pieces: Pieces, progress: Option<Progress>) -> Result<Pack, PrimaryError> {
         let head = stream::iter([Ok(Bytes::from_static(b"000dpackfile\n"))]);
-        Pack::open(Packets::over(Box::pin(head.chain(pieces))), HashKind::Sha1, progress, SLOW).await
+        let timeouts = Timeouts { slow: SLOW, ..Timeouts::default() };
+        Pack::open(Packets::over(Box::pin(head.chain(pieces))), HashKind::Sha1, progress, timeouts).await
     }
 
     async fn read(pieces: Pieces) -> (Vec<u8>, Result<(), PrimaryError>, Vec<String>) {
@@ -385,12 +439,35 @@ mod tests {
         assert_eq!(result, Ok(()));
 
         // Thinking time before the pack, with keep-alive packets on the progress band, is not slowness.
-        let thinking = stream::iter(0..1000).then(|_| async {
+        let thinking = stream::iter(0..600).then(|_| async {
             tokio::time::sleep(Duration::from_secs(5)).await;
             Ok(Bytes::from_static(b"0005\x02"))
         });
         let (_, result, _) = read(Box::pin(thinking.chain(paced(2000, second, 100)))).await;
         assert_eq!(result, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn progress_is_bounded_in_bytes_and_in_time() {
+        let forever = |pause: u64, line: &'static [u8]| -> Pieces {
+            Box::pin(stream::iter(0..).then(move |_: u32| async move {
+                tokio::time::sleep(Duration::from_secs(pause)).await;
+                Ok(Bytes::from_static(line))
+            }))
+        };
+        let (_, result, _) = read(forever(5, b"0009\x02abc\n")).await;
+        assert!(
+            matches!(&result, Err(PrimaryError::Timeout(words)) if words.contains("only progress")),
+            "{result:?}"
+        );
+        let (_, result, _) = read(forever(0, b"0009\x02abc\n")).await;
+        assert!(
+            matches!(&result, Err(PrimaryError::Protocol(words)) if words.contains("16 MiB")),
+            "{result:?}"
+        );
+        // Words between the bytes of a pack count as well.
+        let mixed = forever(0, b"0006\x01P0009\x02abc\n");
+        assert!(matches!(read(mixed).await.1, Err(PrimaryError::Protocol(_))));
     }
 
     #[tokio::test(start_paused = true)]

@@ -81,7 +81,9 @@ async fn git_works_through_it_with_an_http_primary() {
 #[tokio::test]
 async fn git_works_through_it_with_a_directory() {
     let world = World::new();
-    let primary = Primary::open(PrimarySettings::new(Location::Directory(world.root()))).await.unwrap();
+    let settings =
+        PrimarySettings { allow_push: true, ..PrimarySettings::new(Location::Directory(world.root())) };
+    let primary = Primary::open(settings).await.unwrap();
     let mirror = Server::start(move |request| pass(primary.clone(), request)).await;
     for (format, version) in [("sha1", "1"), ("sha256", "2")] {
         let repo = world.repo(&format!("{format}.git"), format).await;
@@ -172,7 +174,9 @@ async fn a_request_that_breaks_off_never_looks_whole() {
     })
     .await;
     let http = host.primary().await;
-    let directory = Primary::open(PrimarySettings::new(Location::Directory(world.root()))).await.unwrap();
+    let settings =
+        PrimarySettings { allow_push: true, ..PrimarySettings::new(Location::Directory(world.root())) };
+    let directory = Primary::open(settings).await.unwrap();
     for primary in [http, directory] {
         for length in [None, Some(1000)] {
             let broken = || std::io::Error::other("the client went away");
@@ -291,7 +295,7 @@ async fn an_answer_that_falls_silent_ends_with_an_error() {
 #[tokio::test]
 async fn a_directory_answers_as_a_host_would() {
     let world = World::new();
-    let repo = world.repo("team/app.git", "sha1").await;
+    world.repo("team/app.git", "sha1").await;
     std::os::unix::fs::symlink(world.path("work-team-app.git"), world.root().join("leak")).unwrap();
     let primary = Primary::open(PrimarySettings::new(Location::Directory(world.root()))).await.unwrap();
     let get = async |method: Method, repo: &str, endpoint: Endpoint| {
@@ -311,11 +315,40 @@ async fn a_directory_answers_as_a_host_would() {
     assert_eq!(get(Method::GET, "team/app", Endpoint::UploadPack).await.0, 405);
     assert_eq!(get(Method::POST, "team/app", Endpoint::UploadPack).await.0, 415);
 
-    // A repository that takes no pushes keeps taking none.
-    let receive = || Endpoint::InfoRefs(Some(Service::ReceivePack));
-    assert_eq!(get(Method::GET, "team/app", receive()).await.0, 200);
-    git(&world.root().join(repo.as_str()), &["config", "http.receivepack", "false"]).await;
-    assert_eq!(get(Method::GET, "team/app", receive()).await.0, 403);
+    let (status, words) = get(Method::GET, "team/app", Endpoint::InfoRefs(Some(Service::ReceivePack))).await;
+    assert!(status == 403 && String::from_utf8_lossy(&words).contains("allow_push"), "{words:?}");
+    assert_eq!(get(Method::POST, "team/app", Endpoint::ReceivePack).await.0, 403);
+}
+
+/// Who may push to a directory: nobody, unless the repository or the operator says so, and nobody where it says no.
+#[tokio::test]
+async fn a_directory_takes_pushes_where_that_was_said() {
+    let world = World::new();
+    let repo = world.repo("r.git", "sha1").await;
+    let root = world.root().join(repo.as_str());
+    for (allow_push, own, status) in [
+        (false, None, 403),
+        (true, None, 200),
+        (false, Some("true"), 200),
+        (true, Some("false"), 403),
+        (false, Some("false"), 403),
+    ] {
+        match own {
+            Some(word) => drop(git(&root, &["config", "http.receivepack", word]).await),
+            None => drop(try_git(&root, &["config", "--unset", "http.receivepack"]).await),
+        };
+        let settings =
+            PrimarySettings { allow_push, ..PrimarySettings::new(Location::Directory(world.root())) };
+        let primary = Primary::open(settings).await.unwrap();
+        let asked = request(
+            Method::GET,
+            &repo,
+            Endpoint::InfoRefs(Some(Service::ReceivePack)),
+            ClientHeaders::none(),
+        );
+        let response = primary.send(asked).await.unwrap();
+        assert_eq!(response.status.as_u16(), status, "allow_push {allow_push}, http.receivepack {own:?}");
+    }
 }
 
 #[tokio::test]

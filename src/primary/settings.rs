@@ -127,6 +127,10 @@ pub struct Timeouts {
     pub question: Duration,
     /// Without one byte in either direction of a stream. Servers are silent while they count objects.
     pub idle: Duration,
+    /// For the whole of a list of refs. Besides, it must not come slower than 1,000 bytes a second over a minute.
+    pub refs: Duration,
+    /// For the first byte of a pack, while the primary tells its progress.
+    pub first_byte: Duration,
     /// A pack that comes slower than 1,000 bytes a second over this long (counting only time in which we
     /// waited for it) is given up, like git's `http.lowSpeedLimit` and `http.lowSpeedTime`.
     pub slow: Duration,
@@ -138,6 +142,8 @@ impl Default for Timeouts {
             connect: Duration::from_secs(10),
             question: Duration::from_secs(10),
             idle: Duration::from_secs(120),
+            refs: Duration::from_secs(15 * 60),
+            first_byte: Duration::from_secs(60 * 60),
             slow: Duration::from_secs(300),
         }
     }
@@ -154,12 +160,14 @@ pub struct PrimarySettings {
     pub ca_file: Option<PathBuf>,
     /// How long we wait.
     pub timeouts: Timeouts,
+    /// Whether everybody may push to a directory, also where a repository does not say so itself.
+    pub allow_push: bool,
 }
 
 impl PrimarySettings {
     /// The defaults for a primary: no credential, the system's certificate authorities.
     pub fn new(location: Location) -> Self {
-        Self { location, credential: None, ca_file: None, timeouts: Timeouts::default() }
+        Self { location, credential: None, ca_file: None, timeouts: Timeouts::default(), allow_push: false }
     }
 }
 

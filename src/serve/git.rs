@@ -76,6 +76,7 @@ async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
     }
     let query = parts.uri.query();
     let (path, endpoint) = split(parts.uri.path(), query)?;
+    let path = app.mirror.own_spelling(&path);
     let client = ClientHeaders::of(&parts.headers)?;
     check(&parts.method, &endpoint, &parts.headers, &mut body).await?;
     let version = Version::of(&parts.headers);
@@ -146,7 +147,7 @@ fn or_challenge(app: &App, client: &ClientHeaders, down: Failure) -> Failure {
 async fn taken_up(app: &App, path: &RepoPath) -> Option<Arc<Repo>> {
     match app.mirror.find(path).await {
         Ok(Some(repo)) if repo.snapshot().is_some() => Some(repo),
-        Ok(_) => Some(app.mirror.adopt(path)),
+        Ok(_) => app.mirror.adopt(path),
         Err(e) => {
             tracing::warn!(repo = %path, error = chain(&e), "the bucket could not be read");
             None

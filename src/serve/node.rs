@@ -53,6 +53,7 @@ pub async fn primary(settings: &Settings) -> anyhow::Result<Primary> {
     let mut to = PrimarySettings::new(location);
     to.credential = credential;
     to.ca_file = settings.primary_ca_file.clone();
+    to.allow_push = settings.allow_push;
     to.timeouts.connect = settings.primary_connect_timeout;
     to.timeouts.idle = settings.primary_read_timeout;
     Ok(Primary::open(to).await?)

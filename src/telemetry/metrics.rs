@@ -44,6 +44,10 @@ pub const REPO_LAG: &str = "packmirror_repo_lag_seconds";
 pub const REPOS: &str = "packmirror_repos";
 /// No labels. Repositories that wait after failures.
 pub const BACKOFF_REPOS: &str = "packmirror_backoff_repos";
+/// Labels: `reason` (max_new_per_minute, max_repositories). Repositories that were not taken up.
+pub const NEW_REFUSED: &str = "packmirror_new_repos_refused_total";
+/// No labels. Workers that panicked and were started again.
+pub const WORKER_PANICS: &str = "packmirror_worker_panics_total";
 /// No labels. Generations that another writer published first.
 pub const CAS_CONFLICTS: &str = "packmirror_cas_conflicts_total";
 
@@ -107,6 +111,12 @@ const TABLE: &[(&str, Kind, &str)] = &[
     ),
     (REPOS, Kind::Gauge(Unit::Count), "Repositories this node knows, by state"),
     (BACKOFF_REPOS, Kind::Gauge(Unit::Count), "Repositories that wait after failures"),
+    (NEW_REFUSED, Kind::Counter(Unit::Count), "Times that a repository was not taken up, by reason"),
+    (
+        WORKER_PANICS,
+        Kind::Counter(Unit::Count),
+        "Workers of repositories that panicked and were started again",
+    ),
     (CAS_CONFLICTS, Kind::Counter(Unit::Count), "Generations that another writer published first"),
 ];
 

@@ -8,10 +8,14 @@ pub mod access;
 mod bucket;
 mod connections;
 mod disk;
+mod fake;
 mod filters;
 mod memory;
+mod primaries;
+mod repositories;
 mod requests;
 mod smuggling;
+mod syncs;
 
 /// Whether attacks run at full size.
 pub fn full() -> bool {

@@ -325,6 +325,7 @@ impl Mirror {
             tips,
             facts: None,
             cache_bytes: 64 << 20,
+            meter: &packmirror::pack::meter::Unlimited,
             progress: &|_, _| {},
             stop: &AtomicBool::new(false),
         });

@@ -334,6 +334,15 @@ impl Draft {
     }
 }
 
+/// Packs a graph file as [`compress`] does, piece by piece.
+pub fn compress_to(graph: &[u8], out: &mut dyn Write) -> io::Result<()> {
+    let mut encoder = zstd::stream::Encoder::new(out, 3)?;
+    // The frame states the length, as one that is made at once does.
+    encoder.set_pledged_src_size(Some(graph.len() as u64))?;
+    encoder.write_all(graph)?;
+    encoder.finish()?.flush()
+}
+
 /// Packs a graph file into the zstd frame that is stored in a bucket.
 pub fn compress(graph: &[u8]) -> io::Result<Vec<u8>> {
     zstd::bulk::compress(graph, 3)

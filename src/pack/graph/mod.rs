@@ -17,7 +17,7 @@ pub mod view;
 
 pub use build::{BuildError, BuildInput, build};
 pub use facts::{BLOCK_SIZE, FactsHasher, PackFacts};
-pub use format::{CommitColumns, Draft, Lists, compress, decompress};
+pub use format::{CommitColumns, Draft, Lists, compress, compress_to, decompress};
 pub use view::{Damaged, Graph};
 
 /// Stands for "none" wherever a position or ref is stored.

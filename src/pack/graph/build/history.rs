@@ -6,10 +6,15 @@ use gix_object::Kind;
 use super::objects::Objects;
 use super::seen::Seen;
 use super::{BuildError, Link, NONE, Progress, set};
+use crate::pack::meter::{Growing, Held};
 use crate::pack::{Gid, Stack, object};
 
 /// How many commits a search for an ancestor looks at. Giving up makes a list longer, never wrong.
 const MAX_STEPS: usize = 2000;
+/// How many parents of them it looks at.
+const MAX_PARENTS: usize = 100_000;
+/// What a parent costs in the columns of the graph and of those who make it.
+const BYTES_PER_PARENT: u64 = 16;
 
 /// The commits of the new layer. A row is an index into its columns, in the order of positions.
 pub(super) struct History<'a> {
@@ -26,6 +31,8 @@ pub(super) struct History<'a> {
     /// Per position: the row of the commit there, or NONE.
     rows: Vec<u32>,
     trunk: Trunk,
+    /// Room for what is kept of each commit.
+    held: Growing<'a>,
 }
 
 impl<'a> History<'a> {
@@ -42,21 +49,27 @@ impl<'a> History<'a> {
             parents: Vec::new(),
             rows: vec![NONE; objects.len() as usize],
             trunk: Trunk::default(),
+            held: Growing::new(objects.meter, 64 * positions.len() as u64)?,
             positions,
         };
         let (objects_len, hash) = (u64::from(objects.len()), objects.hash());
+        let meter = objects.meter;
         for (row, &position) in history.positions.iter().enumerate() {
             progress.step(objects_len, 2 * objects_len, row)?;
             let gid = history.base + position;
             let bytes = objects.bytes(gid)?;
+            let held = Held::new(meter, 2 * bytes.len() as u64)?;
             let links = object::commit(&bytes, hash)
                 .map_err(|error| BuildError::Malformed { oid: objects.oid(gid), error })?;
+            meter.step(links.parents.len() as u64)?;
+            history.held.more(BYTES_PER_PARENT * links.parents.len() as u64)?;
             for parent in &links.parents {
                 history.parents.push(objects.need(parent, Kind::Commit, Link::Parent, gid)?);
             }
             history.parent_starts.push(history.parents.len());
             history.trees.push(objects.need(&links.tree, Kind::Tree, Link::RootTree, gid)?);
             history.dates.push(links.date);
+            drop(held);
         }
         for (row, &position) in (0u32..).zip(&history.positions) {
             set(&mut history.rows, position, row);
@@ -153,6 +166,7 @@ impl<'a> History<'a> {
         let all_here = targets.first().is_some_and(|&target| target >= self.base);
         search.seen.forget();
         search.queue.clear();
+        let mut parents_left = MAX_PARENTS;
         let visit = |search: &mut Search, parent: Gid| {
             let parent_row = self.row(parent);
             if all_here && parent_row.is_none_or(|parent| self.trunk.reaches(row, parent)) {
@@ -162,9 +176,9 @@ impl<'a> History<'a> {
                 search.queue.push_back(parent);
             }
         };
-        self.parents(row).iter().for_each(|&parent| visit(search, parent));
+        self.parents(row).iter().take(MAX_PARENTS).for_each(|&parent| visit(search, parent));
         for _ in 0..MAX_STEPS {
-            let Some(commit) = search.queue.pop_front() else { break };
+            let Some(commit) = search.queue.pop_front().filter(|_| parents_left > 0) else { break };
             if let Ok(at) = targets.binary_search(&commit)
                 && !std::mem::replace(&mut found[at], true)
             {
@@ -174,13 +188,17 @@ impl<'a> History<'a> {
                 }
             }
             match self.row(commit) {
-                Some(row) => self.parents(row).iter().for_each(|&parent| visit(search, parent)),
+                Some(row) => {
+                    let parents = self.parents(row).iter().take(parents_left);
+                    parents_left -= parents.len();
+                    parents.for_each(|&parent| visit(search, parent));
+                }
                 None => {
                     let commit = self.below.and_then(|stack| stack.commit(commit));
-                    commit
-                        .into_iter()
-                        .flat_map(|commit| commit.parents())
-                        .for_each(|parent| visit(search, parent));
+                    for parent in commit.into_iter().flat_map(|commit| commit.parents()).take(parents_left) {
+                        parents_left -= 1;
+                        visit(search, parent);
+                    }
                 }
             }
         }

@@ -31,6 +31,7 @@ use super::format::Draft;
 use super::view::Damaged;
 use super::{CommitColumns, Lists, NONE};
 use crate::pack::lru::Spread;
+use crate::pack::meter::{Halt, Held, Meter};
 use crate::pack::object::Malformed;
 use crate::pack::{DecodeError, Gid, Source, Stack};
 use history::History;
@@ -53,11 +54,18 @@ pub struct BuildInput<'a> {
     pub facts: Option<PackFacts>,
     /// How many bytes of decoded trees to keep; [`DEFAULT_CACHE`] is good for most.
     pub cache_bytes: usize,
+    /// What the build may cost: steps, and bytes held beyond `cache_bytes`.
+    pub meter: &'a dyn Meter,
     /// Told `(done, total)` in units of objects, now and then.
     pub progress: &'a dyn Fn(u64, u64),
     /// Set from outside to end the build with [`BuildError::Stopped`].
     pub stop: &'a AtomicBool,
 }
+
+/// What one object costs in the columns of the graph and of those who make it.
+const BYTES_PER_OBJECT: u64 = 72;
+/// Bytes that cost as much to make or to look through as reading one entry of a tree.
+const BYTES_PER_STEP: u64 = 64;
 
 /// A cache of decoded trees that serves repositories of a million objects well.
 pub const DEFAULT_CACHE: usize = 256 << 20;
@@ -135,6 +143,9 @@ pub enum BuildError {
     /// The `.idx` does not open, or there are more objects than a stack can number.
     #[error(transparent)]
     Damaged(#[from] Damaged),
+    /// It costs more than it may, or nobody waits for it.
+    #[error("the graph could not be built: {0}")]
+    Halted(#[from] Halt),
     /// `stop` was set.
     #[error("building the graph was stopped")]
     Stopped,
@@ -148,11 +159,15 @@ pub fn build(input: BuildInput<'_>) -> Result<Draft, BuildError> {
     if !input.pack.ends_with(trailer.as_slice()) {
         return Err(BuildError::Pack("pack and index are not of each other"));
     }
+    // Held until the graph is written: the columns are what the caller gets.
+    let _columns = Held::new(input.meter, BYTES_PER_OBJECT * u64::from(idx.num_objects()))?;
+    input.meter.step(u64::from(idx.num_objects()))?;
     let entries = entries::scan(input.pack, &idx, input.hash, &progress)?;
     let objects = entries.kinds.len() as u32;
-    let mut objects_at = Objects::new(input.pack, idx, input.hash, entries, input.below, input.cache_bytes)?;
+    let mut objects_at =
+        Objects::new(input.pack, idx, input.hash, entries, input.below, input.cache_bytes, input.meter)?;
     let history = History::read(&mut objects_at, &progress)?;
-    let mut introductions = Introductions::new(&mut objects_at, &history);
+    let mut introductions = Introductions::new(&mut objects_at, &history)?;
     for (done, &row) in history.order.iter().enumerate() {
         progress.step(
             u64::from(objects) + scaled(done, history.len(), objects),

@@ -8,11 +8,11 @@ use gix_object::Kind;
 use gix_zlib::Inflate;
 
 use super::entries::Entries;
-use super::{BuildError, Damaged, Link, NONE};
+use super::{BYTES_PER_STEP, BuildError, Damaged, Link, NONE};
 use crate::pack::delta;
 use crate::pack::entry::kind_from_code;
 use crate::pack::lru::ByteLru;
-use crate::pack::meter::Unlimited;
+use crate::pack::meter::{Held, Meter};
 use crate::pack::{Gid, Scratch, Source, Stack, decode};
 
 /// The largest commit, tree or tag that is read. git hosts refuse far smaller ones.
@@ -30,6 +30,7 @@ pub(super) struct Objects<'a> {
     inflate: Inflate,
     cache: ByteLru<()>,
     scratch: Scratch,
+    pub meter: &'a dyn Meter,
 }
 
 impl<'a> Objects<'a> {
@@ -40,6 +41,7 @@ impl<'a> Objects<'a> {
         entries: Entries,
         below: Option<(&'a Stack, &'a dyn Source)>,
         cache_bytes: usize,
+        meter: &'a dyn Meter,
     ) -> Result<Self, BuildError> {
         let below = below.filter(|(stack, _)| !stack.is_empty());
         let base = below.map_or(0, |(stack, _)| stack.len());
@@ -69,6 +71,7 @@ impl<'a> Objects<'a> {
             inflate: Inflate::default(),
             cache: ByteLru::new(cache_bytes - below_cache),
             scratch: Scratch::new(below_cache, MAX_OBJECT),
+            meter,
         })
     }
 
@@ -164,11 +167,15 @@ impl<'a> Objects<'a> {
         }
     }
 
-    /// Gives the bytes of an object. Whole chains pass through the cache, as in `decode::object`.
+    /// Gives the bytes of an object. Whole chains pass through the cache, as in `decode::object`. What it takes on the
+    /// way is held on the meter until it returns; what it gives is the caller's to count.
     pub fn bytes(&mut self, gid: Gid) -> Result<Bytes, BuildError> {
+        let meter = self.meter;
         let Some(position) = self.position(gid) else {
             let (stack, source) = self.below.ok_or(BuildError::Pack("an object is nowhere"))?;
-            return Ok(decode::object(stack, source, gid, &mut self.scratch, &Unlimited)?.1);
+            // A base, a delta and what they make.
+            let _held = Held::new(meter, decode::peak(stack, gid, meter)?)?;
+            return Ok(decode::object(stack, source, gid, &mut self.scratch, meter)?.1);
         };
         let mut chain = Vec::new();
         let mut at = position;
@@ -178,6 +185,7 @@ impl<'a> Objects<'a> {
             }
             match self.entries.bases[at as usize] {
                 NONE => {
+                    let _held = self.hold(at, 0)?;
                     let whole = Bytes::from(self.inflate(at)?);
                     self.cache.put(at, whole.clone(), ());
                     break whole;
@@ -188,13 +196,23 @@ impl<'a> Objects<'a> {
                 }
             }
         };
+        let _chain = Held::new(meter, 4 * chain.len() as u64)?;
         while let Some(at) = chain.pop() {
+            let _held = self.hold(at, bytes.len() as u64)?;
             let delta = self.inflate(at)?;
             let size = self.entries.sizes[at as usize];
             bytes = delta::apply(&bytes, &delta, size).map_err(|error| BuildError::Pack(error.0))?.into();
             self.cache.put(at, bytes.clone(), ());
         }
         Ok(bytes)
+    }
+
+    /// Counts what making the object at `at` of a base of `base` bytes takes.
+    fn hold(&self, at: u32, base: u64) -> Result<Held<'a>, BuildError> {
+        let (entry, size) = (self.entries.entry_sizes[at as usize], self.entries.sizes[at as usize]);
+        let made = if base == 0 { size } else { entry.saturating_add(size) };
+        self.meter.step(made / BYTES_PER_STEP + 1)?;
+        Ok(Held::new(self.meter, made.saturating_add(base))?)
     }
 
     /// Inflates the data of one entry of the new pack.

@@ -494,6 +494,7 @@ fn a_build_can_be_watched_and_stopped() {
             tips: &[],
             facts: Some(PackFacts::of(&packed.pack)),
             cache_bytes: DEFAULT_CACHE,
+            meter: &crate::pack::meter::Unlimited,
             progress: &|done, total| {
                 assert!(done <= total && done >= last.load(Ordering::Relaxed));
                 last.store(done, Ordering::Relaxed);

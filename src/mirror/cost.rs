@@ -1,0 +1,135 @@
+//! What one sync costs: its share of the memory that all syncs may hold, and the steps it may take.
+//!
+//! Everything that a sync holds because of what the primary sent is counted here, from the first ref on. What it holds is
+//! given back when it ends, however it ends. Where others hold the memory, the sync fails with [`Halt::Busy`] and is tried
+//! again; where it alone would need more than there is, it fails by name. One sync may hold three
+//! quarters of it all, and an eighth is kept for those that need little, so that large syncs delay no comparison.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::budget::{Budget, Room};
+use crate::pack::meter::{Halt, Meter};
+
+/// Room is taken and given back in pieces of so many bytes.
+const PIECE: u64 = 1 << 20;
+/// What a sync holds at least: buffers of the connection, of files, of zlib.
+const LEAST: u64 = 2 << 20;
+/// A sync that holds no more than this is small.
+const SMALL: u64 = 8 << 20;
+/// Steps that one sync may take: about twenty minutes of one core.
+const MOST_STEPS: u64 = 50_000_000_000;
+
+/// The meter of one sync.
+pub struct Cost {
+    state: Mutex<State>,
+    steps: AtomicU64,
+    stopped: AtomicBool,
+    budget: Budget,
+}
+
+struct State {
+    room: Room,
+    used: u64,
+}
+
+impl Cost {
+    /// Waits until there is room for a sync to begin.
+    pub async fn begin(budget: &Budget) -> Result<Self, Halt> {
+        let room = budget.take(LEAST.min(budget.most())).await?;
+        Ok(Self {
+            state: Mutex::new(State { room, used: LEAST }),
+            steps: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+            budget: budget.clone(),
+        })
+    }
+
+    /// How much of the memory of all syncs one may take for a cache.
+    pub fn share(&self) -> u64 {
+        self.budget.most() / 8
+    }
+
+    /// Tells whoever computes for this sync to end.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// The flag that [`Cost::stop`] sets.
+    pub fn stopped(&self) -> &AtomicBool {
+        &self.stopped
+    }
+}
+
+impl Meter for Cost {
+    fn step(&self, n: u64) -> Result<(), Halt> {
+        if self.stopped.load(Ordering::Relaxed) {
+            return Err(Halt::Stopped);
+        }
+        let before = self.steps.fetch_add(n, Ordering::Relaxed);
+        if before.saturating_add(n) > MOST_STEPS { Err(Halt::TooLong { most: MOST_STEPS }) } else { Ok(()) }
+    }
+
+    fn hold(&self, bytes: u64) -> Result<(), Halt> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = state.used.saturating_add(bytes);
+        if used > state.room.bytes() {
+            let (most, kept, more) = (self.budget.most(), self.budget.most() / 8, used - state.room.bytes());
+            if used > SMALL.max(most / 4 * 3) {
+                // The setting is the budget's to name.
+                return state.room.grow_to(u64::MAX).map_err(|halt| match halt {
+                    Halt::TooMuch { setting, .. } => {
+                        Halt::TooMuch { bytes: used, most: SMALL.max(most / 4 * 3), setting }
+                    }
+                    halt => halt,
+                });
+            }
+            if used > SMALL && self.budget.free() < more + kept {
+                return Err(Halt::Busy);
+            }
+            // A piece ahead, if it is there; what is needed, otherwise.
+            let ahead = used.checked_next_multiple_of(PIECE).unwrap_or(used);
+            state.room.grow_to(ahead).or_else(|_| state.room.grow_to(used))?;
+        }
+        state.used = used;
+        Ok(())
+    }
+
+    fn release(&self, bytes: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.used = state.used.saturating_sub(bytes);
+        if state.room.bytes() > state.used + 4 * PIECE {
+            let keep = state.used + PIECE;
+            state.room.shrink_to(keep);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_sync_holds_is_shared_bounded_and_given_back() {
+        let budget = Budget::new(32 << 20, "limits.sync_memory");
+        let one = Cost::begin(&budget).await.unwrap();
+        let two = Cost::begin(&budget).await.unwrap();
+        one.hold(20 << 20).unwrap();
+        assert_eq!(two.hold(20 << 20), Err(Halt::Busy), "the other has it");
+        assert!(matches!(two.hold(40 << 20), Err(Halt::TooMuch { .. })), "never");
+        one.release(20 << 20);
+        two.hold(20 << 20).unwrap();
+        drop(two);
+        drop(one);
+        assert_eq!(budget.free(), 32 << 20);
+    }
+
+    #[tokio::test]
+    async fn steps_end_and_so_does_who_is_told_to() {
+        let cost = Cost::begin(&Budget::new(32 << 20, "x")).await.unwrap();
+        cost.step(MOST_STEPS).unwrap();
+        assert!(matches!(cost.step(1), Err(Halt::TooLong { .. })));
+        cost.stop();
+        assert_eq!(cost.step(1), Err(Halt::Stopped));
+    }
+}
