@@ -12,7 +12,8 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::disk::{Found, Name};
+use super::disk::Found;
+use super::entries::Name;
 use super::flight::{Flights, Ticket};
 use super::maps::Map;
 use super::{Inner, Local, LocalOptions};

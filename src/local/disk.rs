@@ -6,7 +6,6 @@
 //! stays, and the caller does without. All calls block: they belong on a blocking thread. Relies on: a directory that is
 //! ours ([`super::home`]), and this process alone writing below it.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::PathBuf;
@@ -16,10 +15,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::home::{Home, is_shard_name, is_temp, keep_private};
+use super::entries::{Name, Stamp, State};
+use super::home::{Home, keep_private};
+use super::listing::{empty_temp, list};
 use super::maps::{Map, Maps};
-use crate::folder::{Facts, Folder, Kind, is_foreign, make_file_private};
-use crate::store::{BlobId, BlobKind};
+use crate::folder::{Facts, Folder, Kind, is_foreign};
 
 /// How long a disk that refused a write is left alone by those who need not write.
 const REST: Duration = Duration::from_secs(10);
@@ -33,61 +33,6 @@ const KEPT: usize = 4096;
 /// How many files of another make may stand where one in the making is to be put.
 const TEMP_TRIES: usize = 1000;
 
-/// What a file holds; its name on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Name {
-    /// A block of a pack.
-    Block(BlobId, u32),
-    /// A whole blob, ready for use.
-    Whole(BlobId, BlobKind),
-}
-
-impl Name {
-    /// The name of its folder: the first two digits of the hash.
-    pub(super) fn folder(self) -> String {
-        let (Self::Block(id, _) | Self::Whole(id, _)) = self;
-        hex::encode(&id.as_bytes()[..1])
-    }
-
-    /// The name in that folder.
-    fn file(self) -> String {
-        match self {
-            Self::Block(id, n) => format!("{id}.{n}"),
-            Self::Whole(id, kind) => format!("{id}.{}", kind.ending()),
-        }
-    }
-
-    /// The path below the cache directory, for messages.
-    fn path(self) -> PathBuf {
-        [self.folder(), self.file()].iter().collect()
-    }
-
-    /// Reads a name in its only spelling.
-    pub(super) fn parse(name: &str) -> Option<Self> {
-        let (id, rest) = name.split_once('.')?;
-        let id = id.parse().ok()?;
-        let found = match BlobKind::from_ending(rest) {
-            Some(kind) => Self::Whole(id, kind),
-            None => Self::Block(id, rest.parse().ok()?),
-        };
-        (found.file() == name).then_some(found)
-    }
-}
-
-/// What tells a file from a changed one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    len: u64,
-    modified: (i64, u64),
-    inode: u64,
-}
-
-impl Stamp {
-    fn of(facts: &Facts) -> Self {
-        Self { len: facts.len, modified: facts.modified, inode: facts.inode }
-    }
-}
-
 /// How looking for a file ended.
 #[derive(Debug)]
 pub(super) enum Found<T> {
@@ -98,26 +43,6 @@ pub(super) enum Found<T> {
     /// It is here and cannot be used at the moment: the process has too many files or mappings open, or the disk does
     /// not answer. It is neither damaged nor to be fetched again for keeping.
     NotNow,
-}
-
-struct Entry {
-    len: u64,
-    used: u64,
-    proven: Option<Stamp>,
-    /// A mapping that keeps the disk space even if the file is removed.
-    mapped: Weak<Map>,
-}
-
-#[derive(Default)]
-struct State {
-    entries: HashMap<Name, Entry>,
-    /// Oldest use first.
-    order: BTreeMap<u64, Name>,
-    bytes: u64,
-    clock: u64,
-    refused: Option<Instant>,
-    /// Mappings of files used lately, the latest last: mapping and faulting in costs more than reading a small entry.
-    kept: VecDeque<Arc<Map>>,
 }
 
 /// The two folders that files are in.
@@ -550,26 +475,6 @@ impl Disk {
     }
 }
 
-impl State {
-    fn insert(&mut self, name: Name, len: u64, proven: Option<Stamp>) {
-        self.remove(name);
-        self.clock += 1;
-        self.order.insert(self.clock, name);
-        self.entries.insert(name, Entry { len, used: self.clock, proven, mapped: Weak::new() });
-        self.bytes += len;
-    }
-
-    fn remove(&mut self, name: Name) {
-        if let Some(entry) = self.entries.remove(&name) {
-            if let Some(map) = entry.mapped.upgrade() {
-                self.kept.retain(|kept| !Arc::ptr_eq(kept, &map));
-            }
-            self.order.remove(&entry.used);
-            self.bytes -= entry.len;
-        }
-    }
-}
-
 /// A file in the making; it goes away unless it was put in its place.
 pub(super) struct Temp {
     /// The open file.
@@ -593,60 +498,4 @@ impl Drop for Temp {
             let _ = self.roots.temp.remove(&self.name);
         }
     }
-}
-
-/// What a listing of the cache found.
-#[derive(Default)]
-struct Listed {
-    /// When each was last written, its name, its length.
-    files: Vec<((i64, u64), Name, u64)>,
-    foreign: usize,
-}
-
-/// Lists the files that are ours.
-fn list(cache: &Folder) -> io::Result<Listed> {
-    let mut listed = Listed::default();
-    for entry in cache.entries()? {
-        let (shard, kind) = entry?;
-        match (shard.to_str(), kind) {
-            (Some("tmp"), _) => {}
-            (Some(shard), Kind::Folder) if is_shard_name(shard) => {
-                list_shard(&cache.folder(shard)?, shard, &mut listed)?;
-            }
-            _ => listed.foreign += 1,
-        }
-    }
-    Ok(listed)
-}
-
-fn list_shard(folder: &Folder, shard: &str, listed: &mut Listed) -> io::Result<()> {
-    keep_private(folder);
-    for entry in folder.entries()? {
-        let (file, _) = entry?;
-        let name = file.to_str().and_then(Name::parse).filter(|name| name.folder() == shard);
-        match (name, folder.look(&file)) {
-            (Some(name), Ok(facts)) if facts.is_own_file() => {
-                if facts.is_open_to_others() {
-                    folder.file(&file).and_then(|(file, _)| make_file_private(&file))?;
-                }
-                listed.files.push((facts.modified, name, facts.len));
-            }
-            (_, Err(error)) if error.kind() == ErrorKind::NotFound => {}
-            _ => listed.foreign += 1,
-        }
-    }
-    Ok(())
-}
-
-/// Removes the files in the making that an earlier process left; how many others there are.
-fn empty_temp(temp: &Folder) -> io::Result<usize> {
-    let mut foreign = 0;
-    let entries: Vec<_> = temp.entries()?.collect::<io::Result<_>>()?;
-    for (name, kind) in entries {
-        match name.to_str() {
-            Some(text) if kind == Kind::File && is_temp(text) => temp.remove(&name)?,
-            _ => foreign += 1,
-        }
-    }
-    Ok(foreign)
 }

@@ -10,7 +10,7 @@ use std::fs::TryLockError;
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::Path;
 
-use super::disk::Name;
+use super::entries::Name;
 use super::{LocalError, unusable};
 use crate::folder::{Folder, Kind, is_foreign};
 

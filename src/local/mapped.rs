@@ -13,7 +13,8 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::blocks::{blocking, gave_up};
-use super::disk::{Disk, Found, Name, Temp};
+use super::disk::{Disk, Found, Temp};
+use super::entries::Name;
 use super::maps::Map;
 use super::{Inner, Local};
 use crate::budget::{Budget, Room};

@@ -16,10 +16,12 @@
 
 mod blocks;
 mod disk;
+mod entries;
 mod file;
 mod flight;
 mod home;
 mod index;
+mod listing;
 mod mapped;
 mod maps;
 #[cfg(test)]

@@ -2,9 +2,9 @@
 //!
 //! - [`snapshot`]: one published state, open for reading. [`blocks`]: the bytes of its packs.
 //! - [`repo`]: a repository's newest snapshot and its health. [`worker`]: the loop that keeps it true.
-//! - [`sync`]: one comparison and what follows. [`ingest`]: a received pack becomes a layer.
+//! - [`sync`]: one comparison and what follows. [`ingest`]: a received pack becomes a layer. `publish`: its generation.
 //! - [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken do not hold up the healthy.
-//! - [`newcomers`]: how many repositories are taken up.
+//! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
 //! - [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
 //!
 //! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: HTTP and clients (`serve`).
@@ -15,13 +15,15 @@ pub mod export;
 pub mod health;
 pub mod ingest;
 pub mod lanes;
+mod names;
 pub mod newcomers;
+mod publish;
 pub mod repo;
 pub mod snapshot;
 pub mod sync;
 pub mod worker;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +37,7 @@ use crate::config::{ConfigError, Selection, Settings};
 use crate::git::path::RepoPath;
 use crate::local::Local;
 use crate::mirror::lanes::Lanes;
+use crate::mirror::names::{Repos, folded};
 use crate::mirror::newcomers::Newcomers;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
@@ -88,68 +91,12 @@ pub struct Mirror {
     stop: CancellationToken,
 }
 
-/// The repositories of a node.
-#[derive(Default)]
-struct Repos {
-    by_path: HashMap<RepoPath, Arc<Repo>>,
-    /// The spelling that stands for all that differ in case alone; empty where the host minds case.
-    by_folded: HashMap<String, RepoPath>,
-    /// Whether the host ignores case.
-    folds: bool,
-    /// Those that are about to be taken up.
-    coming: HashSet<RepoPath>,
-}
-
-impl Repos {
-    /// The repository that a path names, whatever its case where the host does not mind it.
-    fn get(&self, path: &RepoPath) -> Option<&Arc<Repo>> {
-        self.by_path.get(self.own(path))
-    }
-
-    fn own<'a>(&'a self, path: &'a RepoPath) -> &'a RepoPath {
-        match self.folds {
-            true if !self.by_path.contains_key(path) => self.by_folded.get(&folded(path)).unwrap_or(path),
-            _ => path,
-        }
-    }
-
-    fn insert(&mut self, repo: Arc<Repo>) {
-        if self.folds {
-            self.by_folded.entry(folded(&repo.path)).or_insert_with(|| repo.path.clone());
-        }
-        self.by_path.insert(repo.path.clone(), repo);
-    }
-
-    fn remove(&mut self, path: &RepoPath) {
-        self.by_path.remove(path);
-        let folded = folded(path);
-        if self.by_folded.get(&folded) == Some(path) {
-            self.by_folded.remove(&folded);
-        }
-    }
-
-    /// Takes note that the host ignores case.
-    fn fold(&mut self) {
-        self.folds = true;
-        let mut paths: Vec<_> = self.by_path.keys().cloned().collect();
-        paths.sort();
-        for path in paths {
-            self.by_folded.entry(folded(&path)).or_insert(path);
-        }
-    }
-}
-
 /// What is known of the host's naming, and since when and how often it was asked in vain.
 #[derive(Default)]
 struct Asked {
     naming: Option<Naming>,
     failed: Option<Instant>,
     failures: u32,
-}
-
-/// What spellings have in common that differ in case alone.
-fn folded(path: &RepoPath) -> String {
-    path.as_str().to_ascii_lowercase()
 }
 
 impl Mirror {

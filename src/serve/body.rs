@@ -20,8 +20,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::budget::{Budget, Room};
 use crate::config::Limits;
 use crate::primary;
+use crate::serve::compute::blocking;
 use crate::serve::error::Failure;
-use crate::serve::fetch::blocking;
 use crate::serve::turns::LONGEST_QUEUE;
 
 /// What is read for anybody, as sent and inflated each.

@@ -11,31 +11,30 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::response::Response;
 use futures::StreamExt;
-use gix_hash::{Kind as HashKind, ObjectId};
-use tokio_util::sync::CancellationToken;
+use gix_hash::ObjectId;
 
 use crate::budget::Room;
 use crate::config::Freshness;
-use crate::git::path::RepoPath;
 use crate::git::pkt;
 use crate::git::request::{Command, CommandRequest, FetchRequest};
 use crate::git::response::unknown_ref;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Granted;
 use crate::pack::encode;
-use crate::pack::meter::{Halt, Meter};
+use crate::pack::meter::Halt;
 use crate::pack::plan::Plan;
 use crate::pack::trees::TreeError;
 use crate::pack::write::{self, WriteError};
 use crate::pack::{Scratch, Sender};
-use crate::primary::{ClientHeaders, Grant, Refusal};
 use crate::serve::app::App;
+use crate::serve::compute::compute;
 use crate::serve::error::Failure;
 use crate::serve::git::{Asked, git_error, pass_on, upload_pack_result};
 use crate::serve::meter::JobMeter;
-use crate::serve::pass::{Reason, denial_response};
+use crate::serve::pass::Reason;
 use crate::serve::plans::Key;
 use crate::serve::prepare::{Prepared, Trouble, named, prepare};
+use crate::serve::reaching::{MANY, open};
 use crate::serve::send::{Framing, Pipe, stream};
 use crate::serve::turns::LONGEST_QUEUE;
 use crate::store::StoreError;
@@ -53,8 +52,6 @@ const LARGEST_OBJECT: u64 = 4 << 30;
 const PIECES: u64 = 2 << 20;
 /// What a line of an answer to `object-info` takes.
 const OBJECT_INFO: u64 = 96;
-/// From so many wants on, looking them up is not for an async thread.
-const MANY: usize = 256;
 
 /// Answers a v2 command other than `ls-refs`.
 pub async fn command(
@@ -95,121 +92,6 @@ pub async fn command(
 pub fn holding(bytes: Vec<u8>, room: Room) -> Body {
     let once = futures::stream::once(async move { Ok::<_, Infallible>(Bytes::from(bytes)) });
     Body::from_stream(once.inspect(move |_| _ = &room))
-}
-
-/// What is answered when the packs are not opened.
-enum Instead {
-    /// The primary's own refusal.
-    Refusal(Response),
-    /// Whatever the primary says.
-    Pass(Reason),
-}
-
-impl Instead {
-    async fn answer(self, app: &App, asked: &Asked) -> Result<Response, Failure> {
-        match self {
-            Self::Refusal(response) => Ok(response),
-            Self::Pass(reason) => pass_on(app, asked, reason).await,
-        }
-    }
-}
-
-/// Asks for the grant; what the client gets instead if there is none.
-pub async fn grant(
-    app: &App,
-    repo: &Repo,
-    path: &RepoPath,
-    client: &ClientHeaders,
-) -> Result<Result<Grant, Response>, Failure> {
-    let hash = repo.snapshot().map_or(HashKind::Sha1, |snapshot| snapshot.refs.hash);
-    match app.grants.check(path, client, hash).await {
-        Ok(grant) => Ok(Ok(grant)),
-        Err(Refusal::Answer(denial)) => Ok(Err(denial_response(*denial))),
-        Err(Refusal::Unavailable(e)) => Err(e.into()),
-    }
-}
-
-/// Asks for the grant and for a published state that reaches all of `wants`, waiting for a sync if need be.
-async fn open(
-    app: &App,
-    repo: &Arc<Repo>,
-    asked: &Asked,
-    wants: &[ObjectId],
-) -> Result<Result<Granted, Instead>, Failure> {
-    let grant = match grant(app, repo, &asked.path, &asked.client).await? {
-        Ok(grant) => grant,
-        Err(refused) => return Ok(Err(Instead::Refusal(refused))),
-    };
-    match reaching(app, repo, &grant, wants).await? {
-        Reached::All(granted) => return Ok(Ok(granted)),
-        Reached::TooCostly => return Ok(Err(Instead::Pass(Reason::TooCostly))),
-        Reached::NotAll => {}
-    }
-    let wait = app.mirror.settings.sync_wait;
-    if app.mirror.catch_up(repo, wants, wait).await.is_some()
-        && let Reached::All(granted) = reaching(app, repo, &grant, wants).await?
-    {
-        return Ok(Ok(granted));
-    }
-    Ok(Err(Instead::Pass(Reason::UnknownWant)))
-}
-
-/// Whether what is published reaches all that is wanted.
-enum Reached {
-    All(Granted),
-    NotAll,
-    /// It takes too much to tell.
-    TooCostly,
-}
-
-/// Looks whether what the present snapshot publishes reaches all of `wants`.
-async fn reaching(
-    app: &App,
-    repo: &Arc<Repo>,
-    grant: &Grant,
-    wants: &[ObjectId],
-) -> Result<Reached, Failure> {
-    let Some(granted) = repo.snapshot().and_then(|snapshot| snapshot.open_packs(grant)) else {
-        return Ok(Reached::NotAll);
-    };
-    // Tips are reachable by definition; only other wants need the set of all that is.
-    if wants.len() < MANY && granted.publishes_as_tips(wants) {
-        return Ok(Reached::All(granted));
-    }
-    if wants.len() < MANY && wants.iter().any(|oid| granted.stack.lookup(oid).is_none()) {
-        return Ok(Reached::NotAll);
-    }
-    let wants = wants.to_vec();
-    let all = compute(app, move |meter| {
-        for oid in wants.iter().filter(|oid| !granted.publishes_as_tips(std::slice::from_ref(*oid))) {
-            meter.step(1)?;
-            if granted.published(oid, meter)?.is_none() {
-                return Ok(Reached::NotAll);
-            }
-        }
-        Ok::<_, TreeError>(Reached::All(granted))
-    });
-    match all.await? {
-        Err(TreeError::Halt(halt @ (Halt::Busy | Halt::Stopped))) => Err(halt.into()),
-        Err(TreeError::Halt(_) | TreeError::TooMany(_)) => Ok(Reached::TooCostly),
-        all => all.map_err(|e| {
-            tracing::warn!(repo = %repo.path, error = %e, "what the refs reach cannot be told");
-            Failure::Internal
-        }),
-    }
-}
-
-/// Runs a job that computes, in its turn, until it is done or its client has left.
-async fn compute<T: Send + 'static>(
-    app: &App,
-    job: impl FnOnce(&dyn Meter) -> T + Send + 'static,
-) -> Result<T, Failure> {
-    let turn = app.turns.turn().await?;
-    let stop = CancellationToken::new();
-    // Dropped with this future, which is dropped when the client leaves.
-    let _left = stop.clone().drop_guard();
-    let meter = JobMeter::new(stop, app.memory.work.clone()).taking_turns(Arc::clone(&app.turns), turn);
-    blocking(move || job(&meter)).await
 }
 
 /// Answers a fetch.
@@ -430,12 +312,4 @@ fn is_damage(error: &WriteError) -> bool {
 
 fn counted(kind: &'static str) {
     metrics::counter!(names::ANSWERS, "source" => "bucket", "reason" => kind).increment(1);
-}
-
-/// Runs CPU-bound or waiting work off the async threads.
-pub async fn blocking<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(job).await.map_err(|e| {
-        tracing::error!(error = %e, "a job ended by itself");
-        Failure::Internal
-    })
 }

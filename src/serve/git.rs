@@ -20,9 +20,11 @@ use crate::primary::{self, ClientHeaders};
 use crate::serve::advertise::{self, When};
 use crate::serve::app::App;
 use crate::serve::body::{self, Begun, Sent};
+use crate::serve::compute::blocking;
 use crate::serve::error::Failure;
 use crate::serve::fetch;
 use crate::serve::pass::{Reason, ask, check, client_response, outbound, pass};
+use crate::serve::reaching;
 use crate::serve::watch::{Form, watch};
 use crate::text::chain;
 
@@ -192,7 +194,7 @@ async fn upload_pack(
             return pass(app, request, instead).await;
         }
         (Begun::More(more), Some(repo)) => {
-            if let Err(refused) = fetch::grant(app, repo, &path, &client).await? {
+            if let Err(refused) = reaching::grant(app, repo, &path, &client).await? {
                 return Ok(refused);
             }
             more.whole(&app.mirror.settings.limits, &app.memory.readers).await?
@@ -202,7 +204,7 @@ async fn upload_pack(
     let hash = repo.as_ref().and_then(|repo| repo.snapshot()).map_or(HashKind::Sha1, |s| s.refs.hash);
     let parsed = if asked.sent.is_long() {
         let (_turn, plain) = (app.turns.turn().await?, asked.sent.plain.clone());
-        fetch::blocking(move || Parsed::of(version, &plain, hash)).await?
+        blocking(move || Parsed::of(version, &plain, hash)).await?
     } else {
         Parsed::of(version, &asked.sent.plain, hash)
     };

@@ -2,9 +2,9 @@
 //!
 //! - [`node`]: one node from start to end. [`listen`]: connections and draining. [`git`]: where a request goes. [`body`], [`error`]: what comes in, what goes wrong.
 //! - [`advertise`]: refs from what is published (bounded mode). [`watch`]: reading along with the live ones.
-//! - [`fetch`]: a fetch answered from the bucket. [`prepare`]: what it sends. [`plans`]: kept for the
+//! - [`fetch`]: a fetch answered from the bucket. [`reaching`]: whether it may be. [`prepare`]: what it sends. [`plans`]: kept for the
 //!   next one. [`send`]: its stream. [`pass`]: everything the primary answers.
-//! - [`turns`], [`meter`]: what computing for a client may take.
+//! - [`compute`], [`turns`], [`meter`]: what computing for a client may take.
 //! - [`places`]: who may stay connected how long. [`connection`]: what one client owes. [`wire`]: its bytes. [`framing`]: where
 //!   its requests begin and end. [`files`]: how many files may be open.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics`. [`count`]: every request counted.
@@ -14,6 +14,7 @@
 pub mod advertise;
 pub mod app;
 pub mod body;
+pub mod compute;
 pub mod connection;
 pub mod count;
 pub mod error;
@@ -30,6 +31,7 @@ pub mod pass;
 pub mod places;
 pub mod plans;
 pub mod prepare;
+pub mod reaching;
 pub mod send;
 pub mod turns;
 pub mod watch;

@@ -60,7 +60,10 @@ mod tests {
         for bad in ["inof", "", "5x", "packmirror=loud", "packmirror"] {
             assert!(filter(bad).is_err(), "{bad}");
         }
-        assert_eq!(filter(" Debug ").map(|filter| filter.to_string()), Ok("packmirror=debug,warn".into()));
+        assert_eq!(
+            filter(" Debug ").map(|filter| filter.to_string()),
+            Ok("packmirror=debug,h2=error,warn".into())
+        );
         assert_eq!(filter("error").map(|filter| filter.to_string()), Ok("error".into()));
     }
 }

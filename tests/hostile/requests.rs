@@ -314,6 +314,8 @@ fn oversized_requests() {
     mirror_only!();
     let (world, primary, repo, node) = set_up();
     mirrored(&world, &node, &repo);
+    // Before the node itself has opened it, a long body would be the primary's.
+    same(&world, &primary, &node, &repo.path);
     let before = peak(&node);
     let path = format!("/{}/git-upload-pack", repo.path);
     // A promise of far too much: refused by its length alone, or after a bounded part of it.
