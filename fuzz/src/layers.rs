@@ -135,8 +135,8 @@ impl World {
                 tips: &packing.tips,
                 facts: None,
                 cache_bytes: 1 << 20,
-                meter: &packmirror::pack::meter::Unlimited,
-            progress: &|_, _| {},
+                meter: &Unlimited,
+                progress: &|_, _| {},
                 stop: &AtomicBool::new(false),
             };
             let graph = build(input).ok()?.to_bytes();
@@ -151,7 +151,8 @@ impl World {
         for (id, kind, bytes) in &self.objects {
             let gid = stack.lookup(id).expect("each object is found");
             assert_eq!((stack.oid(gid), stack.kind(gid), stack.size(gid)), (*id, *kind, bytes.len() as u64));
-            let (kind_there, there) = decode::object(stack, packs, gid, &mut scratch, &Unlimited).expect("it decodes");
+            let (kind_there, there) =
+                decode::object(stack, packs, gid, &mut scratch, &Unlimited).expect("it decodes");
             assert_eq!((kind_there, &there[..]), (*kind, &bytes[..]));
         }
     }
@@ -162,7 +163,8 @@ impl World {
         let Some(have) = tips.get(usize::from(choice >> 4) % tips.len().max(1)) else { return };
         let all = self.closure(&tips);
         let gids: Vec<Gid> = tips.iter().filter_map(|tip| stack.lookup(tip)).collect();
-        let reach = Reach::new(stack, packs, &gids, &TreeLimits::default(), &Unlimited).expect("trees that are there");
+        let reach = Reach::new(stack, packs, &gids, &TreeLimits::default(), &Unlimited)
+            .expect("trees that are there");
         assert_eq!(ids(stack, reach.objects()), all, "reachable is what hangs on the tips");
         for haves in [vec![], vec![*have]] {
             let had: Vec<Gid> = haves.iter().filter_map(|id| stack.lookup(id)).collect();
@@ -177,7 +179,8 @@ impl World {
             assert!(chosen.is_subset(&all) && (!haves.is_empty() || chosen == all));
             let plan = Arc::new(plan::plan(stack, &mut selection, options, &Unlimited).unwrap());
             let mut out = Vec::new();
-            write::write(&plan, stack, packs, &mut Scratch::new(1 << 16, 1 << 20), &Unlimited, &mut out).expect("a pack");
+            write::write(&plan, stack, packs, &mut Scratch::new(1 << 16, 1 << 20), &Unlimited, &mut out)
+                .expect("a pack");
             assert_eq!(entry::parse_pack_header(&out), Ok(chosen.len() as u32));
             if haves.is_empty() && !chosen.is_empty() {
                 let (_, idx) = index(&out, self.hash).expect("a clone's pack is complete");

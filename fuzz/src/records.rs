@@ -95,7 +95,9 @@ fn stacked(graph: Bytes) {
     for how in [Deepen::Depth(2), Deepen::Relative(2), Deepen::RevList { since: Some(3), not: haves }] {
         let shallow = deepen(&stack, wants, haves, how, |_| true, &Unlimited).ok();
         let query = Query { wants, haves, shallow: shallow.as_ref(), ..Query::default() };
-        let Ok(mut selection) = select(&stack, &Unreadable, &query, &Limits::default(), &Unlimited) else { continue };
+        let Ok(mut selection) = select(&stack, &Unreadable, &query, &Limits::default(), &Unlimited) else {
+            continue;
+        };
         for thin in [true, false] {
             plan::plan(&stack, &mut selection, PlanOptions { ofs_delta: thin, thin }, &Unlimited).unwrap();
         }

@@ -43,7 +43,7 @@ impl App {
             mirror,
             grants,
             recorder,
-            plans: Arc::new(Plans::new(usize::try_from(memory.readers.most() / 3).unwrap_or(usize::MAX))),
+            plans: Arc::new(Plans::new(usize::try_from(memory.readers.most() / 4).unwrap_or(usize::MAX))),
             ready: Arc::default(),
             // Selection and planning are pure computation: more at once than cores only makes all of them slower.
             turns: Arc::new(Turns::new(cores.max(2))),
@@ -73,6 +73,6 @@ impl Memory {
     /// Divides `most` bytes.
     pub fn new(most: u64) -> Self {
         let share = |eighths| Budget::new(most / 8 * eighths, "limits.memory");
-        Self { strangers: share(1), readers: share(3), work: share(4) }
+        Self { strangers: share(1), readers: share(4), work: share(3) }
     }
 }

@@ -49,7 +49,7 @@ const SMALL_DECODE_CACHE: usize = 2 << 20;
 /// The largest object that is packed anew in memory.
 const LARGEST_OBJECT: u64 = 4 << 30;
 /// What a stream holds while its client reads: the pieces on their way.
-const PIECES: u64 = 2 << 20;
+const PIECES: u64 = 3 << 19;
 /// What a line of an answer to `object-info` takes.
 const OBJECT_INFO: u64 = 96;
 
@@ -273,12 +273,13 @@ async fn send(
     Ok(upload_pack_result(body))
 }
 
-/// The room of one stream, and how many bytes of decoded objects it may keep: less where memory is short.
+/// The room of one stream, and how many bytes of decoded objects it may keep. Only the first few streams get much: the
+/// others' least must always fit beside it.
 async fn room(app: &App, packs_anew: bool) -> Result<(Room, usize), Failure> {
     let readers = &app.memory.readers;
-    for cache in [DECODE_CACHE, SMALL_DECODE_CACHE] {
+    for (cache, eighths) in [(DECODE_CACHE, 6), (SMALL_DECODE_CACHE, 5)] {
         if packs_anew
-            && readers.free() > readers.most() / 4
+            && readers.free() > readers.most() / 8 * eighths
             && let Ok(room) = readers.try_take(PIECES + encode::SMALL + cache as u64)
         {
             return Ok((room, cache));
