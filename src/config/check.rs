@@ -103,6 +103,13 @@ pub fn check(settings: &Settings, origins: &BTreeMap<&'static str, Origin>) -> R
             return bad(key, "ordinary requests would be refused".into(), "\"64KiB\" or more");
         }
     }
+    for (key, bytes) in
+        [("limits.memory", settings.limits.memory), ("limits.sync_memory", settings.limits.sync_memory)]
+    {
+        if bytes < 16 << 20 {
+            return bad(key, "hardly anything would fit".into(), "\"16MiB\" or more");
+        }
+    }
     Ok(())
 }
 

@@ -3,14 +3,12 @@
 //! Nothing is sent before everything that could still lead to the primary is decided: a grant is in hand, every want is
 //! reachable from what is published, and the plan stands.
 
-use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::response::Response;
-use futures::StreamExt;
 use gix_hash::ObjectId;
 
 use crate::budget::Room;
@@ -35,7 +33,7 @@ use crate::serve::pass::Reason;
 use crate::serve::plans::Key;
 use crate::serve::prepare::{Prepared, Trouble, named, prepare};
 use crate::serve::reaching::{MANY, open};
-use crate::serve::send::{Framing, Pipe, stream};
+use crate::serve::send::{Framing, Pipe, holding, stream};
 use crate::serve::turns::LONGEST_QUEUE;
 use crate::store::StoreError;
 use crate::telemetry::metrics as names;
@@ -86,12 +84,6 @@ pub async fn command(
             pass_on(app, asked, Reason::NotOurs).await
         }
     }
-}
-
-/// A body that keeps its room until it is sent.
-pub fn holding(bytes: Vec<u8>, room: Room) -> Body {
-    let once = futures::stream::once(async move { Ok::<_, Infallible>(Bytes::from(bytes)) });
-    Body::from_stream(once.inspect(move |_| _ = &room))
 }
 
 /// Answers a fetch.

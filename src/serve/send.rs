@@ -4,6 +4,7 @@
 //! kilobytes and one thread, whatever the repository's size. While the thread thinks or waits for the bucket, the
 //! stream sends keep-alive packets.
 
+use std::convert::Infallible;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::Room;
 use crate::git::pkt;
 use crate::text::chain;
 
@@ -167,6 +169,12 @@ fn alive(
             }
         }
     })
+}
+
+/// A body that keeps its room until it is sent.
+pub fn holding(bytes: Vec<u8>, room: Room) -> Body {
+    let once = futures::stream::once(async move { Ok::<_, Infallible>(Bytes::from(bytes)) });
+    Body::from_stream(once.inspect(move |_| _ = &room))
 }
 
 #[cfg(test)]
