@@ -53,6 +53,7 @@ const KEPT_MESSAGES: usize = 2048;
 pub(super) struct Cgi {
     /// Without symbolic links.
     root: PathBuf,
+    git: PathBuf,
     path: OsString,
     /// Whether repositories that do not say who may push take pushes from everybody.
     allow_push: bool,
@@ -70,12 +71,15 @@ impl Cgi {
             return Err(wrong("it is not a directory".into()));
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
-        Command::new("git").arg("--version").output().await.map_err(|error| {
+        // By its whole name: looked up in a changed environment it would be started by a fork of this whole process.
+        let mut found = std::env::split_paths(&path).map(|folder| folder.join("git"));
+        let git = found.find(|program| program.is_file()).unwrap_or_else(|| "git".into());
+        Command::new(&git).arg("--version").output().await.map_err(|error| {
             wrong(format!("a directory is served through git, which cannot be started: {error}"))
         })?;
         let places = |most| Arc::new(Semaphore::new(most));
         let (passing, questions, own) = (places(MOST_PROCESSES), places(MOST_QUESTIONS), places(MOST_OWN));
-        Ok(Self { root: real, path, allow_push, passing, questions, own })
+        Ok(Self { root: real, git, path, allow_push, passing, questions, own })
     }
 
     /// Looks whether the directory can be read.
@@ -146,7 +150,7 @@ impl Cgi {
 
     /// The process with all of its environment: nothing of ours but `PATH`, no user or system configuration.
     fn command(&self, outgoing: &Outgoing, folder: &Path) -> Command {
-        let mut command = Command::new("git");
+        let mut command = Command::new(&self.git);
         command
             .arg("http-backend")
             .current_dir(&self.root)

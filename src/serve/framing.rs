@@ -530,6 +530,8 @@ mod tests {
     }
 
     proptest::proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         /// However bytes are cut into pieces, the verdict is the same, and nothing passes but what came.
         #[test]
         fn pieces_change_nothing(

@@ -197,7 +197,8 @@ impl Staged {
     fn new(root: Arc<Folder>, at: &Path) -> io::Result<Self> {
         let folder = make_parent(&root, at)?;
         let name = name_of(at)?;
-        let staged = format!("{name}#{}", hex::encode(rand::random::<[u8; 8]>()));
+        // Digits behind the sign, as the object_store crate has it: other tools that list the directory pass over it.
+        let staged = format!("{name}#{}", rand::random::<u64>());
         let file = folder.as_ref().unwrap_or(&root).create(&staged)?;
         Ok(Self { folder, root, file, staged, name, published: false })
     }

@@ -61,6 +61,17 @@ pub struct Git {
     limit: Duration,
 }
 
+/// The git in the path, by its whole name. A program that is looked up in a changed environment is started by a fork, which
+/// copies the page tables of a test process of a gigabyte each time.
+pub fn program() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let mut all = std::env::split_paths(&path).map(|folder| folder.join("git"));
+        all.find(|program| program.is_file()).expect("git in the path")
+    })
+}
+
 /// git in `dir`.
 pub fn git(dir: impl AsRef<Path>) -> Git {
     Git { dir: dir.as_ref().to_owned(), config: Vec::new(), limit: LIMIT }
@@ -99,7 +110,7 @@ impl Git {
     /// The command itself, for tests that want to hold the process.
     pub fn command(&self, args: &[&str]) -> Command {
         let chosen = std::env::var_os("PACKMIRROR_TEST_GIT");
-        let mut command = Command::new(chosen.unwrap_or_else(|| "git".into()));
+        let mut command = Command::new(chosen.unwrap_or_else(|| program().into()));
         command.current_dir(&self.dir).args(args);
         clean(&mut command);
         let fixed = [

@@ -479,7 +479,7 @@ async fn backend(
     raw: &[u8],
     cut: Option<usize>,
 ) -> Response<Body> {
-    let mut command = std::process::Command::new("git");
+    let mut command = std::process::Command::new(crate::git::program());
     clean(&mut command);
     command
         .arg("http-backend")

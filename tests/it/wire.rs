@@ -44,6 +44,8 @@ pub fn read_reply(stream: &mut TcpStream, no_body: bool) -> std::io::Result<Repl
             Ok(0) => break,
             Ok(n) => all.extend_from_slice(&chunk[..n]),
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => break,
+            // A read with a timeout is not begun again by itself where the machine was stopped for a moment.
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
         if whole(&all, no_body).is_some_and(|r| r.complete) {
