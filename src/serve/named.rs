@@ -86,12 +86,12 @@ impl SparseBlobs for Named<'_> {
         if stack.kind(blob) != Kind::Blob || stack.size(blob) > limit {
             return Err(unreadable());
         }
-        let _held = Held::new(self.meter, stack.size(blob))?;
+        let _held = Held::new(self.meter, decode::peak(stack, blob, self.meter)?)?;
         let mut scratch = Scratch::new(1 << 20, limit);
         match decode::object(stack, self.granted.source(), blob, &mut scratch, self.meter) {
             Ok((_, bytes)) => Ok(bytes),
             Err(DecodeError::TooLarge { .. }) => Err(unreadable()),
-            Err(e) => Err(TreeError::Decode(e).into()),
+            Err(e) => Err(TreeError::from(e).into()),
         }
     }
 }
