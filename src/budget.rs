@@ -54,7 +54,12 @@ impl Budget {
     /// Says whether `bytes` can be held by one at all.
     pub fn fits(&self, bytes: u64) -> Result<(), Halt> {
         let fits = bytes <= self.most && bytes.div_ceil(UNIT) <= u64::from(u32::MAX);
-        fits.then_some(()).ok_or(Halt::TooMuch { bytes, most: self.most, setting: self.setting })
+        fits.then_some(()).ok_or(self.too_much(bytes, self.most))
+    }
+
+    /// Says that one may hold no more than `most` of it, by the name of the setting.
+    pub fn too_much(&self, bytes: u64, most: u64) -> Halt {
+        Halt::TooMuch { bytes, most, setting: self.setting }
     }
 
     fn units(&self, bytes: u64) -> Result<u32, Halt> {

@@ -75,14 +75,9 @@ impl Meter for Cost {
         let used = state.used.saturating_add(bytes);
         if used > state.room.bytes() {
             let (most, kept, more) = (self.budget.most(), self.budget.most() / 8, used - state.room.bytes());
-            if used > SMALL.max(most / 4 * 3) {
-                // The setting is the budget's to name.
-                return state.room.grow_to(u64::MAX).map_err(|halt| match halt {
-                    Halt::TooMuch { setting, .. } => {
-                        Halt::TooMuch { bytes: used, most: SMALL.max(most / 4 * 3), setting }
-                    }
-                    halt => halt,
-                });
+            let own = SMALL.max(most / 4 * 3);
+            if used > own {
+                return Err(self.budget.too_much(used, own));
             }
             if used > SMALL && self.budget.free() < more + kept {
                 return Err(Halt::Busy);
