@@ -139,7 +139,8 @@ pub fn same_as(world: &World, primary: &Primary, node: &Node, user: &str, passwo
     }
 }
 
-/// Asks through the node once, so that it starts to mirror, and waits until the bucket has what the primary has.
+/// Asks through the node once, so that it starts to mirror, and waits until the bucket has what the primary has and
+/// the node serves it.
 #[track_caller]
 pub fn mirrored(world: &World, node: &Node, repo: &Repo) {
     mirrored_at(world, node, &node.repo(&repo.path), repo);
@@ -148,8 +149,17 @@ pub fn mirrored(world: &World, node: &Node, repo: &Repo) {
 /// The same for an address with credentials in it.
 #[track_caller]
 pub fn mirrored_at(world: &World, node: &Node, url: &str, repo: &Repo) {
+    let runs = || {
+        node.metric("packmirror_sync_runs_total", &[])
+            - node.metric("packmirror_sync_runs_total", &["failed"])
+    };
+    let (known, before) = (is_in_bucket(world, repo), runs());
     git(world.path()).args(&["ls-remote", "-q", url]).must();
     in_bucket(world, node, repo);
+    if !known && !passthrough() {
+        // A node opens what it has published before the sync is counted.
+        eventually("the end of a sync", || (runs() > before).then_some(()));
+    }
 }
 
 /// Waits until the newest generation in the bucket is what the primary has now.
@@ -158,12 +168,15 @@ pub fn in_bucket(world: &World, node: &Node, repo: &Repo) {
     if passthrough() {
         return;
     }
-    let digest = repo.digest();
-    eventually(&format!("a generation of {} with manifest {digest}", repo.path), || {
+    eventually(&format!("a generation of {} with manifest {}", repo.path, repo.digest()), || {
         assert!(!node.url.is_empty());
-        let newest = world.store.newest(&repo.path)?;
-        (newest["manifest_digest"].as_str()? == digest).then_some(())
+        is_in_bucket(world, repo).then_some(())
     });
+}
+
+fn is_in_bucket(world: &World, repo: &Repo) -> bool {
+    let newest = world.store.newest(&repo.path);
+    newest.is_some_and(|newest| newest["manifest_digest"].as_str() == Some(&repo.digest()))
 }
 
 /// Runs `body` and fails unless answers came from the bucket meanwhile and none from the primary.
