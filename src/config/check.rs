@@ -87,7 +87,6 @@ pub fn check(settings: &Settings, origins: &BTreeMap<&'static str, Origin>) -> R
     }
     for (key, count) in [
         ("max_syncs", settings.max_syncs),
-        ("max_serving", settings.max_serving),
         ("max_new_per_minute", settings.max_new_per_minute),
         ("max_repositories", settings.max_repositories),
         ("limits.connections", settings.limits.connections),

@@ -148,8 +148,6 @@ pub const KEYS: &[Key] = &[
         "Repositories that a node takes up a minute because clients ask for them; the others are passed through until later"),
     key("max_repositories", Kind::Count, Standard::Is("10000"), Group::Mirroring,
         "Repositories up to which a node takes up new ones; further ones are passed through"),
-    key("max_serving", Kind::Count, Standard::Is("64"), Group::Serving,
-        "Packs that are sent at the same time; further requests queue, then get 503 with Retry-After"),
     key("cache_max", Kind::Size, Standard::Is("20GiB"), Group::Serving, "Bound of the cache on disk"),
     key("drain_timeout", Kind::Duration, Standard::Is("60s"), Group::Serving,
         "How long requests in flight may go on after SIGTERM"),

@@ -95,8 +95,6 @@ pub struct Settings {
     pub max_new_per_minute: usize,
     /// Repositories up to which this node takes up new ones.
     pub max_repositories: usize,
-    /// Packs that are sent at the same time by this node; beyond it requests queue, then get 503.
-    pub max_serving: usize,
     /// How long requests in flight may go on after SIGTERM.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,

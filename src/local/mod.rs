@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use tempfile::TempDir;
 
 use crate::budget::Budget;
@@ -218,6 +219,14 @@ impl Local {
             }
             other => other,
         }
+    }
+
+    /// Puts bytes aside for somebody who is slow to take them: into a nameless file of the scratch space, mapped.
+    pub fn set_aside(&self, bytes: &[u8]) -> std::io::Result<Bytes> {
+        let folder = self.scratch()?;
+        let path = folder.path().join("aside");
+        std::fs::write(&path, bytes)?;
+        map_file(&path)
     }
 
     /// What the cache did so far.

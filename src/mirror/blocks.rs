@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use tokio::runtime::Handle;
@@ -61,17 +61,17 @@ impl Blocks {
         Ok(())
     }
 
-    /// The same bytes for one request, which comes back to the same blocks again and again.
-    pub fn reader(&self) -> Reader<'_> {
+    /// The same bytes for one job, which comes back to the same blocks again and again.
+    pub fn reader(&self) -> Reader {
         let room = self.local.stats().max_bytes / 8;
         let block = self.packs.iter().map(|pack| pack.block_size).max().unwrap_or(1).max(1);
         let most = usize::try_from(room / block).unwrap_or(HELD).clamp(1, HELD);
-        Reader { blocks: self, most, held: Mutex::default(), last: None }
+        Reader { blocks: self.clone(), most, held: Mutex::default(), stream: None }
     }
 
-    /// A [`Reader`] for one stream, which reads ahead.
-    pub fn streaming(&self) -> Reader<'_> {
-        Reader { last: Some(Mutex::new((usize::MAX, 0))), ..self.reader() }
+    /// A [`Reader`] for one stream, which reads ahead and waits for nothing but the disk.
+    pub fn streaming(&self) -> Reader {
+        Reader { stream: Some(Mutex::default()), ..self.reader() }
     }
 
     /// Block `n` of the pack of a layer, and whether it is mapped and not in memory.
@@ -112,51 +112,121 @@ impl Blocks {
     }
 }
 
-/// One request's way through the packs. It holds on to the blocks that it read last, so that reading many small entries
-/// costs no system call each; and while a stream goes straight on, the blocks ahead of it are fetched already.
-pub struct Reader<'a> {
-    blocks: &'a Blocks,
+/// One job's way through the packs. It holds on to the blocks that it read last, so that reading many small entries costs
+/// no system call each.
+///
+/// That of a stream does not wait for the bucket: a read of a block that is not on this node's disk fails, and
+/// [`Reader::absent`] says which block is to be fetched. While a stream goes straight on, the blocks ahead of it are fetched
+/// already.
+pub struct Reader {
+    blocks: Blocks,
     /// How many blocks are held. A held block keeps its place on the disk.
     most: usize,
-    held: Mutex<HashMap<(usize, u64), Bytes>>,
-    /// Layer and block read last; none where nothing is to be read ahead.
-    last: Option<Mutex<(usize, u64)>>,
+    held: Mutex<HashMap<At, Bytes>>,
+    stream: Option<Mutex<Stream>>,
 }
 
-impl Reader<'_> {
-    fn look_ahead(&self, layer: usize, block: u64) {
-        let (Some(last), Ok(pack)) = (&self.last, self.blocks.pack(layer)) else { return };
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last == (layer, block) {
+/// A block: its layer in the stack, and its number in the layer's pack.
+type At = (usize, u64);
+
+/// Where a stream is.
+#[derive(Default)]
+struct Stream {
+    /// The block read last.
+    last: Option<At>,
+    /// The block that a read failed for.
+    absent: Option<At>,
+    /// Blocks that were fetched for the step that the stream is at, for a disk that does not keep them.
+    fetched: HashMap<At, Bytes>,
+}
+
+impl Reader {
+    /// The block that the last read failed for, if it failed since it would have had to wait.
+    pub fn absent(&self) -> Option<(usize, u64)> {
+        self.stream.as_ref().and_then(|stream| lock(stream).absent.take())
+    }
+
+    /// Fetches a block, so that the next read finds it.
+    pub async fn fetch(&self, (layer, n): (usize, u64)) -> Result<(), StoreError> {
+        let pack =
+            self.blocks.pack(layer).map_err(|e| StoreError::unavailable("find a pack", e.to_string()))?;
+        let block = self.blocks.local.block(pack, n).await?;
+        if let Some(stream) = &self.stream {
+            lock(stream).fetched.insert((layer, n), block);
+        }
+        Ok(())
+    }
+
+    /// Takes note that a step is done: what was fetched for it is not held any longer, but for the block that comes next.
+    pub fn step_done(&self) {
+        if let Some(stream) = &self.stream {
+            let mut stream = lock(stream);
+            let last = stream.last;
+            stream.fetched.retain(|at, _| Some(*at) == last);
+        }
+    }
+
+    /// Lets go of all that is held, since nothing is read for a while.
+    pub fn rest(&self) {
+        lock(&self.held).clear();
+        if let Some(stream) = &self.stream {
+            lock(stream).fetched.clear();
+        }
+    }
+
+    fn look_ahead(&self, stream: &mut Stream, layer: usize, block: u64) {
+        let Ok(pack) = self.blocks.pack(layer) else { return };
+        if stream.last == Some((layer, block)) {
             return;
         }
-        let straight_on = *last == (layer, block.wrapping_sub(1)) || block == 0;
-        *last = (layer, block);
+        let straight_on = block == 0 || stream.last == Some((layer, block - 1));
+        stream.last = Some((layer, block));
         if straight_on {
             let _inside = self.blocks.runtime.enter();
             self.blocks.local.read_ahead(pack, block..block + AHEAD);
         }
     }
 
+    fn hold(&self, at: At, block: &Bytes) {
+        let mut held = lock(&self.held);
+        if held.len() >= self.most {
+            held.clear();
+        }
+        held.insert(at, block.clone());
+    }
+
     fn held(&self, layer: usize, n: u64) -> io::Result<Bytes> {
-        let held = || self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(block) = held().get(&(layer, n)) {
+        let at = (layer, n);
+        if let Some(block) = lock(&self.held).get(&at) {
             return Ok(block.clone());
         }
-        self.look_ahead(layer, n);
-        let (block, mapped) = self.blocks.block(layer, n)?;
-        if mapped {
-            let mut held = held();
-            if held.len() >= self.most {
-                held.clear();
+        let Some(stream) = &self.stream else {
+            let (block, mapped) = self.blocks.block(layer, n)?;
+            if mapped {
+                self.hold(at, &block);
             }
-            held.insert((layer, n), block.clone());
+            return Ok(block);
+        };
+        let mut stream = lock(stream);
+        self.look_ahead(&mut stream, layer, n);
+        if let Some(block) = self.blocks.local.cached_block(self.blocks.pack(layer)?, n) {
+            stream.fetched.remove(&at);
+            self.hold(at, &block);
+            return Ok(block);
         }
-        Ok(block)
+        if let Some(block) = stream.fetched.get(&at) {
+            return Ok(block.clone());
+        }
+        stream.absent = Some(at);
+        Err(io::ErrorKind::WouldBlock.into())
     }
 }
 
-impl Source for Reader<'_> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Source for Reader {
     fn read(&self, layer: usize, range: Range<u64>) -> io::Result<Bytes> {
         self.blocks.join(layer, range, |n| self.held(layer, n))
     }

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::budget::Budget;
 use crate::mirror::Mirror;
 use crate::primary::Grants;
-use crate::serve::error::Failure;
 use crate::serve::plans::Plans;
-use crate::serve::turns::{Turns, turn};
+use crate::serve::turns::Turns;
 use crate::telemetry::metrics::Recorder;
 
 /// A node, as its handlers see it. Cheap to clone.
@@ -30,14 +29,14 @@ pub struct App {
     pub turns: Arc<Turns>,
     /// How much may be held for clients.
     pub memory: Memory,
-    serving: Arc<Semaphore>,
+    /// Where pieces of packs are filled.
+    pub filling: Filling,
 }
 
 impl App {
     /// A node that is not ready yet.
     pub fn new(mirror: Arc<Mirror>, grants: Grants, recorder: Arc<Recorder>) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let serving = mirror.settings.max_serving.max(1);
         let memory = Memory::new(mirror.settings.limits.memory);
         Self {
             mirror,
@@ -48,13 +47,25 @@ impl App {
             // Selection and planning are pure computation: more at once than cores only makes all of them slower.
             turns: Arc::new(Turns::new(cores.max(2))),
             memory,
-            serving: Arc::new(Semaphore::new(serving)),
+            filling: Filling::new(cores),
         }
     }
+}
 
-    /// Leave to stream one pack; held until its last byte.
-    pub async fn may_serve(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        turn(&self.serving).await
+/// How many pieces of packs are filled at the same time. Who waits gets a place in the order of asking.
+#[derive(Clone, Debug)]
+pub struct Filling {
+    /// For packs that are copied: they wait for nothing but the disk.
+    pub copying: Arc<Semaphore>,
+    /// For packs with objects packed anew, which may wait for memory.
+    pub packing: Arc<Semaphore>,
+}
+
+impl Filling {
+    /// Places for a machine with so many cores.
+    pub fn new(cores: usize) -> Self {
+        let places = |n: usize| Arc::new(Semaphore::new(n));
+        Self { copying: places((2 * cores).max(4)), packing: places(cores.max(2)) }
     }
 }
 

@@ -10,44 +10,35 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::Response;
 use gix_hash::ObjectId;
+use tokio_util::sync::CancellationToken;
 
-use crate::budget::Room;
 use crate::config::Freshness;
 use crate::git::pkt;
 use crate::git::request::{Command, CommandRequest, FetchRequest};
 use crate::git::response::unknown_ref;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Granted;
-use crate::pack::encode;
+use crate::pack::Sender;
 use crate::pack::meter::Halt;
 use crate::pack::plan::Plan;
 use crate::pack::trees::TreeError;
-use crate::pack::write::{self, WriteError};
-use crate::pack::{Scratch, Sender};
 use crate::serve::app::App;
 use crate::serve::compute::compute;
 use crate::serve::error::Failure;
+use crate::serve::frame::{Frame, Framing};
 use crate::serve::git::{Asked, git_error, pass_on, upload_pack_result};
+use crate::serve::holding::Holding;
 use crate::serve::meter::JobMeter;
 use crate::serve::pass::Reason;
 use crate::serve::plans::Key;
 use crate::serve::prepare::{Prepared, Trouble, named, prepare};
 use crate::serve::reaching::{MANY, open};
-use crate::serve::send::{Framing, Pipe, holding, stream};
-use crate::serve::turns::LONGEST_QUEUE;
+use crate::serve::send::{CHUNK, Cut, Outgoing, Sent, holding, stream};
 use crate::store::StoreError;
 use crate::telemetry::metrics as names;
 
 /// How long a fetch waits for its first byte from the bucket.
 const BUCKET_PATIENCE: Duration = Duration::from_secs(10);
-/// Decoded objects that one stream keeps for the deltas that lean on them.
-const DECODE_CACHE: usize = 16 << 20;
-/// The same where there is little memory.
-const SMALL_DECODE_CACHE: usize = 2 << 20;
-/// The largest object that is packed anew in memory.
-const LARGEST_OBJECT: u64 = 4 << 30;
-/// What a stream holds while its client reads: the pieces on their way.
-const PIECES: u64 = 3 << 19;
 /// What a line of an answer to `object-info` takes.
 const OBJECT_INFO: u64 = 96;
 
@@ -218,79 +209,49 @@ async fn send(
         counted("negotiation");
         return Ok(upload_pack_result(Body::from(head)));
     };
+    let held = Holding::begin(&app.memory.readers, plan.anew > 0).await?;
     counted("fetch");
-    let permit = app.may_serve().await?;
-    let (mut room, cache) = room(app, plan.anew > 0).await?;
-    let framing = match &request.v0 {
+    let mut frame = Frame::new(match &request.v0 {
         None => Framing::Band(pkt::MAX_BAND),
         Some(v0) => v0.band.max().map_or(Framing::Bare, Framing::Band),
-    };
-    let progress = !request.no_progress;
-    let repo = Arc::clone(repo);
-    let work = app.memory.work.clone();
-    let body = stream(framing, app.mirror.settings.limits.client_timeout, move |pipe| {
-        let _permit = permit;
-        let meter = JobMeter::new(pipe.stopped(), work);
-        pipe.plain(&head)?;
-        if progress {
-            tell(pipe, &plan)?;
-        }
-        let begun = std::time::Instant::now();
-        let mut scratch = Scratch::new(cache, LARGEST_OBJECT);
-        let mut sender = Sender::new(plan, write::CHUNK);
-        let known = prepared.trailer();
-        if let Some(trailer) = known {
-            sender = sender.ending(trailer);
-        }
-        match write::send(sender, &granted.stack, &granted.source().streaming(), &mut scratch, &meter, pipe) {
-            Ok(written) if known.is_none() => prepared.ended(written.trailer),
-            Ok(_) => {}
-            Err(e) => {
-                if is_damage(&e) {
-                    repo.report_damage();
-                }
-                return Err(io::Error::other(e));
-            }
-        }
-        metrics::counter!(names::FETCH_BYTES, "source" => "bucket").increment(pipe.sent);
-        metrics::histogram!(names::FETCH_SECONDS, "phase" => "send").record(begun.elapsed().as_secs_f64());
-        if framing != Framing::Bare {
-            pipe.plain(pkt::FLUSH)?;
-        }
-        // What is still on its way is small; the rest is for others.
-        drop(scratch);
-        room.shrink_to(PIECES);
-        Ok(())
     });
-    Ok(upload_pack_result(body))
-}
-
-/// The room of one stream, and how many bytes of decoded objects it may keep. Only the first few streams get much: the
-/// others' least must always fit beside it.
-async fn room(app: &App, packs_anew: bool) -> Result<(Room, usize), Failure> {
-    let readers = &app.memory.readers;
-    for (cache, eighths) in [(DECODE_CACHE, 6), (SMALL_DECODE_CACHE, 5)] {
-        if packs_anew
-            && readers.free() > readers.most() / 8 * eighths
-            && let Ok(room) = readers.try_take(PIECES + encode::SMALL + cache as u64)
-        {
-            return Ok((room, cache));
-        }
+    frame.plain(&prepared.head);
+    if !request.no_progress {
+        tell(&mut frame, &plan);
     }
-    let least = PIECES + if packs_anew { encode::SMALL } else { 0 };
-    let room = tokio::time::timeout(LONGEST_QUEUE, readers.take(least)).await;
-    Ok((room.map_err(|_| Failure::Busy)??, 0))
+    let places = if plan.anew > 0 { &app.filling.packing } else { &app.filling.copying };
+    let stop = CancellationToken::new();
+    let meter = JobMeter::new(stop.clone(), app.memory.work.clone());
+    let sender = Sender::new(plan, CHUNK);
+    let known = prepared.trailer();
+    let sender = known.into_iter().fold(sender, Sender::ending);
+    let (local, memory) = (app.mirror.local.clone(), app.memory.readers.clone());
+    let out = Outgoing::new(frame, sender, granted, meter, local, memory);
+    let repo = Arc::clone(repo);
+    let ended = move |sent: Result<Sent, &Cut>| match sent {
+        Ok(sent) => {
+            if known.is_none() {
+                prepared.ended(sent.written.trailer);
+            }
+            metrics::counter!(names::FETCH_BYTES, "source" => "bucket").increment(sent.written.bytes);
+            metrics::histogram!(names::FETCH_SECONDS, "phase" => "send").record(sent.took.as_secs_f64());
+        }
+        Err(cut) if is_damage(cut) => repo.report_damage(),
+        Err(_) => {}
+    };
+    let patience = app.mirror.settings.limits.client_timeout;
+    Ok(upload_pack_result(stream(out, held, Arc::clone(places), patience, stop, ended)))
 }
 
 /// What `git pack-objects` would say of such a pack.
-fn tell(pipe: &mut Pipe, plan: &Plan) -> io::Result<()> {
+fn tell(frame: &mut Frame, plan: &Plan) {
     let n = plan.objects;
-    pipe.progress(&format!("Enumerating objects: {n}, done.\n"))?;
-    pipe.progress(&format!("Total {n} (delta 0), reused {} (delta 0), pack-reused {0}\n", n - plan.anew))
+    frame.progress(&format!("Enumerating objects: {n}, done.\n"));
+    frame.progress(&format!("Total {n} (delta 0), reused {} (delta 0), pack-reused {0}\n", n - plan.anew));
 }
 
 /// Whether stored bytes are missing or wrong, anywhere down the chain of causes.
-fn is_damage(error: &WriteError) -> bool {
+fn is_damage(error: &Cut) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
         let inner = error.downcast_ref::<io::Error>().and_then(|e| e.get_ref());

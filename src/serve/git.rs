@@ -222,13 +222,15 @@ async fn upload_pack(
                 repo.ask();
                 return pass_on(app, &asked, Reason::NotYetMirrored).await;
             }
-            fetch::command(app, repo, &asked, command).await
+            or_primary(app, &asked, fetch::command(app, repo, &asked, command).await).await
         }
         // A client that wants nothing after all.
         (Parsed::Fetch(Ok(request)), _) if request.wants.is_empty() => {
             pass_on(app, &asked, Reason::NotOurs).await
         }
-        (Parsed::Fetch(Ok(request)), Some(repo)) => fetch::fetch(app, &repo, &asked, request).await,
+        (Parsed::Fetch(Ok(request)), Some(repo)) => {
+            or_primary(app, &asked, fetch::fetch(app, &repo, &asked, request).await).await
+        }
         (Parsed::OtherHash, Some(repo)) => {
             repo.ask();
             pass_on(app, &asked, Reason::NotYetMirrored).await
@@ -311,6 +313,18 @@ impl Asked {
 pub async fn pass_on(app: &App, asked: &Asked, reason: Reason) -> Result<Response, Failure> {
     let answer = ask(app, asked.request(), reason).await?;
     Ok(client_response(app.grants.observe(answer)))
+}
+
+/// What this node has no place for goes to the primary: git does not try again after a 503.
+async fn or_primary(
+    app: &App,
+    asked: &Asked,
+    answer: Result<Response, Failure>,
+) -> Result<Response, Failure> {
+    match answer {
+        Err(Failure::Busy) => pass_on(app, asked, Reason::Busy).await,
+        answer => answer,
+    }
 }
 
 /// `POST git-receive-pack`: to the primary byte for byte, never tried again; then the mirror catches up.

@@ -3,7 +3,8 @@
 //! - [`node`]: one node from start to end. [`listen`]: connections and draining. [`git`]: where a request goes. [`body`], [`error`]: what comes in, what goes wrong.
 //! - [`advertise`]: refs from what is published (bounded mode). [`watch`]: reading along with the live ones.
 //! - [`fetch`]: a fetch answered from the bucket. [`reaching`]: whether it may be. [`prepare`]: what it sends. [`plans`]: kept for the
-//!   next one. [`send`]: its stream. [`pass`]: everything the primary answers.
+//!   next one. [`send`]: its stream, in
+//!   pieces ([`frame`]) and with little in hand ([`holding`]). [`pass`]: everything the primary answers.
 //! - [`compute`], [`turns`], [`meter`]: what computing for a client may take.
 //! - [`places`]: who may stay connected how long. [`connection`]: what one client owes. [`wire`]: its bytes. [`framing`]: where
 //!   its requests begin and end. [`files`]: how many files may be open.
@@ -20,9 +21,11 @@ pub mod count;
 pub mod error;
 pub mod fetch;
 pub mod files;
-pub mod framing;
+pub mod frame;
+mod framing;
 pub mod git;
 pub mod health;
+pub mod holding;
 pub mod listen;
 pub mod meter;
 mod named;

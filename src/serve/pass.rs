@@ -38,6 +38,8 @@ pub enum Reason {
     BucketDown,
     /// The answer takes more memory or work than one request may have.
     TooCostly,
+    /// This node has no place or memory free for it.
+    Busy,
 }
 
 impl Reason {
@@ -54,6 +56,7 @@ impl Reason {
             Self::NotOffered => "not-offered",
             Self::BucketDown => "bucket-down",
             Self::TooCostly => "too-costly",
+            Self::Busy => "busy",
         }
     }
 }

@@ -1,155 +1,312 @@
-//! The stream of one `packfile` section: a blocking thread lays the pack out, the client reads it at its own pace.
+//! The stream of one `packfile` section, made piece by piece as its client takes them.
 //!
-//! The thread and the connection are joined by a short queue of fixed pieces, so a slow reader holds a few hundred
-//! kilobytes and one thread, whatever the repository's size. While the thread thinks or waits for the bucket, the
-//! stream sends keep-alive packets.
+//! A task per stream waits: for the client, for blocks of the bucket, for a place to work. A thread and a place are taken
+//! only while one piece is filled. So a client that reads slowly holds two small pieces and nothing that others need, and
+//! many that want much share the processor piece by piece, in the order in which they ask. While a stream has nothing to
+//! send it sends keep-alive packets.
+//!
+//! Relies on: a plan, whose first bytes are at hand (`fetch`). Elsewhere: framing (`frame`), what one stream may hold
+//! (`holding`).
 
 use std::convert::Infallible;
-use std::io::{self, Write};
-use std::time::Duration;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::budget::Room;
-use crate::git::pkt;
+use crate::budget::{Budget, Room};
+use crate::local::Local;
+use crate::mirror::blocks::Reader;
+use crate::mirror::snapshot::Granted;
+use crate::pack::send::Written;
+use crate::pack::write::WriteError;
+use crate::pack::{DecodeError, Scratch, Sender, Source, Step, encode};
+use crate::serve::frame::{Frame, Framing};
+use crate::serve::holding::Holding;
+use crate::serve::meter::JobMeter;
+use crate::store::StoreError;
 use crate::text::chain;
 
-/// What is handed over at a time: four full side-band packets.
-const PIECE: usize = 256 << 10;
-/// Pieces between the thread and the connection.
-const QUEUE: usize = 4;
 /// A stream that has been silent for so long says that it is alive (git's `uploadpack.keepAlive` has the same).
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// An empty packet on band 1: clients skip it (pack-protocol: keep-alive).
 const EMPTY_BAND: &[u8] = b"0005\x01";
+/// A client that takes nothing for so long is slow: what only makes the next piece quicker is given back.
+const SLOW: Duration = Duration::from_secs(1);
+/// An entry packed anew that is larger than this waits for its client in a file.
+const ASIDE: usize = 128 << 10;
+/// The most bytes of a stored pack that are read at once.
+pub const CHUNK: u64 = 64 << 10;
+/// The largest object that is packed anew in memory.
+const LARGEST_OBJECT: u64 = 4 << 30;
 
-/// How pack bytes are framed for the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
-    /// Side-band packets of at most so many payload bytes.
-    Band(usize),
-    /// The bare pack, as clients without side-band want it.
-    Bare,
+/// A pack on its way out, between two pieces.
+pub struct Outgoing {
+    /// What has been laid out; begins with what stands before the pack.
+    pub frame: Frame,
+    sender: Sender,
+    /// Bytes of the pack that did not fit into the last piece.
+    rest: Bytes,
+    granted: Granted,
+    reader: Reader,
+    scratch: Scratch,
+    meter: JobMeter,
+    aside: Aside,
 }
 
-/// The write end: frames what is written and queues it.
-pub struct Pipe {
-    runtime: Handle,
-    patience: Duration,
-    queue: mpsc::Sender<io::Result<Bytes>>,
-    stopped: CancellationToken,
-    piece: Vec<u8>,
-    /// Where the last packet of pack bytes starts in `piece`, if more of them belong to it.
-    open: Option<usize>,
-    framing: Framing,
-    /// Pack bytes that went through.
-    pub sent: u64,
+/// Where large entries wait for their client.
+struct Aside {
+    local: Local,
+    memory: Budget,
+    /// Pays for one that the disk did not take.
+    paid: Option<Room>,
 }
 
-impl Pipe {
-    /// Cancelled when the client has left.
-    pub fn stopped(&self) -> CancellationToken {
-        self.stopped.clone()
+/// Why a piece was handed back.
+enum Filled {
+    /// It is full.
+    Piece,
+    /// The pack is at its end.
+    Done(Written),
+    /// It cannot go on without this block.
+    Absent((usize, u64)),
+}
+
+/// Why a stream ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Cut {
+    /// The client has left, or takes nothing any more.
+    #[error("the client has gone")]
+    Gone,
+    /// The pack cannot be laid out.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// A block cannot be read.
+    #[error("cannot read a stored pack")]
+    Store(#[from] StoreError),
+    /// The job that filled a piece panicked.
+    #[error("a job ended by itself")]
+    Job(#[from] tokio::task::JoinError),
+}
+
+impl Outgoing {
+    /// Begins to send; `frame` holds what stands before the pack. Objects packed anew count on `meter`.
+    pub fn new(
+        frame: Frame,
+        sender: Sender,
+        granted: Granted,
+        meter: JobMeter,
+        local: Local,
+        memory: Budget,
+    ) -> Self {
+        let reader = granted.source().streaming();
+        let scratch = Scratch::new(0, LARGEST_OBJECT);
+        Self {
+            frame,
+            sender,
+            rest: Bytes::new(),
+            granted,
+            reader,
+            scratch,
+            meter,
+            aside: Aside { local, memory, paid: None },
+        }
     }
 
-    /// A line for the client's user, on band 2.
-    pub fn progress(&mut self, line: &str) -> io::Result<()> {
-        if let Framing::Band(max) = self.framing {
-            self.open = None;
-            pkt::band(&mut self.piece, 2, line.as_bytes(), max);
+    /// Fills the piece up to about `most` bytes. For blocking threads; waits for nothing but this node's disk, and for
+    /// memory if a large object is to be packed anew.
+    fn fill(&mut self, most: usize) -> Result<Filled, WriteError> {
+        self.frame.reserve(most);
+        loop {
+            if !self.rest.is_empty() {
+                let room = most.saturating_sub(self.frame.len()).max(1);
+                let now = self.rest.split_to(self.rest.len().min(room));
+                self.frame.pack(&now);
+            }
+            if self.frame.len() >= most {
+                return Ok(Filled::Piece);
+            }
+            match self.sender.step()? {
+                Step::Bytes(bytes) => {
+                    self.reader.step_done();
+                    self.rest = bytes;
+                }
+                Step::NeedRange { layer, range } => match self.reader.read(layer as usize, range) {
+                    Ok(bytes) => self.sender.feed(bytes)?,
+                    Err(error) => return self.absent().ok_or(WriteError::Read(error)),
+                },
+                Step::NeedAnew { gid, join } => match self.anew(gid, join) {
+                    Ok(entry) => self.sender.feed(entry)?,
+                    Err(error) => return self.absent().ok_or(WriteError::Decode(error)),
+                },
+                Step::Done(written) => return Ok(Filled::Done(written)),
+            }
         }
-        Ok(())
     }
 
-    /// Bytes outside the framing: section headers before the pack, the flush after it.
-    pub fn plain(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.open = None;
-        self.piece.extend_from_slice(bytes);
-        self.spill(PIECE)
+    /// What to wait for, if the last read failed for that reason.
+    fn absent(&self) -> Option<Filled> {
+        self.reader.absent().map(Filled::Absent)
     }
 
-    fn spill(&mut self, at_least: usize) -> io::Result<()> {
-        if self.piece.len() < at_least || self.piece.is_empty() {
-            return Ok(());
+    fn anew(&mut self, gid: u32, join: Option<u32>) -> Result<Bytes, DecodeError> {
+        let plan = Arc::clone(self.sender.plan());
+        let path = join.and_then(|join| plan.joins.get(join as usize)).map_or(&[][..], Vec::as_slice);
+        let stack = &self.granted.stack;
+        let entry = encode::anew(stack, &self.reader, gid, path, &mut self.scratch, &self.meter)?;
+        if entry.len() <= ASIDE {
+            return Ok(entry.into());
         }
-        self.open = None;
-        let piece = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE + (PIECE >> 2)));
-        // A client that takes nothing for so long has gone without saying so, or holds a thread for no good.
-        let sent = self.queue.send_timeout(Ok(piece.into()), self.patience);
-        let gone = |_| io::Error::new(io::ErrorKind::BrokenPipe, "the client has gone");
-        self.runtime.block_on(sent).map_err(gone)
+        let aside = &mut self.aside;
+        if let Ok(mapped) = aside.local.set_aside(&entry) {
+            return Ok(mapped);
+        }
+        // A disk that takes nothing is no reason to fail while there is memory.
+        aside.paid = Some(aside.memory.try_take(entry.len() as u64)?);
+        Ok(entry.into())
     }
 
-    fn fail(mut self, error: io::Error) {
-        if error.kind() == io::ErrorKind::BrokenPipe {
-            return;
-        }
-        tracing::error!(error = chain(&error), "a pack could not be sent to its end; the client was told");
-        if let Framing::Band(max) = self.framing {
-            pkt::band(
-                &mut self.piece,
-                3,
-                b"packmirror: the pack could not be read to its end; try again\n",
-                max,
-            );
-        }
-        let _ = self.spill(1);
-        // The missing last chunk is what tells clients without a side band.
-        let _ = self.queue.blocking_send(Err(error));
+    /// Gives back what only makes the next piece quicker.
+    fn idle(&mut self) {
+        self.scratch = Scratch::new(0, LARGEST_OBJECT);
+        self.reader.rest();
     }
 }
 
-impl Write for Pipe {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.framing {
-            Framing::Band(max) => pkt::extend_band(&mut self.piece, &mut self.open, 1, bytes, max),
-            Framing::Bare => self.piece.extend_from_slice(bytes),
-        }
-        self.sent += bytes.len() as u64;
-        self.spill(PIECE)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.spill(1)
-    }
-}
-
-/// Runs `job` on a blocking thread and streams what it writes. An error of the job ends the stream without its end.
+/// Sends a pack to its end. `ended` is told how it went, unless the client left.
 ///
-/// A client that takes nothing for `patience` is cut off.
+/// `places` are taken while a piece is filled; a client that takes nothing for `patience` is cut off; `stop` is cancelled
+/// when the client has left.
 pub fn stream(
-    framing: Framing,
+    out: Outgoing,
+    held: Holding,
+    places: Arc<Semaphore>,
     patience: Duration,
-    job: impl FnOnce(&mut Pipe) -> io::Result<()> + Send + 'static,
+    stop: CancellationToken,
+    ended: impl FnOnce(Result<Sent, &Cut>) + Send + 'static,
 ) -> Body {
-    let (queue, pieces) = mpsc::channel(QUEUE);
-    let runtime = Handle::current();
-    let stopped = CancellationToken::new();
+    let framing = out.frame.framing();
+    let (pieces, queue) = mpsc::channel(1);
     // Dropped with the body, which is dropped when the client leaves.
-    let left = stopped.clone().drop_guard();
-    tokio::task::spawn_blocking(move || {
-        let mut pipe = Pipe {
-            runtime,
-            patience,
-            queue,
-            stopped,
-            piece: Vec::with_capacity(64 << 10),
-            open: None,
-            framing,
-            sent: 0,
-        };
-        match job(&mut pipe).and_then(|()| pipe.flush()) {
-            Ok(()) => {}
-            Err(error) => pipe.fail(error),
+    let left = stop.drop_guard();
+    let run = Run { pieces, held, places, patience };
+    tokio::spawn(async move {
+        let begun = Instant::now();
+        let sent = run.all(Box::new(out)).await;
+        match &sent {
+            Ok(written) => ended(Ok(Sent { written: *written, took: begun.elapsed() })),
+            Err(Cut::Gone) => {}
+            Err(cut) => ended(Err(cut)),
         }
     });
-    Body::from_stream(alive(pieces, framing).inspect(move |_| _ = &left))
+    Body::from_stream(alive(queue, framing).inspect(move |_| _ = &left))
+}
+
+/// A pack that was sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Sent {
+    /// What was sent.
+    pub written: Written,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What a stream needs to run.
+struct Run {
+    pieces: mpsc::Sender<io::Result<Bytes>>,
+    held: Holding,
+    places: Arc<Semaphore>,
+    patience: Duration,
+}
+
+impl Run {
+    /// Sends everything, and tells the client if that fails.
+    async fn all(mut self, out: Box<Outgoing>) -> Result<Written, Cut> {
+        let framing = out.frame.framing();
+        let sent = self.pack(out).await;
+        if let Err(cut @ (Cut::Write(_) | Cut::Store(_) | Cut::Job(_))) = &sent {
+            tracing::error!(error = chain(cut), "a pack could not be sent to its end; the client was told");
+            let mut frame = Frame::new(framing);
+            frame.fatal("packmirror: the pack could not be read to its end; try again\n");
+            if !frame.is_empty() {
+                let _ = self.pieces.send_timeout(Ok(frame.take()), self.patience).await;
+            }
+            // The missing last chunk is what tells clients without a side band.
+            let failed = io::Error::other("the pack is not whole");
+            let _ = self.pieces.send_timeout(Err(failed), self.patience).await;
+        }
+        sent
+    }
+
+    async fn pack(&mut self, mut out: Box<Outgoing>) -> Result<Written, Cut> {
+        // What stands before the pack goes at once: from then on the client can be told that its pack is being made.
+        self.pieces.send(Ok(out.frame.take())).await.map_err(|_| Cut::Gone)?;
+        loop {
+            self.client(&mut out).await?;
+            let filled;
+            (out, filled) = self.fill(out).await?;
+            let written = match filled? {
+                Filled::Piece => None,
+                Filled::Done(written) => Some(written),
+                Filled::Absent(block) => {
+                    self.unless_gone(out.reader.fetch(block)).await??;
+                    continue;
+                }
+            };
+            if written.is_some() {
+                out.frame.end();
+            }
+            if !out.frame.is_empty() {
+                self.pieces.send(Ok(out.frame.take())).await.map_err(|_| Cut::Gone)?;
+            }
+            if let Some(written) = written {
+                return Ok(written);
+            }
+        }
+    }
+
+    /// Waits until the client has begun to take the last piece.
+    async fn client(&mut self, out: &mut Outgoing) -> Result<(), Cut> {
+        if tokio::time::timeout(SLOW, self.pieces.reserve()).await.map(|room| room.is_ok()) == Ok(true) {
+            if let Some(cache) = self.held.quick() {
+                out.scratch = Scratch::new(cache, LARGEST_OBJECT);
+            }
+            return Ok(());
+        }
+        out.idle();
+        self.held.slow();
+        let waited = tokio::time::timeout(self.patience.saturating_sub(SLOW), self.pieces.reserve()).await;
+        // A client that takes nothing for so long has gone without saying so.
+        waited.map_err(|_| Cut::Gone)?.map(drop).map_err(|_| Cut::Gone)
+    }
+
+    /// Fills a piece on a thread, in its turn.
+    async fn fill(
+        &mut self,
+        mut out: Box<Outgoing>,
+    ) -> Result<(Box<Outgoing>, Result<Filled, WriteError>), Cut> {
+        let place = self.unless_gone(Arc::clone(&self.places).acquire_owned()).await?;
+        let most = self.held.piece();
+        let job = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            let filled = out.fill(most);
+            (out, filled)
+        });
+        Ok(job.await?)
+    }
+
+    /// Waits for `work`, or for the client to leave.
+    async fn unless_gone<T>(&self, work: impl Future<Output = T>) -> Result<T, Cut> {
+        tokio::select! {
+            done = work => Ok(done),
+            () = self.pieces.closed() => Err(Cut::Gone),
+        }
+    }
 }
 
 /// The pieces, with keep-alive packets where nothing came for a while.
@@ -180,34 +337,6 @@ pub fn holding(bytes: Vec<u8>, room: Room) -> Body {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    async fn collect(body: Body) -> Result<Vec<u8>, axum::Error> {
-        let mut all = Vec::new();
-        let mut stream = body.into_data_stream();
-        while let Some(piece) = stream.next().await {
-            all.extend_from_slice(&piece?);
-        }
-        Ok(all)
-    }
-
-    #[tokio::test]
-    async fn pack_bytes_are_framed_and_sections_are_not() {
-        let body = stream(Framing::Band(999), Duration::from_secs(60), |pipe| {
-            pipe.plain(b"000dpackfile\n")?;
-            pipe.write_all(b"PACK")?;
-            pipe.plain(b"0000")
-        });
-        assert_eq!(collect(body).await.unwrap(), b"000dpackfile\n0009\x01PACK0000");
-    }
-
-    #[tokio::test]
-    async fn a_failed_pack_does_not_end_like_a_whole_one() {
-        let body = stream(Framing::Bare, Duration::from_secs(60), |pipe| {
-            pipe.write_all(b"PACK")?;
-            Err(io::Error::other("no such block"))
-        });
-        assert!(collect(body).await.is_err());
-    }
 
     #[tokio::test(start_paused = true)]
     async fn silence_is_filled_with_keep_alives() {

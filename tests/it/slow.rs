@@ -1,0 +1,122 @@
+//! Clients that read slowly and clients that come in crowds: they cost others nothing, and get what they asked for.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::hostile::full;
+use crate::mirror_only;
+use crate::node::Node;
+use crate::oracle::{from_bucket, mirrored, same};
+use crate::primary::Primary;
+use crate::shapes::{Change, History, noise};
+use crate::wire::{command, read_reply};
+use crate::world::World;
+
+const MIB: u64 = 1 << 20;
+const MAIN: &str = "refs/heads/main";
+
+/// Asks for a fetch and reads nothing yet.
+fn ask(node: &Node, path: &str, arguments: &[&str]) -> TcpStream {
+    let body = command("fetch", &[], arguments);
+    let mut stream = TcpStream::connect(node.address()).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    let head = format!(
+        "POST /{path}/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\nConnection: close\r\n\
+         Content-Type: application/x-git-upload-pack-request\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(&[head.as_bytes(), &body].concat()).expect("a request");
+    stream
+}
+
+/// Waits until a stream has begun.
+fn begun(stream: &mut TcpStream) {
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).expect("an answer");
+    assert_eq!(&head, b"HTTP/1.1 200");
+}
+
+/// Hundreds that take a pack and do not read on: others are served as ever, and the node holds little for each.
+#[test]
+fn slow_readers_hold_nothing_that_others_need() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let large = primary.repo("team/large.git", |dir| {
+        let mut h = History::new();
+        let files: Vec<String> = (0..16).map(|n| hex::encode(noise(n, 1 << 20))).collect();
+        let names: Vec<String> = (0..16).map(|n| format!("file{n}")).collect();
+        let all: Vec<Change> =
+            names.iter().zip(&files).map(|(name, text)| Change::File(name, text)).collect();
+        h.commit(MAIN, &[], &all);
+        h.import(dir);
+    });
+    let small = primary.repo("team/small.git", crate::shapes::linear);
+    let node = world.node(&primary);
+    mirrored(&world, &node, &large);
+    mirrored(&world, &node, &small);
+    let crowd: u64 = if full() { 1000 } else { 150 };
+    let want = format!("want {}", large.oid("main"));
+    let (before, threads) = (node.status("RssAnon"), node.status("Threads"));
+    let mut slow: Vec<TcpStream> =
+        (0..crowd).map(|_| ask(&node, &large.path, &["ofs-delta", "no-progress", &want, "done"])).collect();
+    slow.iter_mut().for_each(begun);
+    // They are slow once what lies between them and the node is full.
+    std::thread::sleep(Duration::from_secs(3));
+    let took = (node.status("RssAnon").saturating_sub(before)) / crowd;
+    assert!(took < MIB, "{took} bytes for each slow reader");
+    let more = (node.status("Threads").saturating_sub(threads)) / 1024;
+    assert!(more < crowd / 2, "{more} more threads for {crowd} slow readers");
+    from_bucket(&node, || same(&world, &primary, &node, &small.path));
+    from_bucket(&node, || same(&world, &primary, &node, &large.path));
+    // Who reads on gets all of it.
+    let mut rest = slow.swap_remove(0);
+    let mut all = Vec::new();
+    rest.read_to_end(&mut all).expect("the rest");
+    assert!(all.len() as u64 > 16 * MIB && all.ends_with(b"0000\r\n0\r\n\r\n"), "{} bytes", all.len());
+}
+
+/// Many that want depth 1, for which everything is packed anew, come at once: each is told that it is worked for, and all
+/// are answered from the bucket.
+#[test]
+fn a_crowd_that_wants_depth_one_shares_the_node() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", |dir| {
+        let mut h = History::new();
+        let names: Vec<String> = (0..200).map(|n| format!("file{n}")).collect();
+        let mut at = None;
+        // Of the many versions of a file the last is a delta on one that is not sent.
+        for version in 0..6 {
+            let texts: Vec<String> =
+                (0..200).map(|n| format!("{}{version}", crate::shapes::prose(n, 120))).collect();
+            let all: Vec<Change> =
+                names.iter().zip(&texts).map(|(name, text)| Change::File(name, text)).collect();
+            at = Some(h.commit(MAIN, &at.into_iter().collect::<Vec<_>>(), &all));
+        }
+        h.import(dir);
+    });
+    let node = world.setup(&primary).set("limits.memory = \"64MiB\"").start();
+    mirrored(&world, &node, &repo);
+    let crowd = if full() { 300 } else { 60 };
+    let commits = [repo.oid("main"), repo.oid("main~1"), repo.oid("main~2")];
+    let passed = node.passed();
+    let streams: Vec<TcpStream> = (0..crowd)
+        .map(|n| {
+            let want = format!("want {}", commits[n % 3]);
+            ask(&node, &repo.path, &["ofs-delta", "deepen 1", &want, "done"])
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = streams
+            .into_iter()
+            .map(|mut stream| scope.spawn(move || read_reply(&mut stream, false)))
+            .collect();
+        for reader in readers {
+            let reply = reader.join().expect("a reader").expect("an answer");
+            assert_eq!(reply.status, 200, "{}", reply.text());
+            assert!(reply.complete && reply.body.ends_with(b"0000"), "a whole answer");
+        }
+    });
+    assert_eq!(node.passed(), passed, "{}", node.answers_text());
+}
