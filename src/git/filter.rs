@@ -72,6 +72,15 @@ impl Filter {
         }
     }
 
+    /// Says whether it names a blob of the repository, whose content decides what passes.
+    pub fn names_a_blob(&self) -> bool {
+        match self {
+            Self::SparseOid(_) => true,
+            Self::Combine(parts) => parts.iter().any(Self::names_a_blob),
+            _ => false,
+        }
+    }
+
     /// Writes the canonical specification: what git would send, and equal for equal filters.
     pub fn spec(&self) -> BString {
         let mut out = Vec::new();

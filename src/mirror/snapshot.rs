@@ -10,6 +10,8 @@ use std::sync::{Arc, OnceLock};
 
 use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
+use sha2::{Digest, Sha256};
+use tokio::sync::OnceCell;
 
 use crate::git::HashKind;
 use crate::git::ls_refs::Listing;
@@ -83,10 +85,11 @@ pub struct Snapshot {
     pub stack: Arc<Stack>,
     /// The bytes of the packs; outside this room they are opened with a grant.
     pub(super) blocks: Blocks,
-    reach: OnceLock<Arc<Reach>>,
+    reach: OnceCell<Arc<Reach>>,
     /// The reach of an older snapshot whose layers are the lower ones of this.
     seed: Option<Arc<Reach>>,
     tip_set: OnceLock<HashSet<ObjectId>>,
+    tags: OnceLock<[u8; 32]>,
     listing: OnceLock<Listing>,
 }
 
@@ -158,9 +161,10 @@ impl Snapshot {
             refs,
             stack: Arc::new(stack),
             blocks: Blocks::new(local.clone(), packs),
-            reach: OnceLock::new(),
+            reach: OnceCell::new(),
             seed,
             tip_set: OnceLock::new(),
+            tags: OnceLock::new(),
             listing: OnceLock::new(),
         })
     }
@@ -170,12 +174,14 @@ impl Snapshot {
         self.stack.layers().get(at).cloned()
     }
 
-    /// The set of objects that the published refs reach. Computed at first use (from that of an older snapshot where refs
-    /// only advanced, else by a walk over the commit graph) and kept. Blocks meanwhile.
-    pub fn reach(&self, meter: &dyn Meter) -> Result<&Arc<Reach>, TreeError> {
-        if let Some(reach) = self.reach.get() {
-            return Ok(reach);
-        }
+    /// The set of objects that the published refs reach: made at first use by [`Snapshot::make_reach`], once however many
+    /// wait for it.
+    pub fn reach(&self) -> &OnceCell<Arc<Reach>> {
+        &self.reach
+    }
+
+    /// Computes that set: from that of an older snapshot where refs only advanced, else by a walk over the commit graph.
+    pub fn make_reach(&self, meter: &dyn Meter) -> Result<Arc<Reach>, TreeError> {
         let (tips, limits) = (self.tips(), TreeLimits::default());
         let grown = match &self.seed {
             Some(seed) => seed.extend(&self.stack, &self.blocks, &tips, &limits, meter)?,
@@ -185,7 +191,7 @@ impl Snapshot {
             Some(reach) => reach,
             None => Reach::new(&self.stack, &self.blocks, &tips, &limits, meter)?,
         };
-        Ok(self.reach.get_or_init(|| Arc::new(reach)))
+        Ok(Arc::new(reach))
     }
 
     /// The refs as `ls-refs` shows them, written at first use.
@@ -193,15 +199,28 @@ impl Snapshot {
         self.listing.get_or_init(|| Listing::of(&self.refs))
     }
 
+    /// A hash of all tags and of what they lead to, computed at first use: equal where `include-tag` adds the same.
+    pub fn tags_digest(&self) -> [u8; 32] {
+        *self.tags.get_or_init(|| {
+            let mut hasher = Sha256::new();
+            for tag in self.refs.with_prefix(b"refs/tags/") {
+                hasher.update(tag.oid.as_slice());
+                hasher.update(tag.peeled.as_ref().unwrap_or(&tag.oid).as_slice());
+            }
+            hasher.finalize().into()
+        })
+    }
+
     /// The gids that refs and HEAD name.
     pub fn tips(&self) -> Vec<Gid> {
         self.refs.tips().iter().filter_map(|oid| self.stack.lookup(oid)).collect()
     }
 
-    /// The object, if the published refs reach it: what may be sent. `None` says nothing about the primary.
-    pub fn published(&self, oid: &oid, meter: &dyn Meter) -> Result<Option<Gid>, TreeError> {
-        let Some(gid) = self.stack.lookup(oid) else { return Ok(None) };
-        Ok(self.reach(meter)?.contains(gid).then_some(gid))
+    /// The object, if the published refs reach it: what may be sent. `None` says nothing about the primary. The set of what
+    /// they reach must have been made before; while it is not, nothing is published.
+    pub fn published(&self, oid: &oid) -> Option<Gid> {
+        let reach = self.reach.get()?;
+        self.stack.lookup(oid).filter(|gid| reach.contains(*gid))
     }
 
     /// Says whether each of `oids` is what a ref or HEAD names: then no walk is needed to know that it is published.

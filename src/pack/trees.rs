@@ -49,6 +49,13 @@ pub enum TreeError {
     Halt(#[from] Halt),
 }
 
+impl TreeError {
+    /// Says whether nothing is wrong but that it takes more work or memory than one request may have.
+    pub fn costs_too_much(&self) -> bool {
+        matches!(self, Self::TooMany(_) | Self::Halt(Halt::TooLong { .. } | Halt::TooMuch { .. }))
+    }
+}
+
 impl From<DecodeError> for TreeError {
     fn from(error: DecodeError) -> Self {
         match error {

@@ -42,7 +42,7 @@ impl App {
             mirror,
             grants,
             recorder,
-            plans: Arc::new(Plans::new(usize::try_from(memory.readers.most() / 4).unwrap_or(usize::MAX))),
+            plans: Arc::new(Plans::new(memory.readers.most() / 4)),
             ready: Arc::default(),
             // Selection and planning are pure computation: more at once than cores only makes all of them slower.
             turns: Arc::new(Turns::new(cores.max(2))),

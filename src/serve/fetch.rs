@@ -31,8 +31,8 @@ use crate::serve::holding::Holding;
 use crate::serve::meter::JobMeter;
 use crate::serve::pass::Reason;
 use crate::serve::plans::Key;
-use crate::serve::prepare::{Prepared, Trouble, named, prepare};
-use crate::serve::reaching::{MANY, open};
+use crate::serve::prepare::{Prepared, Trouble, named, needs_reach, prepare};
+use crate::serve::reaching::{MANY, open, publish};
 use crate::serve::send::{CHUNK, Cut, Outgoing, Sent, holding, stream};
 use crate::store::StoreError;
 use crate::telemetry::metrics as names;
@@ -116,6 +116,11 @@ pub async fn fetch(
         // v0 serves what the advertised refs reach; for other objects than commits that depends on settings we cannot see.
         return pass_on(app, asked, Reason::NotOurs).await;
     }
+    if needs_reach(&request)
+        && let Err(failed) = publish(app, &granted).await?
+    {
+        return leave(app, asked, &failed).await;
+    }
     let begun = std::time::Instant::now();
     let request = Arc::new(request);
     let key = key(app, &granted, &request).await?;
@@ -126,19 +131,14 @@ pub async fn fetch(
         prepared.hold(app.memory.readers.try_take(prepared.size() as u64).map_err(Failure::from)?);
         Ok::<_, Unprepared>(prepared)
     };
-    let prepared = match app.plans.get(key, make).await {
+    let prepared = match app.plans.get(key, &granted.generation.layers, make).await {
         Ok(prepared) => prepared,
         Err(Unprepared::Failure(failure)) => return Err(failure),
         Err(Unprepared::Trouble(Trouble::Refuse(words))) => return Ok(git_error(&words)),
-        Err(Unprepared::Trouble(Trouble::Trees(e))) => {
-            let reason = match &e {
-                TreeError::Halt(halt @ (Halt::Busy | Halt::Stopped)) => return Err(halt.clone().into()),
-                TreeError::Halt(_) | TreeError::TooMany(_) => Reason::TooCostly,
-                _ => Reason::BucketDown,
-            };
-            tracing::warn!(repo = %asked.path, error = %e, "passed to the primary");
-            return pass_on(app, asked, reason).await;
+        Err(Unprepared::Trouble(Trouble::Trees(TreeError::Halt(halt @ (Halt::Busy | Halt::Stopped))))) => {
+            return Err(halt.into());
         }
+        Err(Unprepared::Trouble(Trouble::Trees(e))) => return leave(app, asked, &e).await,
     };
     if let Some(plan) = &prepared.plan
         && let Err(halt) = app.memory.work.fits(plan.room)
@@ -158,6 +158,12 @@ pub async fn fetch(
         return pass_on(app, asked, Reason::BucketDown).await;
     }
     send(app, repo, granted, &request, prepared).await
+}
+
+/// Leaves to the primary what cannot be planned here.
+async fn leave(app: &App, asked: &Asked, why: &TreeError) -> Result<Response, Failure> {
+    tracing::warn!(repo = %asked.path, error = %why, "passed to the primary");
+    pass_on(app, asked, if why.costs_too_much() { Reason::TooCostly } else { Reason::BucketDown }).await
 }
 
 /// Makes sure that sending can begin; a bucket that is silent is given little time, since the primary can answer.

@@ -1,6 +1,6 @@
 //! What a `sparse:oid` filter names: blobs of the published refs, as git resolves such names.
 //!
-//! Relies on: a grant. Elsewhere: what their patterns mean ([`crate::pack::sparse`]).
+//! Relies on: a grant, and the set of what is published, which was made before ([`super::reaching`]). Elsewhere: what their patterns mean ([`crate::pack::sparse`]).
 
 use bstr::BStr;
 use bytes::Bytes;
@@ -37,7 +37,7 @@ impl<'a> Named<'a> {
         let Self { granted, meter, trees } = self;
         let stack = &granted.stack;
         let oid = by_short_name(granted, rev).or_else(|| ObjectId::from_hex(rev).ok());
-        let Some(gid) = oid.map(|oid| granted.published(&oid, *meter)).transpose()?.flatten() else {
+        let Some(gid) = oid.and_then(|oid| granted.published(&oid)) else {
             return Ok(None);
         };
         let Some(commit) = stack.commit(stack.peel(gid)) else { return Ok(None) };
@@ -69,14 +69,11 @@ impl SparseBlobs for Named<'_> {
     /// An object id, a ref, or `<ref>:<path>`.
     fn find(&mut self, name: &BStr) -> Result<Option<Gid>, TreeError> {
         if let Ok(oid) = ObjectId::from_hex(name) {
-            return self.granted.published(&oid, self.meter);
+            return Ok(self.granted.published(&oid));
         }
         match name.iter().position(|b| *b == b':') {
             Some(colon) => self.at_path(name[..colon].into(), &name[colon + 1..]),
-            None => match by_short_name(self.granted, name) {
-                Some(oid) => self.granted.published(&oid, self.meter),
-                None => Ok(None),
-            },
+            None => Ok(by_short_name(self.granted, name).and_then(|oid| self.granted.published(&oid))),
         }
     }
 

@@ -1,24 +1,30 @@
 //! Plans that are kept: equal requests share one, whether they come together or one after the other.
 //!
-//! A CI fleet asks for the same clone hundreds of times; only the first computes what to send. The key is the
-//! published state and the request without what does not change the answer (who asks, with which program). Nobody gets a
-//! plan without a grant of their own: keys are looked up after that.
+//! A CI fleet asks for the same clone hundreds of times; only the first computes what to send. The key is the request
+//! without what does not change the answer (who asks, with which program), and as much of the published state as the answer
+//! depends on: a push to another branch leaves a plan as good as it was, since layers are only added on top and an object
+//! keeps its number. Nobody gets a plan without a grant of their own, and without wants that are published now: keys are
+//! looked up after that.
 
-use std::collections::{HashMap, VecDeque};
 use std::fmt::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use gix_hash::ObjectId;
+use quick_cache::sync::{Cache, DefaultLifecycle, EntryAction, EntryResult};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use sha2::{Digest, Sha256};
-use tokio::sync::OnceCell;
 
 use crate::git::request::FetchRequest;
 use crate::mirror::snapshot::Snapshot;
-use crate::serve::prepare::Prepared;
+use crate::serve::prepare::{Prepared, needs_reach};
+use crate::store::LayerRef;
 
-/// How many plans are kept.
-const MOST: usize = 256;
+/// About how many plans there are.
+const USUAL: usize = 256;
+/// What a plan takes beside its own bytes.
+const OVERHEAD: u64 = 512;
 
-/// A published state and a normalised request, hashed.
+/// A normalised request and what of the published state its answer depends on, hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key([u8; 32]);
 
@@ -35,9 +41,17 @@ impl Key {
         }
         let generation = &snapshot.generation;
         let mut hasher = Hasher(Sha256::new());
-        let (repo, number, writer) = (&generation.repo, generation.number, &generation.writer);
         // Writing into a hasher does not fail.
-        let _ = write!(hasher, "{repo}\0{number}\0{writer}\0{normal:?}");
+        let _ = write!(hasher, "{}\0{normal:?}\0", generation.repo);
+        // Objects that the client names and that come with a later layer change the answer.
+        let known = |oid: &ObjectId| u8::from(snapshot.stack.lookup(oid).is_some());
+        hasher.0.update(normal.haves.iter().chain(&normal.shallow).map(known).collect::<Vec<_>>());
+        if request.include_tag {
+            hasher.0.update(snapshot.tags_digest());
+        }
+        if needs_reach(request) || !request.want_refs.is_empty() || !request.deepen_not.is_empty() {
+            let _ = write!(hasher, "\0{}\0{}", generation.number, generation.writer);
+        }
         Self(hasher.0.finalize().into())
     }
 }
@@ -52,138 +66,158 @@ impl fmt::Write for Hasher {
     }
 }
 
-type Cell = Arc<OnceCell<Arc<Prepared>>>;
-
-/// The plans of a node, the oldest going first.
-pub struct Plans {
-    kept: Mutex<Kept>,
+/// The layers that a plan was made for; it is good where others lie on top of them, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Base {
+    layers: usize,
+    digest: [u8; 32],
 }
 
-#[derive(Default)]
+impl Base {
+    /// Takes note of `layers`.
+    pub fn of(layers: &[LayerRef]) -> Self {
+        let mut hasher = Sha256::new();
+        layers.iter().for_each(|layer| hasher.update(layer.pack.id.as_bytes()));
+        Self { layers: layers.len(), digest: hasher.finalize().into() }
+    }
+
+    /// Says whether these are the lowest of `layers`.
+    fn is_below(&self, layers: &[LayerRef]) -> bool {
+        layers.get(..self.layers).is_some_and(|lowest| Self::of(lowest) == *self)
+    }
+}
+
+/// A plan and what it is good for.
+#[derive(Clone)]
 struct Kept {
-    /// How many bytes they may have together. That of a whole clone of a large repository has a few million.
-    most: usize,
-    cells: HashMap<Key, (Cell, usize)>,
-    /// Oldest first.
-    order: VecDeque<Key>,
-    /// Sum of the sizes of all that are made.
-    bytes: usize,
+    prepared: Arc<Prepared>,
+    base: Base,
 }
 
-impl Kept {
-    fn remove(&mut self, key: &Key) {
-        if let Some((_, size)) = self.cells.remove(key) {
-            self.bytes -= size;
-            self.order.retain(|other| other != key);
-        }
-    }
+#[derive(Clone)]
+struct Bytes;
 
-    /// Notes how large a plan turned out, and makes room for it.
-    fn made(&mut self, key: &Key, size: usize) {
-        // One of so many is shared by those who ask while it is made, and not kept.
-        if size > self.most / 4 {
-            return self.remove(key);
-        }
-        if let Some((_, noted)) = self.cells.get_mut(key) {
-            self.bytes = self.bytes - *noted + size;
-            *noted = size;
-        }
-        while self.bytes > self.most
-            && let Some(oldest) = self.order.front().copied()
-        {
-            self.remove(&oldest);
-        }
+impl Weighter<Key, Kept> for Bytes {
+    fn weight(&self, _: &Key, kept: &Kept) -> u64 {
+        kept.prepared.size() as u64 + OVERHEAD
     }
+}
+
+/// The plans of a node. Those that were asked for once go first.
+pub struct Plans {
+    cache: Cache<Key, Kept, Bytes>,
 }
 
 impl Plans {
     /// Keeps plans of at most `most` bytes together.
-    pub fn new(most: usize) -> Self {
-        Self { kept: Mutex::new(Kept { most, ..Kept::default() }) }
+    pub fn new(most: u64) -> Self {
+        let (hash, end) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
+        let mut options = OptionsBuilder::new();
+        // One shard: the plan of a clone may be as large as many others together.
+        let options = options.shards(1).estimated_items_capacity(USUAL).weight_capacity(most.max(1)).build();
+        let cache = match options {
+            Ok(options) => Cache::with_options(options, Bytes, hash, end),
+            // All that is needed was given; nothing is lost without it but room for rows.
+            Err(_) => Cache::with(USUAL, most.max(1), Bytes, hash, end),
+        };
+        Self { cache }
     }
 
-    /// The plan under `key`, made by `make` if it is not there. An error is given to the one who met it; the next one
-    /// tries anew.
-    pub async fn get<E, F>(&self, key: Key, make: F) -> Result<Arc<Prepared>, E>
+    /// The plan under `key` that is good for `layers`, made by `make` if it is not there. An error is given to the one who
+    /// met it; the next one tries anew. What is no pack but a round of a negotiation is not kept.
+    pub async fn get<E, F>(&self, key: Key, layers: &[LayerRef], make: F) -> Result<Arc<Prepared>, E>
     where
         F: Future<Output = Result<Prepared, E>>,
     {
-        let cell = self.cell(key);
-        let prepared = cell.get_or_try_init(async || Ok(Arc::new(make.await?))).await.cloned();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        match &prepared {
-            Ok(prepared) => kept.made(&key, prepared.size()),
-            Err(_) => kept.remove(&key),
+        let good = |_: &Key, kept: &mut Kept| match kept.base.is_below(layers) {
+            true => EntryAction::Retain(Arc::clone(&kept.prepared)),
+            false => EntryAction::ReplaceWithGuard,
+        };
+        let place = match self.cache.entry_async(&key, good).await {
+            EntryResult::Retained(prepared) => return Ok(prepared),
+            EntryResult::Vacant(place) | EntryResult::Replaced(place, _) => place,
+            EntryResult::Removed(..) | EntryResult::Timeout => return make.await.map(Arc::new),
+        };
+        let prepared = Arc::new(make.await?);
+        if prepared.plan.is_some() {
+            // Refused only where somebody has put another one there meanwhile.
+            let _ = place.insert(Kept { prepared: Arc::clone(&prepared), base: Base::of(layers) });
         }
-        prepared
-    }
-
-    fn cell(&self, key: Key) -> Cell {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((cell, _)) = kept.cells.get(&key) {
-            return Arc::clone(cell);
-        }
-        if kept.order.len() >= MOST
-            && let Some(oldest) = kept.order.front().copied()
-        {
-            kept.remove(&oldest);
-        }
-        kept.order.push_back(key);
-        Arc::clone(&kept.cells.entry(key).or_default().0)
+        Ok(prepared)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{BlobId, BlobKind, BlobRef};
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    const MOST_BYTES: usize = 64 << 20;
-    const LARGEST: usize = MOST_BYTES / 4;
+    const MOST: u64 = 64 << 20;
 
-    fn prepared(bytes: usize) -> Prepared {
-        Prepared::of_size(bytes)
+    fn layers(ids: &[u8]) -> Vec<LayerRef> {
+        let blob = |kind, id: u8| BlobRef { id: BlobId([id; 32]), kind, len: 1 };
+        let layer = |&id| LayerRef {
+            pack: blob(BlobKind::Pack, id),
+            idx: blob(BlobKind::Idx, id),
+            graph: blob(BlobKind::Graph, id),
+            objects: 1,
+        };
+        ids.iter().map(layer).collect()
+    }
+
+    fn key(n: u64) -> Key {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&n.to_le_bytes());
+        Key(key)
     }
 
     #[tokio::test]
     async fn equal_requests_share_one_and_errors_are_not_kept() {
-        let plans = Plans::new(MOST_BYTES);
+        let (plans, layers) = (Plans::new(MOST), layers(&[1]));
         let made = AtomicU32::new(0);
-        let make = async |bytes| {
+        let make = async || {
             made.fetch_add(1, Ordering::SeqCst);
             tokio::task::yield_now().await;
-            Ok::<_, ()>(prepared(bytes))
+            Ok::<_, ()>(Prepared::with_plan(1))
         };
-        let key = Key([1; 32]);
-        assert!(plans.get(key, async { Err(()) }).await.is_err());
-        let (a, b) = tokio::join!(plans.get(key, make(1)), plans.get(key, make(1)));
+        assert!(plans.get(key(1), &layers, async { Err(()) }).await.is_err());
+        let (a, b) = tokio::join!(plans.get(key(1), &layers, make()), plans.get(key(1), &layers, make()));
         assert!(Arc::ptr_eq(&a.unwrap(), &b.unwrap()));
         assert_eq!(made.load(Ordering::SeqCst), 1);
-        plans.get(Key([2; 32]), make(LARGEST + 1)).await.unwrap();
-        plans.get(Key([2; 32]), make(LARGEST + 1)).await.unwrap();
-        assert_eq!(made.load(Ordering::SeqCst), 3, "too large to keep");
     }
 
     #[tokio::test]
-    async fn the_number_kept_is_bounded() {
-        let plans = Plans::new(MOST_BYTES);
-        for n in 0..=MOST as u64 {
-            let mut key = [0; 32];
-            key[..8].copy_from_slice(&n.to_le_bytes());
-            plans.get(Key(key), async { Ok::<_, ()>(prepared(1)) }).await.unwrap();
-        }
-        let kept = plans.kept.lock().unwrap();
-        assert_eq!((kept.cells.len(), kept.order.len(), kept.bytes), (MOST, MOST, MOST));
+    async fn a_plan_is_good_while_its_layers_are_the_lowest() {
+        let plans = Plans::new(MOST);
+        let make = async || Ok::<_, ()>(Prepared::with_plan(1));
+        let first = plans.get(key(1), &layers(&[1, 2]), make()).await.unwrap();
+        let pushed = plans.get(key(1), &layers(&[1, 2, 3]), make()).await.unwrap();
+        assert!(Arc::ptr_eq(&first, &pushed), "a push leaves it");
+        let merged = plans.get(key(1), &layers(&[4, 3]), make()).await.unwrap();
+        assert!(!Arc::ptr_eq(&first, &merged));
+        let again = plans.get(key(1), &layers(&[4, 3]), make()).await.unwrap();
+        assert!(Arc::ptr_eq(&merged, &again), "it was replaced");
+        let shorter = plans.get(key(1), &layers(&[4]), make()).await.unwrap();
+        assert!(!Arc::ptr_eq(&merged, &shorter), "it may name what is not there");
     }
 
     #[tokio::test]
-    async fn their_bytes_are_bounded() {
-        let plans = Plans::new(MOST_BYTES);
-        for n in 0..9 {
-            plans.get(Key([n; 32]), async { Ok::<_, ()>(prepared(LARGEST)) }).await.unwrap();
+    async fn what_is_asked_for_again_stays() {
+        let (plans, layers) = (Plans::new(MOST), layers(&[1]));
+        let ask = async |n, bytes| {
+            plans.get(key(n), &layers, async { Ok::<_, ()>(Prepared::with_plan(bytes)) }).await.unwrap()
+        };
+        let clone = ask(0, 4 << 20).await;
+        for n in 1..1000 {
+            ask(n, 1 << 20).await;
+            assert!(Arc::ptr_eq(&clone, &ask(0, 4 << 20).await), "after {n} others");
+            // Rounds of a negotiation, which nobody asks for again.
+            plans
+                .get(key(n << 32), &layers, async { Ok::<_, ()>(Prepared::of_size(1 << 20)) })
+                .await
+                .unwrap();
         }
-        let kept = plans.kept.lock().unwrap();
-        assert_eq!((kept.cells.len(), kept.order.len(), kept.bytes), (4, 4, MOST_BYTES));
-        assert!(kept.cells.contains_key(&Key([8; 32])), "the newest stays");
+        assert!(plans.cache.weight() <= MOST);
     }
 }

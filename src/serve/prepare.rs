@@ -12,6 +12,7 @@ use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
 
 use crate::budget::Room;
+use crate::git::filter::Filter;
 use crate::git::negotiate::{Common, Have, Next, answer_v0, answer_v2};
 use crate::git::request::FetchRequest;
 use crate::git::response::{Sections, ambiguous_deepen_not, put_v0_shallow, unknown_ref};
@@ -100,9 +101,17 @@ impl From<BadRules> for Trouble {
     }
 }
 
+/// Says whether [`prepare`] has to know all that is published: for a boundary that moves by so many commits, and for
+/// filters that name a blob.
+pub fn needs_reach(request: &FetchRequest) -> bool {
+    let moves = request.deepen_relative && request.deepen.is_some();
+    moves || request.filter.as_ref().is_some_and(Filter::names_a_blob)
+}
+
 /// Prepares the answer to `request`, whose wants (by name and by id) are `wants`.
 ///
-/// The work counts on `meter`, and what is held until it is done.
+/// The work counts on `meter`, and what is held until it is done. Where [`needs_reach`] says so, the set of what is published
+/// has been made before.
 pub fn prepare(
     granted: &Granted,
     request: &FetchRequest,
@@ -226,8 +235,9 @@ fn boundary(
         None if request.deepens_by_list() => Deepen::RevList { since: request.deepen_since, not: &not },
         None => return Ok(None),
     };
-    let reach = granted.reach(meter)?;
-    match deepen(&*granted.stack, wants, client, how, |gid| reach.contains(gid), meter) {
+    let reach = granted.reach().get();
+    let is_published = |gid| reach.is_some_and(|reach| reach.contains(gid));
+    match deepen(&*granted.stack, wants, client, how, is_published, meter) {
         Ok(change) => Ok(Some(change)),
         Err(NoBoundary::Halt(halt)) => Err(halt.into()),
         Err(nothing) => Err(Trouble::Refuse(nothing.to_string())),
@@ -289,6 +299,14 @@ impl Prepared {
     /// An answer of so many bytes and no pack.
     pub fn of_size(bytes: usize) -> Self {
         Self::new(vec![0; bytes], None)
+    }
+
+    /// An answer of so many bytes and an empty pack.
+    pub fn with_plan(bytes: usize) -> Self {
+        let (segments, literals, joins) = (vec![], vec![], vec![]);
+        let hash = crate::git::HashKind::Sha1;
+        let plan = Plan { segments, literals, objects: 0, joins, anew: 0, room: 0, hash, known_len: 0 };
+        Self::new(vec![0; bytes], Some(plan))
     }
 }
 

@@ -80,7 +80,7 @@ pub async fn open(
     Ok(Err(Instead::Pass(Reason::UnknownWant)))
 }
 
-/// Whether what is published reaches all that is wanted.
+/// What is published, compared with what is wanted.
 enum Reached {
     All(Granted),
     NotAll,
@@ -105,22 +105,47 @@ async fn reaching(
     if wants.len() < MANY && wants.iter().any(|oid| granted.stack.lookup(oid).is_none()) {
         return Ok(Reached::NotAll);
     }
+    if let Err(failed) = publish(app, &granted).await? {
+        return failed.costs_too_much().then_some(Reached::TooCostly).ok_or_else(|| {
+            tracing::warn!(repo = %repo.path, error = %failed, "what the refs reach cannot be told");
+            Failure::Internal
+        });
+    }
+    let is_published = |granted: &Granted, wants: &[ObjectId]| {
+        wants.iter().all(|oid| {
+            granted.publishes_as_tips(std::slice::from_ref(oid)) || granted.published(oid).is_some()
+        })
+    };
+    if wants.len() < MANY {
+        return Ok(if is_published(&granted, wants) { Reached::All(granted) } else { Reached::NotAll });
+    }
     let wants = wants.to_vec();
     let all = compute(app, move |meter| {
-        for oid in wants.iter().filter(|oid| !granted.publishes_as_tips(std::slice::from_ref(*oid))) {
-            meter.step(1)?;
-            if granted.published(oid, meter)?.is_none() {
+        for wants in wants.chunks(MANY) {
+            meter.step(wants.len() as u64)?;
+            if !is_published(&granted, wants) {
                 return Ok(Reached::NotAll);
             }
         }
-        Ok::<_, TreeError>(Reached::All(granted))
+        Ok::<_, Halt>(Reached::All(granted))
     });
-    match all.await? {
-        Err(TreeError::Halt(halt @ (Halt::Busy | Halt::Stopped))) => Err(halt.into()),
-        Err(TreeError::Halt(_) | TreeError::TooMany(_)) => Ok(Reached::TooCostly),
-        all => all.map_err(|e| {
-            tracing::warn!(repo = %repo.path, error = %e, "what the refs reach cannot be told");
-            Failure::Internal
-        }),
+    Ok(all.await??)
+}
+
+/// Makes the set of all that is published, unless it is there: once however many ask, in one turn. An error of the inner kind
+/// says why it cannot be made.
+pub async fn publish(app: &App, granted: &Granted) -> Result<Result<(), TreeError>, Failure> {
+    let make = async || {
+        let snapshot = granted.clone();
+        let made = compute(app, move |meter| snapshot.make_reach(meter)).await.map_err(Err)?;
+        made.map_err(|e| match e {
+            TreeError::Halt(halt @ (Halt::Busy | Halt::Stopped)) => Err(halt.into()),
+            e => Ok(e),
+        })
+    };
+    match granted.reach().get_or_try_init(make).await {
+        Ok(_) => Ok(Ok(())),
+        Err(Ok(failed)) => Ok(Err(failed)),
+        Err(Err(failure)) => Err(failure),
     }
 }
