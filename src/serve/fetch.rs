@@ -22,7 +22,7 @@ use crate::pack::encode;
 use crate::pack::meter::Halt;
 use crate::pack::plan::Plan;
 use crate::pack::trees::TreeError;
-use crate::pack::write::{self, WriteError};
+use crate::pack::write;
 use crate::pack::{Scratch, Sender};
 use crate::serve::app::App;
 use crate::serve::compute::compute;
@@ -37,6 +37,7 @@ use crate::serve::send::{Framing, Pipe, holding, stream};
 use crate::serve::turns::LONGEST_QUEUE;
 use crate::store::StoreError;
 use crate::telemetry::metrics as names;
+use crate::text::chain;
 
 /// How long a fetch waits for its first byte from the bucket.
 const BUCKET_PATIENCE: Duration = Duration::from_secs(10);
@@ -103,7 +104,10 @@ pub async fn fetch(
     if !request.want_refs.is_empty() && app.mirror.settings.freshness == Freshness::Strict {
         // The names are to be read as they stand now, and no `ls-refs` of this client says how that is.
         let ticket = repo.ask();
-        let _ = tokio::time::timeout(app.mirror.settings.sync_wait, repo.settled(ticket)).await;
+        let confirmed = tokio::time::timeout(app.mirror.settings.sync_wait, repo.settled(ticket)).await;
+        if confirmed != Ok(true) {
+            return pass_on(app, asked, Reason::NotConfirmed).await;
+        }
     }
     if request.include_tag
         && let Some(ticket) = repo.tags_on_their_way()
@@ -145,7 +149,8 @@ pub async fn fetch(
                 TreeError::Halt(_) | TreeError::TooMany(_) => Reason::TooCostly,
                 _ => Reason::BucketDown,
             };
-            tracing::warn!(repo = %asked.path, error = %e, "passed to the primary");
+            repo.report_damage(&granted.generation, &e);
+            tracing::warn!(repo = %asked.path, error = chain(&e), "passed to the primary");
             return pass_on(app, asked, reason).await;
         }
     };
@@ -161,9 +166,7 @@ pub async fn fetch(
     {
         // Nothing was sent yet, so the primary can still answer.
         tracing::warn!(repo = %asked.path, error = e.chain(), "a stored pack cannot be read; passed to the primary");
-        if e.is_loss() {
-            repo.report_damage();
-        }
+        repo.report_damage(&granted.generation, &e);
         return pass_on(app, asked, Reason::BucketDown).await;
     }
     send(app, repo, granted, &request, prepared).await
@@ -246,9 +249,7 @@ async fn send(
             Ok(written) if known.is_none() => prepared.ended(written.trailer),
             Ok(_) => {}
             Err(e) => {
-                if is_damage(&e) {
-                    repo.report_damage();
-                }
+                repo.report_damage(&granted.generation, &e);
                 return Err(io::Error::other(e));
             }
         }
@@ -287,20 +288,6 @@ fn tell(pipe: &mut Pipe, plan: &Plan) -> io::Result<()> {
     let n = plan.objects;
     pipe.progress(&format!("Enumerating objects: {n}, done.\n"))?;
     pipe.progress(&format!("Total {n} (delta 0), reused {} (delta 0), pack-reused {0}\n", n - plan.anew))
-}
-
-/// Whether stored bytes are missing or wrong, anywhere down the chain of causes.
-fn is_damage(error: &WriteError) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        let inner = error.downcast_ref::<io::Error>().and_then(|e| e.get_ref());
-        let store = inner.and_then(|e| e.downcast_ref::<StoreError>()).or_else(|| error.downcast_ref());
-        if store.is_some_and(StoreError::is_loss) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 fn counted(kind: &'static str) {

@@ -18,6 +18,7 @@ use crate::serve::compute::compute;
 use crate::serve::error::Failure;
 use crate::serve::git::{Asked, pass_on};
 use crate::serve::pass::{Reason, denial_response};
+use crate::text::chain;
 
 /// From so many objects on, looking them up is not for an async thread.
 pub const MANY: usize = 256;
@@ -69,6 +70,7 @@ pub async fn open(
     match reaching(app, repo, &grant, wants).await? {
         Reached::All(granted) => return Ok(Ok(granted)),
         Reached::TooCostly => return Ok(Err(Instead::Pass(Reason::TooCostly))),
+        Reached::Unreadable => return Ok(Err(Instead::Pass(Reason::BucketDown))),
         Reached::NotAll => {}
     }
     let wait = app.mirror.settings.sync_wait;
@@ -86,6 +88,8 @@ enum Reached {
     NotAll,
     /// It takes too much to tell.
     TooCostly,
+    /// What is stored cannot be read.
+    Unreadable,
 }
 
 /// Looks whether what the present snapshot publishes reaches all of `wants`.
@@ -105,7 +109,7 @@ async fn reaching(
     if wants.len() < MANY && wants.iter().any(|oid| granted.stack.lookup(oid).is_none()) {
         return Ok(Reached::NotAll);
     }
-    let wants = wants.to_vec();
+    let (wants, read) = (wants.to_vec(), granted.clone());
     let all = compute(app, move |meter| {
         for oid in wants.iter().filter(|oid| !granted.publishes_as_tips(std::slice::from_ref(*oid))) {
             meter.step(1)?;
@@ -118,9 +122,12 @@ async fn reaching(
     match all.await? {
         Err(TreeError::Halt(halt @ (Halt::Busy | Halt::Stopped))) => Err(halt.into()),
         Err(TreeError::Halt(_) | TreeError::TooMany(_)) => Ok(Reached::TooCostly),
-        all => all.map_err(|e| {
-            tracing::warn!(repo = %repo.path, error = %e, "what the refs reach cannot be told");
-            Failure::Internal
-        }),
+        Err(e) => {
+            // The primary can tell.
+            repo.report_damage(&read.generation, &e);
+            tracing::warn!(repo = %repo.path, error = chain(&e), "what the refs reach cannot be told");
+            Ok(Reached::Unreadable)
+        }
+        Ok(reached) => Ok(reached),
     }
 }
