@@ -38,7 +38,7 @@ pub struct RepoHealth {
     pub phase: Phase,
     /// The newest generation this node knows.
     pub generation: Option<u64>,
-    /// When the primary was last found equal to it.
+    /// When the primary was asked by the comparison that last found it equal to that.
     #[serde(with = "humantime_serde::option")]
     pub compared: Option<SystemTime>,
     /// When it is compared next.
@@ -63,7 +63,7 @@ impl RepoHealth {
             repo: repo.path.to_string(),
             phase: if running { Phase::Syncing } else { health.phase },
             generation,
-            compared: health.compared.map(|(_, at)| at),
+            compared: health.asked.map(|asked| asked.time),
             next: health.next.map(left),
             error: health.error.clone(),
             stage: health.stage.clone(),

@@ -26,7 +26,7 @@ use crate::pack::index::write::write;
 use crate::pack::index::{Entries, IndexError};
 use crate::pack::layer::Layer;
 use crate::pack::meter::{Halt, Held};
-use crate::pack::{Scratch, Source, decode};
+use crate::pack::{DecodeError, Scratch, Source, Stack, decode};
 
 /// Threads that compute the ids of one pack.
 const THREADS: usize = 2;
@@ -133,11 +133,34 @@ pub fn ingest(
 
     stage("graph");
     let idx_bytes = map_file(&idx).map_err(IngestError::Scratch)?;
-    let cache = cache(cost, pack_bytes.len() as u64)?;
+    let below = below.map(|snapshot| (&*snapshot.stack, &snapshot.blocks as &dyn Source));
+    let NewGraph { file: graph, layer } = graph_of(&pack_bytes, idx_bytes, below, hash, tips, scratch, cost)?;
+    Ok(Some(NewLayer { pack, idx, graph, layer }))
+}
+
+/// A graph that is ready to be uploaded.
+pub struct NewGraph {
+    /// The graph, compressed.
+    pub file: PathBuf,
+    /// The layer that it makes with its index, open.
+    pub layer: Arc<Layer>,
+}
+
+/// Builds the graph of a pack that lies on `below`, in files of `scratch`.
+pub fn graph_of(
+    pack: &[u8],
+    idx: Bytes,
+    below: Option<(&Stack, &dyn Source)>,
+    hash: gix_hash::Kind,
+    tips: &[ObjectId],
+    scratch: &Path,
+    cost: &Cost,
+) -> Result<NewGraph, IngestError> {
+    let cache = cache(cost, pack.len() as u64)?;
     let draft = build::build(BuildInput {
-        pack: &pack_bytes,
-        idx: idx_bytes.clone(),
-        below: below.map(|snapshot| (&*snapshot.stack, &snapshot.blocks as &dyn Source)),
+        pack,
+        idx: idx.clone(),
+        below,
         hash,
         tips,
         facts: None,
@@ -151,11 +174,11 @@ pub fn ingest(
     writing(&plain, |out| Ok(draft.write_to(out)?))?;
     drop(draft);
     let open = map_file(&plain).map_err(IngestError::Scratch)?;
-    let graph = scratch.join("graph.zst");
-    writing(&graph, |out| Ok(crate::pack::graph::compress_to(&open, out)?))?;
-    let layer = Layer::open(idx_bytes, open, hash)
-        .map_err(|e| IngestError::Scratch(io::Error::other(e.to_string())))?;
-    Ok(Some(NewLayer { pack, idx, graph, layer: Arc::new(layer) }))
+    let file = scratch.join("graph.zst");
+    writing(&file, |out| Ok(crate::pack::graph::compress_to(&open, out)?))?;
+    let layer =
+        Layer::open(idx, open, hash).map_err(|e| IngestError::Scratch(io::Error::other(e.to_string())))?;
+    Ok(NewGraph { file, layer: Arc::new(layer) })
 }
 
 /// Lets `write` write a new file.
@@ -217,7 +240,7 @@ impl Bases for Below<'_> {
 
     fn write(&self, id: &oid, out: &mut dyn Write) -> Result<(), IndexError> {
         let missing = || IndexError::MissingBase { base: id.to_owned() };
-        let failed = |reason: String| IndexError::Base { base: id.to_owned(), reason };
+        let failed = |error| IndexError::Base { base: id.to_owned(), error };
         let (stack, source) = (&*self.snapshot.stack, &self.snapshot.blocks);
         let gid = stack.lookup(id).ok_or_else(missing)?;
         let entry = stack.entry(gid);
@@ -226,7 +249,9 @@ impl Bases for Below<'_> {
             let mut at = entry.offset + u64::from(entry.header_len);
             while at < entry.end {
                 let end = entry.end.min(at + PIECE);
-                let piece = source.read(entry.layer, at..end).map_err(|error| failed(error.to_string()))?;
+                let piece = source.read(entry.layer, at..end);
+                let layer = entry.layer;
+                let piece = piece.map_err(|error| failed(DecodeError::Read { layer, error }))?;
                 out.write_all(&piece)?;
                 at = end;
             }
@@ -235,11 +260,10 @@ impl Bases for Below<'_> {
         // A base, a delta and what they make.
         let size = stack.size(gid);
         let _held = Held::new(self.cost, size.saturating_mul(3)).map_err(|halt| {
-            if halt == Halt::Busy { IndexError::Halted(halt) } else { failed(halt.to_string()) }
+            if halt == Halt::Busy { IndexError::Halted(halt) } else { failed(DecodeError::Halt(halt)) }
         })?;
         let mut scratch = Scratch::new(0, size.saturating_mul(2).max(1 << 20));
-        let (_, data) =
-            decode::object(stack, source, gid, &mut scratch, self.cost).map_err(|e| failed(e.to_string()))?;
+        let (_, data) = decode::object(stack, source, gid, &mut scratch, self.cost).map_err(failed)?;
         let mut zipped = gix_zlib::stream::deflate::Write::new(out, gix_zlib::Compression::DEFAULT);
         zipped.write_all(&data)?;
         Ok(zipped.flush()?)

@@ -3,6 +3,7 @@
 //! - [`snapshot`]: one published state, open for reading. [`blocks`]: the bytes of its packs.
 //! - [`repo`]: a repository's newest snapshot and its health. [`worker`]: the loop that keeps it true.
 //! - [`sync`]: one comparison and what follows. [`ingest`]: a received pack becomes a layer. `publish`: its generation.
+//! - [`damage`]: what is wrong with stored data. `claim`: which node makes it anew. `regraph`: graphs of an older version, built again.
 //! - [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken do not hold up the healthy.
 //! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
 //! - [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
@@ -10,7 +11,9 @@
 //! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: HTTP and clients (`serve`).
 
 pub mod blocks;
+mod claim;
 pub mod cost;
+pub mod damage;
 pub mod export;
 pub mod health;
 pub mod ingest;
@@ -18,6 +21,7 @@ pub mod lanes;
 mod names;
 pub mod newcomers;
 mod publish;
+mod regraph;
 pub mod repo;
 pub mod snapshot;
 pub mod sync;
@@ -40,11 +44,11 @@ use crate::mirror::lanes::Lanes;
 use crate::mirror::names::{Repos, folded};
 use crate::mirror::newcomers::Newcomers;
 use crate::mirror::repo::Repo;
-use crate::mirror::snapshot::Snapshot;
+use crate::mirror::snapshot::{OpenError, Snapshot};
 use crate::mirror::sync::SyncError;
 use crate::primary::{Naming, Primary};
 use crate::retry::Policy;
-use crate::store::{Bucket, StoreError, nonce};
+use crate::store::{Bucket, Generation, StoreError, nonce};
 
 /// How long "the bucket has no such repository" is believed before the bucket is listed again.
 const ABSENT_FOR: Duration = Duration::from_secs(5);
@@ -177,8 +181,16 @@ impl Mirror {
             return Ok(known);
         }
         let repo = known.clone().unwrap_or_else(|| Arc::new(Repo::new(path.clone())));
-        if self.refresh(&repo).await?.is_some() {
-            return Ok(Some(self.start(repo)));
+        match self.refresh(&repo).await {
+            Ok(None) => {}
+            Ok(Some(_)) => return Ok(Some(self.start(repo))),
+            Err(e) => {
+                if matches!(e, SyncError::Open(_)) {
+                    // Its worker does something about it.
+                    self.start(repo);
+                }
+                return Err(e);
+            }
         }
         self.remember_absent(path);
         Ok(known)
@@ -308,22 +320,50 @@ impl Mirror {
 
     /// Opens the newest generation of the bucket, if it is newer than what is open.
     pub async fn refresh(&self, repo: &Repo) -> Result<Option<Arc<Snapshot>>, SyncError> {
+        match self.newest(repo).await? {
+            Some(generation) => match self.open(repo, generation).await {
+                Ok(snapshot) => Ok(Some(snapshot)),
+                Err(e) => {
+                    if matches!(e, OpenError::Older { .. }) {
+                        // A sync builds its graphs again.
+                        repo.ask();
+                    }
+                    Err(e.into())
+                }
+            },
+            None => Ok(None),
+        }
+    }
+
+    /// The newest published record, that of the open snapshot if none is newer.
+    async fn newest(&self, repo: &Repo) -> Result<Option<Generation>, SyncError> {
         let open = repo.snapshot();
         let newer = match &open {
             Some(open) => self.bucket.after(&repo.path, open.generation.number).await?,
             None => self.bucket.newest(&repo.path).await?,
         };
-        let Some(generation) = newer else { return Ok(open) };
-        if generation.primary != self.primary.name() {
-            return Err(SyncError::OtherPrimary { found: generation.primary });
+        let newest = newer.or_else(|| open.map(|open| open.generation.clone()));
+        match newest {
+            Some(found) if found.primary != self.primary.name() => {
+                Err(SyncError::OtherPrimary { found: found.primary })
+            }
+            newest => Ok(newest),
         }
-        match Snapshot::open(&self.local, generation, open.as_deref()).await {
-            Ok(snapshot) => Ok(Some(repo.install(snapshot))),
+    }
+
+    /// Opens a generation, unless it or a newer one is open; what is wrong with its data is reported.
+    async fn open(&self, repo: &Repo, generation: Generation) -> Result<Arc<Snapshot>, OpenError> {
+        let open = repo.snapshot();
+        if let Some(open) = open.clone().filter(|open| open.generation.number >= generation.number) {
+            return Ok(open);
+        }
+        match Snapshot::open(&self.local, generation.clone(), open.as_deref()).await {
+            Ok(snapshot) => Ok(repo.install(snapshot)),
             Err(e) => {
-                if e.needs_repair() {
-                    repo.report_damage();
+                if repo.report_damage(&generation, &e) {
+                    tracing::error!(repo = %repo.path, error = crate::text::chain(&e), "stored data is missing or damaged");
                 }
-                Err(e.into())
+                Err(e)
             }
         }
     }

@@ -1,63 +1,55 @@
 //! Publishing: what was made goes into the bucket, and then the generation that names it.
 //!
 //! Data before its name: every blob is stored before the generation is created, so a crash leaves the old state or the new
-//! one, and garbage (I1, I10). Elsewhere: what is published (`sync`, `ingest`), the record itself (`store`).
+//! one, and garbage (I1, I10). Syncs, repairs and new graphs are all published here.
+//! Elsewhere: what is published (`sync`, `ingest`, `regraph`), the record itself (`store`).
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::git::refs::Refs;
 use crate::mirror::Mirror;
 use crate::mirror::ingest::NewLayer;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
-use crate::mirror::sync::{SyncError, Synced};
+use crate::mirror::sync::SyncError;
 use crate::store::{BlobKind, BlobRef, Generation, LayerRef, Publish, StoreError, VERSION, nonce};
+use crate::telemetry::metrics as names;
 
-/// Uploads what was made and creates the generation that names it. `None`: another writer took the number.
-pub(super) async fn publish(
-    mirror: &Mirror,
-    repo: &Arc<Repo>,
-    base: Option<Arc<Snapshot>>,
-    below: Option<Arc<Snapshot>>,
-    seen: Refs,
-    made: Option<(NewLayer, tempfile::TempDir)>,
-    repairing: bool,
-) -> Result<Option<Synced>, SyncError> {
-    repo.health().stage = "uploading".into();
-    let mut layers: Vec<LayerRef> = Vec::new();
-    let stands_alone = made.as_ref().is_some_and(|(new, _)| {
-        new.layer.graph.externals().len() == 0
-            && seen.tips().iter().all(|tip| new.layer.lookup(tip).is_some())
-    });
-    // A history that shares nothing with what was there (a repository made again under its name) replaces it.
-    if let Some(below) = below.filter(|_| !stands_alone) {
-        layers.extend(below.generation.layers.iter().cloned());
-    }
-    let mut new_objects = 0;
-    // The scratch directory must outlive the uploads.
-    if let Some((new, _scratch)) = &made {
-        let (pack, idx, graph) = tokio::try_join!(
-            put_file(mirror, BlobKind::Pack, &new.pack, repairing),
-            put_file(mirror, BlobKind::Idx, &new.idx, repairing),
-            put_file(mirror, BlobKind::Graph, &new.graph, repairing),
-        )?;
-        new_objects = new.layer.graph.len();
-        layers.push(LayerRef { pack, idx, graph, objects: new_objects });
-    }
+/// A state of a repository that is to be published.
+pub(super) struct Draft<'a> {
+    /// The record on which it builds, as it was read: the new one takes the number behind it and names it as its parent.
+    /// None if nothing was published yet.
+    pub base: Option<&'a Generation>,
+    /// The layers, lowest first. Their blobs are stored.
+    pub layers: Vec<LayerRef>,
+    /// The refs.
+    pub refs: &'a Refs,
+    /// When the primary was asked for them, Unix seconds.
+    pub asked: u64,
+    /// Whether blobs that are stored already are not believed in.
+    pub repairing: bool,
+}
+
+/// What became of a [`Draft`].
+pub(super) enum Published {
+    /// It is published, and open.
+    Won(Arc<Snapshot>),
+    /// Another writer built on the same base and was faster: this is its record, or a later one.
+    Lost(Box<Generation>),
+}
+
+/// Creates the generation that names what `draft` says, and opens it.
+pub(super) async fn publish(mirror: &Mirror, repo: &Repo, draft: Draft<'_>) -> Result<Published, SyncError> {
+    let Draft { base, layers, refs: seen, asked, repairing } = draft;
     let text = zstd::bulk::compress(&seen.packed_refs(), 3)?;
     let refs = put(mirror, BlobKind::Refs, text, repairing).await?;
-    let base_record = match base.as_ref().map(|base| base.generation.clone()) {
-        // What is mended may be a record that could not be opened at all: the new one follows it all the same.
-        _ if repairing => mirror.bucket.newest(&repo.path).await?,
-        known => known,
-    };
-    let now = unix_now();
     let mut generation = Generation {
         version: VERSION,
         repo: repo.path.clone(),
-        number: base_record.as_ref().map_or(1, |base| base.number + 1),
-        parent: base_record.as_ref().map(Generation::id),
+        number: base.map_or(1, |base| base.number + 1),
+        parent: base.map(Generation::id),
         writer: nonce(),
         primary: mirror.primary.name(),
         object_format: seen.hash.to_string(),
@@ -67,24 +59,37 @@ pub(super) async fn publish(
         refs,
         ref_count: seen.refs.len() as u64,
         layers,
-        created_at: now,
-        verified_at: now,
+        created_at: seconds(SystemTime::now()),
+        verified_at: asked,
         stored: None,
     };
-    match mirror.bucket.publish_next(&mut generation).await? {
-        Publish::Won => {
-            let number = generation.number;
-            tracing::info!(repo = %repo.path, number, new_objects, refs = seen.refs.len(), "published");
-            // Read back through the bucket: what is served is what was stored, and mapped instead of held in memory.
-            repo.install(Snapshot::open(&mirror.local, generation, base.as_deref()).await?);
-            Ok(Some(Synced::Published { number, new_objects }))
-        }
-        Publish::Lost(_) => Ok(None),
+    if let Publish::Lost(winner) = mirror.bucket.publish_next(&mut generation).await? {
+        metrics::counter!(names::CAS_CONFLICTS).increment(1);
+        tracing::info!(repo = %repo.path, number = winner.number, writer = winner.writer, "another node published first");
+        return Ok(Published::Lost(winner));
     }
+    let (number, layers) = (generation.number, generation.layers.len());
+    tracing::info!(repo = %repo.path, number, layers, refs = seen.refs.len(), "published");
+    // Read back through the bucket: what is served is what was stored, and mapped instead of held in memory.
+    Ok(Published::Won(mirror.open(repo, generation).await?))
+}
+
+/// Stores the files of a new layer.
+pub(super) async fn store_layer(
+    mirror: &Mirror,
+    new: &NewLayer,
+    repairing: bool,
+) -> Result<LayerRef, StoreError> {
+    let (pack, idx, graph) = tokio::try_join!(
+        put_file(mirror, BlobKind::Pack, &new.pack, repairing),
+        put_file(mirror, BlobKind::Idx, &new.idx, repairing),
+        put_file(mirror, BlobKind::Graph, &new.graph, repairing),
+    )?;
+    Ok(LayerRef { pack, idx, graph, objects: new.layer.graph.len() })
 }
 
 /// Stores a file as a blob. In a repair what is stored already is not believed, since it may be what is damaged.
-async fn put_file(
+pub(super) async fn put_file(
     mirror: &Mirror,
     kind: BlobKind,
     path: &Path,
@@ -113,6 +118,6 @@ async fn put(
 }
 
 /// Seconds since 1970, for people who read the record; nothing depends on it.
-fn unix_now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+pub(super) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

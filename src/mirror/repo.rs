@@ -3,9 +3,10 @@
 //! Requests read the snapshot without waiting for anybody; the repository's worker (`worker`) replaces it. Whoever
 //! needs the primary's present state takes a [`Ticket`]: it is due once a comparison that began later has ended.
 
+use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
@@ -13,7 +14,9 @@ use tokio::time::Instant;
 
 use crate::git::caps::V2Caps;
 use crate::git::path::RepoPath;
+use crate::mirror::damage::{self, Damage};
 use crate::mirror::snapshot::Snapshot;
+use crate::store::Generation;
 
 /// What a repository's worker is doing, or how its last comparison with the primary ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,11 +39,9 @@ pub enum Phase {
 pub struct Health {
     /// See [`Phase`].
     pub phase: Phase,
-    /// When the primary was last found equal to the published generation, by both clocks. The comparison began
-    /// before this instant minus [`Health::took`].
-    pub compared: Option<(Instant, SystemTime)>,
-    /// How long that comparison took from its question to its end.
-    pub took: Duration,
+    /// When the primary was asked by the comparison that last ended with the published generation equal to its answer.
+    /// What is published is as old as this, however long the sync took that followed.
+    pub asked: Option<Moment>,
     /// Failures in a row.
     pub failures: u32,
     /// No attempt before this, whoever asks: the backoff after failures.
@@ -59,8 +60,7 @@ impl Default for Health {
     fn default() -> Self {
         Self {
             phase: Phase::New,
-            compared: None,
-            took: Duration::ZERO,
+            asked: None,
             failures: 0,
             not_before: None,
             next: None,
@@ -71,9 +71,34 @@ impl Default for Health {
     }
 }
 
+/// An instant by both clocks: the monotonic one for ages, the other one for people.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// By the monotonic clock.
+    pub instant: Instant,
+    /// By the clock of the system.
+    pub time: SystemTime,
+}
+
+impl Moment {
+    /// The present.
+    pub fn now() -> Self {
+        Self { instant: Instant::now(), time: SystemTime::now() }
+    }
+}
+
 /// A promise of a comparison that begins after the ticket was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(u64);
+
+/// The last tickets that comparisons answer to.
+#[derive(Debug, Clone, Copy, Default)]
+struct Done {
+    /// Every ticket up to this one is settled.
+    settled: u64,
+    /// Every ticket up to this one is settled by a comparison that ended well.
+    confirmed: u64,
+}
 
 /// One repository that this node mirrors.
 #[derive(Debug)]
@@ -83,11 +108,11 @@ pub struct Repo {
     current: RwLock<Option<Arc<Snapshot>>>,
     health: Mutex<Health>,
     asked: AtomicU64,
-    done: watch::Sender<u64>,
+    done: watch::Sender<Done>,
     wake: Notify,
     /// The ticket taken when a client was shown a tag that is not published yet.
     tag_news: AtomicU64,
-    repair: AtomicBool,
+    damage: Mutex<Damage>,
     received: AtomicU64,
     /// The last attempt failed, or waited long for the primary.
     unwell: AtomicBool,
@@ -101,10 +126,10 @@ impl Repo {
             current: RwLock::new(None),
             health: Mutex::default(),
             asked: AtomicU64::new(0),
-            done: watch::Sender::new(0),
+            done: watch::Sender::new(Done::default()),
             wake: Notify::new(),
             tag_news: AtomicU64::new(0),
-            repair: AtomicBool::new(false),
+            damage: Mutex::default(),
             received: AtomicU64::new(0),
             unwell: AtomicBool::new(false),
         }
@@ -145,30 +170,32 @@ impl Repo {
     /// The comparison that will bring tags which clients were shown, if it has not ended yet.
     pub fn tags_on_their_way(&self) -> Option<Ticket> {
         let number = self.tag_news.load(Ordering::SeqCst);
-        (number > *self.done.borrow()).then_some(Ticket(number))
+        (number > self.done.borrow().settled).then_some(Ticket(number))
     }
 
-    /// Waits until the comparison of `ticket` has ended, well or not.
-    pub async fn settled(&self, ticket: Ticket) {
+    /// Waits until `ticket` is settled, and says whether what is published is confirmed since: a comparison that asked the
+    /// primary after the ticket was taken has ended well. During the backoff after a failure tickets are settled without
+    /// a question.
+    pub async fn settled(&self, ticket: Ticket) -> bool {
         // An error says that the sender is gone, which `self` holds.
-        let _ = self.done.subscribe().wait_for(|done| *done >= ticket.0).await;
+        let mut done = self.done.subscribe();
+        done.wait_for(|done| done.settled >= ticket.0).await.is_ok_and(|done| done.confirmed >= ticket.0)
     }
 
-    /// Says that stored data of this repository is missing or damaged: the next sync makes everything anew.
-    pub fn report_damage(&self) {
-        if !self.repair.swap(true, Ordering::SeqCst) {
+    /// Reports an error that was met while the data of `generation` was read. Says whether it shows that stored data is
+    /// lost or of no use; the next sync then looks whether it still is, and makes everything anew if so.
+    pub fn report_damage(&self, generation: &Generation, error: &(dyn Error + 'static)) -> bool {
+        let faults = damage::faults(generation, error);
+        let is_damage = !faults.is_empty();
+        if is_damage && self.damage().note(faults) {
             self.ask();
         }
+        is_damage
     }
 
-    /// Whether damage was reported since the last repair.
-    pub fn damaged(&self) -> bool {
-        self.repair.load(Ordering::SeqCst)
-    }
-
-    /// Takes note that everything was made anew.
-    pub(super) fn repaired(&self) {
-        self.repair.store(false, Ordering::SeqCst);
+    /// What is known to be wrong with its stored data; hold it briefly.
+    pub(super) fn damage(&self) -> MutexGuard<'_, Damage> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of the pack that the running sync has received.
@@ -187,7 +214,7 @@ impl Repo {
 
     /// Settles every ticket, also those that are taken from now on: nobody works for this repository any more.
     pub(super) fn close(&self) {
-        self.done.send_replace(u64::MAX);
+        self.done.send_modify(|done| done.settled = u64::MAX);
     }
 
     pub(super) async fn woken(&self) {
@@ -198,24 +225,46 @@ impl Repo {
         self.asked.load(Ordering::SeqCst)
     }
 
-    pub(super) fn finish(&self, began: u64) {
-        self.done.send_modify(|done| *done = (*done).max(began));
+    /// Settles the tickets that were taken before [`Repo::begin`] gave `began`; `well` says that a comparison which asked
+    /// the primary after that has ended well.
+    pub(super) fn finish(&self, began: u64, well: bool) {
+        self.done.send_modify(|done| {
+            done.settled = done.settled.max(began);
+            if well {
+                done.confirmed = done.confirmed.max(began);
+            }
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[tokio::test]
     async fn a_ticket_is_settled_only_by_a_comparison_that_began_later() {
         let repo = Repo::new(RepoPath::parse("a").unwrap());
         let running = repo.begin();
         let ticket = repo.ask();
-        repo.finish(running);
+        repo.finish(running, true);
         let early = tokio::time::timeout(Duration::from_millis(20), repo.settled(ticket)).await;
         assert!(early.is_err(), "a comparison that began before the ticket says nothing");
-        repo.finish(repo.begin());
-        repo.settled(ticket).await;
+        repo.finish(repo.begin(), true);
+        assert!(repo.settled(ticket).await);
+    }
+
+    #[tokio::test]
+    async fn only_a_comparison_that_ended_well_confirms_a_ticket() {
+        let repo = Repo::new(RepoPath::parse("a").unwrap());
+        repo.finish(repo.begin(), true);
+        let ticket = repo.ask();
+        repo.finish(repo.begin(), false);
+        assert!(!repo.settled(ticket).await, "it failed, or nobody was asked");
+        repo.finish(repo.begin(), true);
+        assert!(repo.settled(ticket).await);
+        let late = repo.ask();
+        repo.close();
+        assert!(!repo.settled(late).await, "nobody works for it any more");
     }
 }

@@ -52,6 +52,14 @@ pub enum OpenError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A graph has an older version: it is to be built again from the pack and the index that the bucket has.
+    #[error("a graph of generation {number} has an older version ({version})")]
+    Older {
+        /// The generation's number.
+        number: u64,
+        /// The version of the graph.
+        version: u32,
+    },
     /// A newer packmirror wrote it; this node passes requests on until it is upgraded, and leaves it alone.
     #[error(
         "generation {number} was written by a newer packmirror (graph version {version}): upgrade this node"
@@ -62,17 +70,6 @@ pub enum OpenError {
         /// The version of its graph.
         version: u32,
     },
-}
-
-impl OpenError {
-    /// The blob is not in the bucket, or not what its name says: a job for healing, not for another try.
-    pub fn needs_repair(&self) -> bool {
-        match self {
-            Self::Store { source, .. } => source.is_loss(),
-            Self::Damaged { .. } => true,
-            Self::Newer { .. } => false,
-        }
-    }
 }
 
 /// An open generation.
@@ -255,7 +252,7 @@ impl Snapshot {
 
 /// Checks that a graph describes the pack that the record names: its block hashes are all that a pack's bytes are
 /// compared with.
-fn belongs(named: &LayerRef, opened: &Layer) -> Result<(), Damaged> {
+pub(super) fn belongs(named: &LayerRef, opened: &Layer) -> Result<(), Damaged> {
     let graph = &opened.graph;
     let same = graph.pack_sha256() == named.pack.id.0
         && graph.pack_len() == named.pack.len
@@ -263,13 +260,12 @@ fn belongs(named: &LayerRef, opened: &Layer) -> Result<(), Damaged> {
     if same { Ok(()) } else { Err(Damaged::Mismatch("the pack that the record names")) }
 }
 
-fn unusable(what: &'static str, number: u64, reason: &Damaged) -> OpenError {
-    if let Damaged::Version(version) = *reason
-        && version > graph::format::VERSION
-    {
-        return OpenError::Newer { number, version };
+pub(super) fn unusable(what: &'static str, number: u64, reason: &Damaged) -> OpenError {
+    match *reason {
+        Damaged::Version(version) if version > graph::format::VERSION => OpenError::Newer { number, version },
+        Damaged::Version(version) => OpenError::Older { number, version },
+        _ => OpenError::Damaged { what, number, reason: reason.to_string() },
     }
-    OpenError::Damaged { what, number, reason: reason.to_string() }
 }
 
 pub(super) fn object_format(generation: &Generation) -> Result<HashKind, OpenError> {
@@ -310,7 +306,7 @@ impl BlockHashes for HashesOf {
     }
 }
 
-fn pack_blob(pack: &BlobRef, layer: &Arc<Layer>) -> PackBlob {
+pub(super) fn pack_blob(pack: &BlobRef, layer: &Arc<Layer>) -> PackBlob {
     PackBlob {
         blob: *pack,
         block_size: u64::from(layer.graph.block_size()),

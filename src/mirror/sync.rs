@@ -21,16 +21,19 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::git::refs::Refs;
 use crate::mirror::Mirror;
+use crate::mirror::claim::claim;
 use crate::mirror::cost::Cost;
+use crate::mirror::damage::stands;
 use crate::mirror::ingest::{Expected, IngestError, NewLayer, ingest};
 use crate::mirror::lanes::Place;
-use crate::mirror::publish::publish;
-use crate::mirror::repo::Repo;
+use crate::mirror::publish::{Draft, Published, publish, seconds, store_layer};
+use crate::mirror::regraph::regraph;
+use crate::mirror::repo::{Moment, Repo};
 use crate::mirror::snapshot::{OpenError, Snapshot};
 use crate::pack::index::IndexError;
 use crate::pack::meter::Halt;
 use crate::primary::{Auth, FetchSpec, Pack, PrimaryError};
-use crate::store::StoreError;
+use crate::store::{LayerRef, StoreError};
 use crate::telemetry::metrics as names;
 
 /// More tips than this are not named as haves: the primary finds the common history from fewer.
@@ -126,65 +129,145 @@ pub enum Synced {
 ///
 /// Dropping the future ends it at its next safe point.
 pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>) -> Result<Synced, SyncError> {
-    let mut seen_elsewhere = false;
+    let (mut seen_elsewhere, mut repair) = (false, None);
     let mut last = SyncError::Moving;
     for _ in 0..MAX_ROUNDS {
         // Each round counts anew: what the last one saw is forgotten.
         let cost = Arc::new(Cost::begin(&mirror.sync_memory).await?);
         let _end = StopOnDrop(Arc::clone(&cost));
         let mut comparing = mirror.lanes.compare(repo.is_well()).await.ok_or(SyncError::Stopped)?;
-        let asked = Instant::now();
+        let asked = Moment::now();
         repo.health().stage = "comparing".into();
         let looking = async { Ok(mirror.primary.look(&repo.path, Auth::Service, &*cost).await?) };
-        let seen = beside_others(repo, &mut comparing, looking, || asked.elapsed() > PATIENCE).await?;
-        let repairing = repo.damaged();
-        let mut base = repo.snapshot();
-        let equal = |base: &Option<Arc<Snapshot>>| base.as_ref().is_some_and(|b| b.equals(&seen.refs));
-        if repairing || !equal(&base) {
-            // Another node may have been faster: only a difference costs a look into the bucket.
-            base = newest(mirror, repo).await?;
-        }
-        {
-            let mut health = repo.health();
-            health.capabilities = Some(Arc::new(seen.capabilities));
-            health.took = asked.elapsed();
-        }
-        if !repairing && equal(&base) {
+        let seen =
+            beside_others(repo, &mut comparing, looking, || asked.instant.elapsed() > PATIENCE).await?;
+        repo.health().capabilities = Some(Arc::new(seen.capabilities));
+        let seen = seen.refs;
+        let equal = |open: &Option<Arc<Snapshot>>| open.as_ref().is_some_and(|open| open.equals(&seen));
+        // Another node may have been faster: only a difference, or damage, costs a look into the bucket.
+        let open = repo.snapshot();
+        if !repo.damage().is_known() && equal(&open) {
+            confirmed(repo, asked);
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
         }
-        // Layers that cannot be read are no ground to build on: everything is made anew.
-        let below = base.clone().filter(|base| !repairing && base.refs.hash == seen.refs.hash);
-        let made = match missing_tips(below.as_deref(), &seen.refs) {
-            wants if wants.is_empty() => None,
-            wants => {
-                match receive(mirror, repo, below.clone(), wants, &seen.refs, &cost, comparing).await {
-                    Ok(made) => Some(made),
-                    // A tip vanished between the answer and the fetch: ask again.
-                    Err(SyncError::Primary(PrimaryError::Remote(words))) if words.contains("not our ref") => {
-                        last = SyncError::Primary(PrimaryError::Remote(words));
-                        continue;
-                    }
-                    Err(e) => return Err(e),
-                }
+        drop(open);
+        let base = mirror.newest(repo).await?;
+        let opened = match &base {
+            Some(record) => mirror.open(repo, record.clone()).await.map(Some),
+            None => Ok(None),
+        };
+        let repairing = stands(mirror, repo, base.as_ref()).await?;
+        let below = match opened {
+            _ if repairing => None,
+            Ok(open) => open,
+            Err(OpenError::Older { .. }) => {
+                // An error says that there is nothing to be built again.
+                let Some(old) = &base else { continue };
+                let _place = mirror.lanes.sync(repo.is_well()).await.ok_or(SyncError::Stopped)?;
+                drop(comparing);
+                regraph(mirror, repo, old, &cost).await?;
+                continue;
             }
+            Err(e) => return Err(e.into()),
+        };
+        if !repairing && equal(&below) {
+            confirmed(repo, asked);
+            return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
+        }
+        if repairing && repair.is_none() {
+            // Then it is looked once more: another node may just have made it anew.
+            drop(comparing);
+            repo.health().stage = "waiting for another node's repair".into();
+            repair = claim(mirror, &repo.path, base.as_ref().map_or(0, |base| base.number)).await?;
+            continue;
+        }
+        // The record that is open may have been published meanwhile.
+        let base = below.as_ref().map(|open| open.generation.clone()).or(base);
+        let below = below.filter(|open| open.refs.hash == seen.hash);
+        if repairing {
+            tracing::warn!(repo = %repo.path, "what is stored is damaged; it is made anew from the primary");
+        }
+        let made = match missing_tips(below.as_deref(), &seen) {
+            wants if wants.is_empty() => None,
+            wants => match receive(mirror, repo, below.clone(), wants, &seen, &cost, comparing).await {
+                Ok(made) => Some(made),
+                // A tip vanished between the answer and the fetch: ask again.
+                Err(SyncError::Primary(PrimaryError::Remote(words))) if words.contains("not our ref") => {
+                    last = SyncError::Primary(PrimaryError::Remote(words));
+                    continue;
+                }
+                // A layer below cannot be read: it is made anew.
+                Err(e) if below.as_ref().is_some_and(|b| repo.report_damage(&b.generation, &e)) => {
+                    last = e;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            },
         };
         let (made, _place) = made.unzip();
-        match publish(mirror, repo, base, below, seen.refs, made.flatten(), repairing).await? {
-            Some(synced) => {
+        repo.health().stage = "uploading".into();
+        let made = made.flatten();
+        let new_objects = made.as_ref().map_or(0, |(new, _)| new.layer.graph.len());
+        let layers = layers(mirror, below.as_deref(), made.as_ref().map(|(new, _)| new), &seen, repairing);
+        let draft = Draft {
+            base: base.as_ref(),
+            layers: layers.await?,
+            refs: &seen,
+            asked: seconds(asked.time),
+            repairing,
+        };
+        match publish(mirror, repo, draft).await? {
+            Published::Won(snapshot) => {
                 if repairing {
                     metrics::counter!(names::REPAIRS).increment(1);
+                    repo.damage().repaired(&snapshot.generation);
                 }
-                repo.repaired();
-                return Ok(synced);
+                confirmed(repo, asked);
+                return Ok(Synced::Published { number: snapshot.generation.number, new_objects });
             }
-            None => {
-                metrics::counter!(names::CAS_CONFLICTS).increment(1);
+            Published::Lost(winner) => {
+                if winner.primary == mirror.primary.name() {
+                    // If it cannot be opened, the next round finds out what is to be done.
+                    let _ = mirror.open(repo, *winner).await;
+                }
                 seen_elsewhere = true;
                 last = SyncError::Moving;
             }
         }
     }
     Err(last)
+}
+
+/// The layers of the next generation, the new one stored. A history that shares nothing with what was there (a repository
+/// made again under its name) replaces it.
+async fn layers(
+    mirror: &Mirror,
+    below: Option<&Snapshot>,
+    made: Option<&NewLayer>,
+    seen: &Refs,
+    repairing: bool,
+) -> Result<Vec<LayerRef>, StoreError> {
+    let stands_alone = made.is_some_and(|new| {
+        let layer = &new.layer;
+        layer.graph.externals().len() == 0 && seen.tips().iter().all(|tip| layer.lookup(tip).is_some())
+    });
+    let mut layers = match below {
+        Some(below) if !stands_alone => below.generation.layers.clone(),
+        _ => Vec::new(),
+    };
+    if let Some(new) = made {
+        layers.push(store_layer(mirror, new, repairing).await?);
+    }
+    Ok(layers)
+}
+
+/// Takes note that what is published is what the primary showed when it was asked at `asked`.
+fn confirmed(repo: &Repo, asked: Moment) {
+    let before = repo.health().asked.replace(asked);
+    if let Some(before) = before {
+        let lag = asked.instant.saturating_duration_since(before.instant);
+        metrics::histogram!(names::REPO_LAG).record(lag.as_secs_f64());
+    }
 }
 
 /// Ends what still computes for a sync that is over.
@@ -215,19 +298,6 @@ async fn beside_others<T>(
             repo.set_well(false);
             place.step_aside().map_err(|_| SyncError::Aside)?;
         }
-    }
-}
-
-/// The newest published snapshot, opened; a generation that cannot be opened for good counts as none, with a warning.
-async fn newest(mirror: &Mirror, repo: &Arc<Repo>) -> Result<Option<Arc<Snapshot>>, SyncError> {
-    match mirror.refresh(repo).await {
-        Ok(snapshot) => Ok(snapshot),
-        Err(SyncError::Open(e)) if e.needs_repair() => {
-            tracing::error!(repo = %repo.path, error = crate::text::chain(&e), "stored data is missing or damaged; it is made anew from the primary");
-            repo.report_damage();
-            Ok(repo.snapshot())
-        }
-        Err(e) => Err(e),
     }
 }
 

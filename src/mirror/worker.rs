@@ -8,7 +8,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::time::Instant;
@@ -62,7 +62,7 @@ async fn supervise<F: Future<Output = ()>>(
             health.next = health.not_before;
         }
         repo.set_well(false);
-        repo.finish(repo.begin());
+        repo.finish(repo.begin(), false);
         if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
             return;
         }
@@ -80,6 +80,7 @@ async fn work(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) {
         }
         let began = repo.begin();
         let held_off = repo.health().not_before.is_some_and(|t| Instant::now() < t);
+        let mut well = false;
         if !held_off {
             let started = Instant::now();
             let outcome = tokio::select! {
@@ -90,6 +91,7 @@ async fn work(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) {
             };
             metrics::counter!(names::SYNC_BYTES).increment(repo.received().swap(0, Ordering::Relaxed));
             metrics::histogram!(names::SYNC_SECONDS).record(started.elapsed().as_secs_f64());
+            well = outcome.is_ok();
             record(&mirror, &repo, outcome);
         }
         let health = repo.health().clone();
@@ -98,7 +100,7 @@ async fn work(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) {
             return;
         }
         due = health.next.unwrap_or_else(|| Instant::now() + mirror.settings.compare_every);
-        repo.finish(began);
+        repo.finish(began, well);
     }
 }
 
@@ -136,10 +138,6 @@ fn record(mirror: &Mirror, repo: &Repo, outcome: Result<Synced, SyncError>) {
     match outcome {
         Ok(_) => {
             health.phase = Phase::Current;
-            if let Some((before, _)) = health.compared {
-                metrics::histogram!(names::REPO_LAG).record((now - before).as_secs_f64());
-            }
-            health.compared = Some((now, SystemTime::now()));
             health.failures = 0;
             health.error = None;
             health.not_before = None;
@@ -181,7 +179,7 @@ mod tests {
         supervise(&repo, &CancellationToken::new(), pause, work).await;
         assert_eq!(runs.load(Ordering::SeqCst), 3);
         assert_eq!(begun.elapsed(), Duration::from_secs(3), "longer after each");
-        repo.settled(ticket).await;
+        assert!(!repo.settled(ticket).await);
         assert!(repo.health().error.as_ref().is_some_and(|words| words.contains("panicked")));
     }
 }

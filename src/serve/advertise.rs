@@ -1,7 +1,7 @@
 //! Refs and capabilities from what is published: bounded freshness, and a primary that is down.
 //!
 //! Whoever gets such an answer holds a grant, and the answer says how old it is (`packmirror-age`, seconds since the
-//! comparison that found the primary equal began). Capabilities are the primary's own, as it gave them at that comparison,
+//! primary was asked by the comparison that found it equal). Capabilities are the primary's own, as it gave them at that comparison,
 //! less what this mirror leaves to the primary.
 
 use std::convert::Infallible;
@@ -52,8 +52,7 @@ async fn known(app: &App, path: &RepoPath, client: &ClientHeaders, when: When) -
     let snapshot = repo.snapshot()?;
     let (age, capabilities) = {
         let health = repo.health();
-        let (at, _) = health.compared?;
-        (at.elapsed() + health.took, health.capabilities.clone()?)
+        (health.asked?.instant.elapsed(), health.capabilities.clone()?)
     };
     if when == When::Fresh && age > settings.max_age {
         // Whoever comes next finds it fresh again.

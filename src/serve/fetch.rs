@@ -3,7 +3,6 @@
 //! Nothing is sent before everything that could still lead to the primary is decided: a grant is in hand, every want is
 //! reachable from what is published, and the plan stands.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +35,7 @@ use crate::serve::reaching::{MANY, open, publish};
 use crate::serve::send::{CHUNK, Cut, Outgoing, Sent, holding, stream};
 use crate::store::StoreError;
 use crate::telemetry::metrics as names;
+use crate::text::chain;
 
 /// How long a fetch waits for its first byte from the bucket.
 const BUCKET_PATIENCE: Duration = Duration::from_secs(10);
@@ -94,7 +94,10 @@ pub async fn fetch(
     if !request.want_refs.is_empty() && app.mirror.settings.freshness == Freshness::Strict {
         // The names are to be read as they stand now, and no `ls-refs` of this client says how that is.
         let ticket = repo.ask();
-        let _ = tokio::time::timeout(app.mirror.settings.sync_wait, repo.settled(ticket)).await;
+        let confirmed = tokio::time::timeout(app.mirror.settings.sync_wait, repo.settled(ticket)).await;
+        if confirmed != Ok(true) {
+            return pass_on(app, asked, Reason::NotConfirmed).await;
+        }
     }
     if request.include_tag
         && let Some(ticket) = repo.tags_on_their_way()
@@ -119,7 +122,7 @@ pub async fn fetch(
     if needs_reach(&request)
         && let Err(failed) = publish(app, &granted).await?
     {
-        return leave(app, asked, &failed).await;
+        return leave(app, repo, asked, &granted, &failed).await;
     }
     let begun = std::time::Instant::now();
     let request = Arc::new(request);
@@ -138,7 +141,7 @@ pub async fn fetch(
         Err(Unprepared::Trouble(Trouble::Trees(TreeError::Halt(halt @ (Halt::Busy | Halt::Stopped))))) => {
             return Err(halt.into());
         }
-        Err(Unprepared::Trouble(Trouble::Trees(e))) => return leave(app, asked, &e).await,
+        Err(Unprepared::Trouble(Trouble::Trees(e))) => return leave(app, repo, asked, &granted, &e).await,
     };
     if let Some(plan) = &prepared.plan
         && let Err(halt) = app.memory.work.fits(plan.room)
@@ -152,17 +155,22 @@ pub async fn fetch(
     {
         // Nothing was sent yet, so the primary can still answer.
         tracing::warn!(repo = %asked.path, error = e.chain(), "a stored pack cannot be read; passed to the primary");
-        if e.is_loss() {
-            repo.report_damage();
-        }
+        repo.report_damage(&granted.generation, &e);
         return pass_on(app, asked, Reason::BucketDown).await;
     }
     send(app, repo, granted, &request, prepared).await
 }
 
 /// Leaves to the primary what cannot be planned here.
-async fn leave(app: &App, asked: &Asked, why: &TreeError) -> Result<Response, Failure> {
-    tracing::warn!(repo = %asked.path, error = %why, "passed to the primary");
+async fn leave(
+    app: &App,
+    repo: &Repo,
+    asked: &Asked,
+    granted: &Granted,
+    why: &TreeError,
+) -> Result<Response, Failure> {
+    repo.report_damage(&granted.generation, why);
+    tracing::warn!(repo = %asked.path, error = chain(why), "passed to the primary");
     pass_on(app, asked, if why.costs_too_much() { Reason::TooCostly } else { Reason::BucketDown }).await
 }
 
@@ -232,6 +240,7 @@ async fn send(
     let known = prepared.trailer();
     let sender = known.into_iter().fold(sender, Sender::ending);
     let (local, memory) = (app.mirror.local.clone(), app.memory.readers.clone());
+    let generation = granted.generation.clone();
     let out = Outgoing::new(frame, sender, granted, meter, local, memory);
     let repo = Arc::clone(repo);
     let ended = move |sent: Result<Sent, &Cut>| match sent {
@@ -242,8 +251,7 @@ async fn send(
             metrics::counter!(names::FETCH_BYTES, "source" => "bucket").increment(sent.written.bytes);
             metrics::histogram!(names::FETCH_SECONDS, "phase" => "send").record(sent.took.as_secs_f64());
         }
-        Err(cut) if is_damage(cut) => repo.report_damage(),
-        Err(_) => {}
+        Err(cut) => _ = repo.report_damage(&generation, cut),
     };
     let patience = app.mirror.settings.limits.client_timeout;
     Ok(upload_pack_result(stream(out, held, Arc::clone(places), patience, stop, ended)))
@@ -254,20 +262,6 @@ fn tell(frame: &mut Frame, plan: &Plan) {
     let n = plan.objects;
     frame.progress(&format!("Enumerating objects: {n}, done.\n"));
     frame.progress(&format!("Total {n} (delta 0), reused {} (delta 0), pack-reused {0}\n", n - plan.anew));
-}
-
-/// Whether stored bytes are missing or wrong, anywhere down the chain of causes.
-fn is_damage(error: &Cut) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        let inner = error.downcast_ref::<io::Error>().and_then(|e| e.get_ref());
-        let store = inner.and_then(|e| e.downcast_ref::<StoreError>()).or_else(|| error.downcast_ref());
-        if store.is_some_and(StoreError::is_loss) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 fn counted(kind: &'static str) {

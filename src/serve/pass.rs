@@ -30,6 +30,8 @@ pub enum Reason {
     NotYetMirrored,
     /// A wanted object is not reachable from the published refs, also after a sync.
     UnknownWant,
+    /// The refs that are wanted by name could not be compared with the primary within `sync_wait`.
+    NotConfirmed,
     /// The request uses something that this mirror leaves to the primary.
     NotOurs,
     /// The primary does not offer what the request asks for: its refusal is the answer.
@@ -52,6 +54,7 @@ impl Reason {
             Self::NotSelected => "not-selected",
             Self::NotYetMirrored => "not-yet-mirrored",
             Self::UnknownWant => "unknown-want",
+            Self::NotConfirmed => "not-confirmed",
             Self::NotOurs => "not-ours",
             Self::NotOffered => "not-offered",
             Self::BucketDown => "bucket-down",

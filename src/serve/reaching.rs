@@ -18,6 +18,7 @@ use crate::serve::compute::compute;
 use crate::serve::error::Failure;
 use crate::serve::git::{Asked, pass_on};
 use crate::serve::pass::{Reason, denial_response};
+use crate::text::chain;
 
 /// From so many objects on, looking them up is not for an async thread.
 pub const MANY: usize = 256;
@@ -69,6 +70,7 @@ pub async fn open(
     match reaching(app, repo, &grant, wants).await? {
         Reached::All(granted) => return Ok(Ok(granted)),
         Reached::TooCostly => return Ok(Err(Instead::Pass(Reason::TooCostly))),
+        Reached::Unreadable => return Ok(Err(Instead::Pass(Reason::BucketDown))),
         Reached::NotAll => {}
     }
     let wait = app.mirror.settings.sync_wait;
@@ -86,6 +88,8 @@ enum Reached {
     NotAll,
     /// It takes too much to tell.
     TooCostly,
+    /// What is stored cannot be read.
+    Unreadable,
 }
 
 /// Looks whether what the present snapshot publishes reaches all of `wants`.
@@ -106,10 +110,13 @@ async fn reaching(
         return Ok(Reached::NotAll);
     }
     if let Err(failed) = publish(app, &granted).await? {
-        return failed.costs_too_much().then_some(Reached::TooCostly).ok_or_else(|| {
-            tracing::warn!(repo = %repo.path, error = %failed, "what the refs reach cannot be told");
-            Failure::Internal
-        });
+        if failed.costs_too_much() {
+            return Ok(Reached::TooCostly);
+        }
+        // The primary can tell.
+        repo.report_damage(&granted.generation, &failed);
+        tracing::warn!(repo = %repo.path, error = chain(&failed), "what the refs reach cannot be told");
+        return Ok(Reached::Unreadable);
     }
     let is_published = |granted: &Granted, wants: &[ObjectId]| {
         wants.iter().all(|oid| {

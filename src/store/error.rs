@@ -77,7 +77,15 @@ impl StoreError {
 
     /// Says whether the blob itself is lost or spoilt in the bucket, so that only the primary can bring it back.
     pub fn is_loss(&self) -> bool {
-        matches!(self, Self::NotFound { .. } | Self::Damaged { .. })
+        self.lost().is_some()
+    }
+
+    /// The key of what is lost or spoilt, if that is what it says.
+    pub fn lost(&self) -> Option<&str> {
+        match self {
+            Self::NotFound { key } | Self::Damaged { key, .. } => Some(key),
+            _ => None,
+        }
     }
 
     /// Wraps a failure of a local file.

@@ -66,7 +66,7 @@ pub struct Generation {
     pub layers: Vec<LayerRef>,
     /// When this record was made, Unix seconds, by the writer's clock. For people; nothing depends on it.
     pub created_at: u64,
-    /// When the refs were read from the primary, Unix seconds, by the writer's clock. For people.
+    /// When the primary was asked for the refs, Unix seconds, by the writer's clock. For people.
     pub verified_at: u64,
     /// SHA-256 of the bytes as read from the bucket; none in a record that was not read.
     #[serde(skip)]

@@ -8,6 +8,7 @@
 //! <prefix>/format                           layout version, created once
 //! <prefix>/blobs/<aa>/<sha256>.<kind>       pack | idx | graph | refs
 //! <prefix>/repos/<repo>/gen/<number>        generation records, newest first in a listing
+//! <prefix>/repos/<repo>/{repair,trouble}    notes of nodes to each other about their work
 //! <prefix>/nodes/<node>                     what each node last said of itself
 //! <prefix>/.probe/<nonce>…                  what a probe leaves when it is cut short
 //! ```
@@ -27,6 +28,7 @@ pub(crate) mod frame;
 mod generation;
 mod generations;
 mod nodes;
+mod notes;
 mod open;
 mod probe;
 mod upload;
@@ -39,7 +41,10 @@ mod suite;
 pub use blob::{BadBlobId, BlobId, BlobKind, BlobRef};
 pub use bucket::{Bucket, LAYOUT};
 pub use error::StoreError;
+#[cfg(test)]
+pub(crate) use generation::tests::sample as generation_for_tests;
 pub use generation::{Generation, LayerRef, VERSION, nonce};
 pub use generations::Publish;
+pub use notes::Note;
 pub use open::StoreOptions;
 pub use probe::{Probe, ProbeFailed, Step};

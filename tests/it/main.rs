@@ -40,3 +40,4 @@ mod matrix;
 mod nodes;
 mod push;
 mod slow;
+mod trust;

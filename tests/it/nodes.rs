@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::git::git;
 use crate::node::Node;
 use crate::oracle::{compare, from_bucket, in_bucket, mirrored, same};
-use crate::primary::{Primary, Repo, Wrong};
+use crate::primary::{Primary, Repo, Seen, Wrong};
 use crate::world::{World, eventually};
 use crate::{mirror_only, shapes, wire};
 
@@ -358,12 +358,22 @@ fn after_version(version: u32) -> (World, Primary, Repo, Node) {
     (world, primary, repo, cold)
 }
 
+/// From the packs that the bucket has: the primary is asked for no pack.
 #[test]
-fn a_graph_of_an_older_version_is_made_anew() {
+fn a_graph_of_an_older_version_is_built_again() {
     mirror_only!();
     let (world, primary, repo, cold) = after_version(1);
+    let packs = || {
+        let record = world.store.newest(&repo.path).expect("a generation");
+        let layers = record["layers"].as_array().expect("layers").clone();
+        layers.into_iter().map(|layer| [layer["pack"].clone(), layer["idx"].clone()]).collect::<Vec<_>>()
+    };
+    let stored = packs();
     let made_anew = || (world.store.generations(&repo.path).len() == 2).then_some(());
     eventually("a generation that can be read", made_anew);
+    assert_eq!(packs(), stored);
+    let ours = |seen: &Seen| seen.header("user-agent").is_some_and(|agent| agent.contains("packmirror"));
+    assert_eq!(primary.count(|s| s.is("fetch") && ours(s)), 1, "more than the first sync's fetch");
     from_bucket(&cold, || same(&world, &primary, &cold, &repo.path));
     world.store.audit();
 }

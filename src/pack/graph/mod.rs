@@ -20,5 +20,10 @@ pub use facts::{BLOCK_SIZE, FactsHasher, PackFacts};
 pub use format::{CommitColumns, Draft, Lists, compress, compress_to, decompress};
 pub use view::{Damaged, Graph};
 
+/// Says whether a version is older than the one that this program reads and writes.
+pub fn graph_version_is_old(version: u32) -> bool {
+    version < format::VERSION
+}
+
 /// Stands for "none" wherever a position or ref is stored.
 pub const NONE: u32 = u32::MAX;

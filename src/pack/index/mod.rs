@@ -21,6 +21,7 @@ use std::io;
 
 use gix_hash::ObjectId;
 
+use super::DecodeError;
 use super::meter::Halt;
 
 /// What one entry costs while a pack is indexed: its row, its id, its place among the children of its base, its place in
@@ -108,12 +109,13 @@ pub enum IndexError {
         base: ObjectId,
     },
     /// A base that was published before cannot be read: see the source whether to try again.
-    #[error("the delta base {base} could not be read: {reason}")]
+    #[error("the delta base {base} could not be read")]
     Base {
         /// Its id.
         base: ObjectId,
         /// Why.
-        reason: String,
+        #[source]
+        error: DecodeError,
     },
     /// Bytes made to have the id of others.
     #[error("the object at byte {offset} of the pack is part of a SHA-1 collision")]

@@ -151,6 +151,13 @@ pub enum BuildError {
     Stopped,
 }
 
+impl BuildError {
+    /// Says whether the pack itself is at fault, so that building again ends the same way.
+    pub fn is_about_the_pack(&self) -> bool {
+        !matches!(self, Self::Below(_) | Self::Halted(_) | Self::Stopped)
+    }
+}
+
 /// Builds the graph of one pack.
 pub fn build(input: BuildInput<'_>) -> Result<Draft, BuildError> {
     let progress = Progress { report: input.progress, stop: input.stop };

@@ -1,0 +1,86 @@
+//! Who makes stored data anew, where several nodes met the same damage.
+//!
+//! The first one leaves a note in the bucket and renews it while it works; the others wait for its generation. A note that
+//! is not renewed for a while is taken over: its node has died. Two nodes may still repair at once, which costs work and
+//! nothing else, since one of them publishes and the other one follows.
+//! Relies on: `store` for notes. No node's clock is compared with another's: each one measures how long a note stays
+//! the same.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::git::path::RepoPath;
+use crate::mirror::Mirror;
+use crate::store::{Bucket, Note, StoreError, nonce};
+
+/// How often a note is renewed.
+const RENEW_EVERY: Duration = Duration::from_secs(10);
+/// A note that stays the same for so long is nobody's.
+const ABANDONED: Duration = Duration::from_secs(45);
+/// How often those who wait look.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The right to repair; dropping it gives it to others.
+pub(super) struct Claim {
+    renewing: JoinHandle<()>,
+    bucket: Bucket,
+    repo: RepoPath,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.renewing.abort();
+        let (bucket, repo) = (self.bucket.clone(), self.repo.clone());
+        // Where this fails the others wait a little longer.
+        tokio::spawn(async move { bucket.remove_note(&repo, Note::Repair).await });
+    }
+}
+
+/// Waits for the right to make anew what `number`, the newest generation, names. `None`: a newer one was published
+/// meanwhile, so that it is to be looked again what is wrong.
+pub(super) async fn claim(
+    mirror: &Mirror,
+    repo: &RepoPath,
+    number: u64,
+) -> Result<Option<Claim>, StoreError> {
+    let bucket = &mirror.bucket;
+    let mut seen: Option<(Bytes, Instant)> = None;
+    loop {
+        let Some(other) = bucket.leave_note(repo, Note::Repair, words()).await? else {
+            return Ok(Some(held(bucket, repo)));
+        };
+        match &seen {
+            Some((words, since)) if *words == other => {
+                if since.elapsed() >= ABANDONED {
+                    bucket.rewrite_note(repo, Note::Repair, self::words()).await?;
+                    return Ok(Some(held(bucket, repo)));
+                }
+            }
+            _ => seen = Some((other, Instant::now())),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+        if bucket.after(repo, number).await?.is_some() {
+            return Ok(None);
+        }
+    }
+}
+
+fn held(bucket: &Bucket, repo: &RepoPath) -> Claim {
+    let (renewed, name) = (bucket.clone(), repo.clone());
+    let renewing = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(RENEW_EVERY).await;
+            // Where this fails, others may do the same work.
+            let _ = renewed.rewrite_note(&name, Note::Repair, words()).await;
+        }
+    });
+    Claim { renewing, bucket: bucket.clone(), repo: repo.clone() }
+}
+
+/// Words that were never said before.
+fn words() -> Bytes {
+    nonce().into()
+}

@@ -1,0 +1,193 @@
+//! What is known to be wrong with the stored data of a repository, and whether it still is.
+//!
+//! Whoever reads stored data and meets an error reports it with the record that named the data
+//! ([`Repo::report_damage`]). The report stays until the newest generation no longer names the blob, or until the blob is
+//! found whole in the bucket; a sync that ends well does not clear it. So a report that comes while a sync runs is looked
+//! at after it, and a node whose report was answered by another node's repair asks the primary nothing.
+//! Relies on: the sync (`sync`), which asks [`stands`] before it decides what to build on.
+
+use std::collections::{HashMap, HashSet};
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::mirror::Mirror;
+use crate::mirror::repo::Repo;
+use crate::mirror::snapshot::OpenError;
+use crate::pack::DecodeError;
+use crate::pack::trees::TreeError;
+use crate::pack::write::WriteError;
+use crate::store::{BlobId, BlobRef, Generation, StoreError};
+
+/// After a repair, data that is whole but of no use is believed in for so long: where making it anew does not help, it is
+/// not made anew for each client that asks.
+const NO_USE_AGAIN: Duration = Duration::from_secs(3600);
+
+/// What is wrong with a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The bucket does not have it, or has other bytes under its name.
+    Lost,
+    /// It is what its name says, and of no use: written wrong.
+    Useless,
+}
+
+/// The blobs of a repository that were reported.
+#[derive(Debug, Default)]
+pub struct Damage {
+    blobs: HashMap<BlobId, (BlobRef, Fault)>,
+    repaired: Option<Instant>,
+}
+
+impl Damage {
+    /// Notes what is wrong, and says whether any of it is new.
+    pub(super) fn note(&mut self, faults: Vec<(BlobRef, Fault)>) -> bool {
+        let mut is_new = false;
+        for (blob, fault) in faults {
+            is_new |= self.blobs.insert(blob.id, (blob, fault)).is_none();
+        }
+        is_new
+    }
+
+    /// Says whether anything was reported that may still be so.
+    pub(super) fn is_known(&self) -> bool {
+        !self.blobs.is_empty()
+    }
+
+    /// Forgets what the newest generation does not name.
+    fn keep(&mut self, newest: Option<&Generation>) {
+        let named: HashSet<BlobId> =
+            newest.into_iter().flat_map(Generation::blobs).map(|blob| blob.id).collect();
+        self.blobs.retain(|id, _| named.contains(id));
+    }
+
+    /// Takes note that everything was made anew and published as `generation`.
+    pub(super) fn repaired(&mut self, generation: &Generation) {
+        self.repaired = Some(Instant::now());
+        self.keep(Some(generation));
+    }
+}
+
+/// What `error`, met while the data of `generation` was read, says about it. Nothing where the data was only not to be had.
+pub fn faults(generation: &Generation, error: &(dyn Error + 'static)) -> Vec<(BlobRef, Fault)> {
+    let graphs = || generation.layers.iter().map(|layer| (layer.graph, Fault::Useless));
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        // What an error of the system carries is not among its causes.
+        let carried = error.downcast_ref::<io::Error>().and_then(|e| e.get_ref());
+        let store = carried.and_then(|e| e.downcast_ref()).or_else(|| error.downcast_ref::<StoreError>());
+        if let Some(key) = store.and_then(StoreError::lost) {
+            let named = generation.blobs().filter(|blob| key.contains(&blob.id.to_string()));
+            let named: Vec<_> = named.map(|blob| (blob, Fault::Lost)).collect();
+            // It was read under a name that this record does not give: any blob may be meant.
+            let any = || generation.blobs().map(|blob| (blob, Fault::Lost)).collect();
+            return if named.is_empty() { any() } else { named };
+        }
+        let decode = match (error.downcast_ref::<TreeError>(), error.downcast_ref::<WriteError>()) {
+            (Some(TreeError::Decode(e)), _) | (_, Some(WriteError::Decode(e))) => Some(e),
+            (Some(TreeError::Malformed(_) | TreeError::Missing(_)), _) => return graphs().collect(),
+            _ => error.downcast_ref::<DecodeError>(),
+        };
+        if let Some(DecodeError::Damaged { layer, .. }) = decode {
+            return graphs().skip(*layer).take(1).collect();
+        }
+        if let Some(OpenError::Damaged { .. }) = error.downcast_ref() {
+            let packs: HashSet<BlobId> = generation.layers.iter().map(|layer| layer.pack.id).collect();
+            let read = generation.blobs().filter(|blob| !packs.contains(&blob.id));
+            return read.map(|blob| (blob, Fault::Useless)).collect();
+        }
+        cause = error.source();
+    }
+    Vec::new()
+}
+
+/// Says whether anything that was reported is still wrong with the newest generation, and forgets what is not. Blobs that
+/// were lost are read in full: somebody may have brought them back.
+pub(super) async fn stands(
+    mirror: &Mirror,
+    repo: &Repo,
+    newest: Option<&Generation>,
+) -> Result<bool, StoreError> {
+    let (reported, repaired) = {
+        let mut damage = repo.damage();
+        damage.keep(newest);
+        (damage.blobs.values().copied().collect::<Vec<_>>(), damage.repaired)
+    };
+    let again = repaired.is_some_and(|at| at.elapsed() < NO_USE_AGAIN);
+    for (blob, fault) in reported {
+        match fault {
+            Fault::Useless if !again => return Ok(true),
+            Fault::Useless => {}
+            Fault::Lost => match mirror.bucket.verify(&blob).await {
+                Ok(()) => drop(repo.damage().blobs.remove(&blob.id)),
+                Err(e) if e.is_loss() => return Ok(true),
+                Err(e) => return Err(e),
+            },
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::path::RepoPath;
+    use crate::pack::index::IndexError;
+    use crate::store::{BlobKind, LayerRef};
+
+    fn record(number: u64, layers: &[&str]) -> Generation {
+        let blob = |kind, text: &str| BlobRef::of(kind, text.as_bytes());
+        let layer = |name: &&str| LayerRef {
+            pack: blob(BlobKind::Pack, &format!("pack {name}")),
+            idx: blob(BlobKind::Idx, &format!("idx {name}")),
+            graph: blob(BlobKind::Graph, &format!("graph {name}")),
+            objects: 1,
+        };
+        let layers = layers.iter().map(layer).collect();
+        Generation { number, layers, ..crate::store::generation_for_tests() }
+    }
+
+    fn lost(blob: &BlobRef) -> StoreError {
+        StoreError::NotFound { key: blob.key().to_string() }
+    }
+
+    #[test]
+    fn what_is_wrong_is_found_down_the_chain_of_causes() {
+        let record = record(1, &["a", "b"]);
+        let pack = record.layers[1].pack;
+        let read = || DecodeError::Read { layer: 1, error: io::Error::other(lost(&pack)) };
+        let base = gix_hash::Kind::Sha1.null();
+        let errors: [Box<dyn Error>; 5] = [
+            Box::new(lost(&pack)),
+            Box::new(io::Error::other(lost(&pack))),
+            Box::new(TreeError::Decode(read())),
+            Box::new(WriteError::Read(io::Error::other(lost(&pack)))),
+            Box::new(crate::mirror::ingest::IngestError::Index(IndexError::Base { base, error: read() })),
+        ];
+        for error in errors {
+            assert_eq!(faults(&record, &*error), [(pack, Fault::Lost)], "{error}");
+        }
+        let busy = StoreError::unavailable("get", "it is busy");
+        assert_eq!(faults(&record, &busy), [], "unknown is not failure");
+        let all = faults(&record, &TreeError::Missing(base));
+        assert_eq!(all, record.layers.iter().map(|l| (l.graph, Fault::Useless)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_report_stays_until_its_blob_is_not_named_any_more() {
+        let (old, grown, anew) = (record(1, &["a"]), record(2, &["a", "b"]), record(3, &["c"]));
+        let repo = Repo::new(RepoPath::parse("a").unwrap());
+        let error = lost(&old.layers[0].pack);
+        assert!(repo.report_damage(&old, &error));
+        repo.damage().keep(Some(&grown));
+        assert!(repo.damage().is_known(), "a generation on the same layers mends nothing");
+        repo.damage().repaired(&anew);
+        assert!(!repo.damage().is_known());
+        // Reported while the repair ran, about what the repair brought.
+        assert!(repo.report_damage(&anew, &lost(&anew.layers[0].pack)));
+        repo.damage().repaired(&anew);
+        assert!(repo.damage().is_known());
+    }
+}

@@ -1,0 +1,86 @@
+//! Notes that nodes leave each other beside a repository's generations: small objects that are written over and removed.
+//!
+//! They pace work and save it. Nothing that is published or served depends on them: without them nodes do the same work
+//! twice, and create-if-absent decides between them as always.
+
+use bytes::Bytes;
+use object_store::path::Path;
+
+use super::bucket::Created;
+use super::{Bucket, StoreError};
+use crate::git::path::RepoPath;
+
+/// What a note is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// A node makes stored data anew.
+    Repair,
+    /// A state of the primary that cannot be taken in.
+    Trouble,
+}
+
+impl Note {
+    fn key(self, repo: &RepoPath) -> Path {
+        let name = match self {
+            Self::Repair => "repair",
+            Self::Trouble => "trouble",
+        };
+        Path::from_iter(["repos", &repo.key(), name])
+    }
+}
+
+impl Bucket {
+    /// Leaves a note if there is none; gives the words of the one that is there otherwise.
+    pub async fn leave_note(
+        &self,
+        repo: &RepoPath,
+        note: Note,
+        words: Bytes,
+    ) -> Result<Option<Bytes>, StoreError> {
+        match self.create(&note.key(repo), words).await? {
+            Created::Ours => Ok(None),
+            Created::Other(found) => Ok(Some(found)),
+        }
+    }
+
+    /// Writes a note over what was there.
+    pub async fn rewrite_note(&self, repo: &RepoPath, note: Note, words: Bytes) -> Result<(), StoreError> {
+        self.overwrite(&note.key(repo), words).await
+    }
+
+    /// The words of a note, if there is one.
+    pub async fn note(&self, repo: &RepoPath, note: Note) -> Result<Option<Bytes>, StoreError> {
+        match self.read(&note.key(repo)).await {
+            Ok(words) => Ok(Some(words)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Removes a note.
+    pub async fn remove_note(&self, repo: &RepoPath, note: Note) -> Result<(), StoreError> {
+        self.remove(&note.key(repo)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::memory::InMemory;
+    use std::sync::Arc;
+
+    #[tokio::test]
+    async fn notes_are_left_once_rewritten_and_removed() {
+        let bucket = Bucket::over(Arc::new(InMemory::new()), "some/prefix");
+        let repo = RepoPath::parse("a").unwrap();
+        assert_eq!(bucket.leave_note(&repo, Note::Repair, "one".into()).await.unwrap(), None);
+        let other = bucket.leave_note(&repo, Note::Repair, "two".into()).await.unwrap();
+        assert_eq!(other, Some(Bytes::from("one")));
+        assert_eq!(bucket.note(&repo, Note::Trouble).await.unwrap(), None);
+        bucket.rewrite_note(&repo, Note::Repair, "two".into()).await.unwrap();
+        assert_eq!(bucket.note(&repo, Note::Repair).await.unwrap(), Some(Bytes::from("two")));
+        bucket.remove_note(&repo, Note::Repair).await.unwrap();
+        assert_eq!(bucket.note(&repo, Note::Repair).await.unwrap(), None);
+        assert!(bucket.repos().await.unwrap().is_empty(), "a note is no generation");
+    }
+}
