@@ -235,10 +235,11 @@ fn a_client_stays_whole() {
             other.set_shallow(&reference.shallow, &reference.unshallow);
             // git takes a client at its word that it has each boundary that is lifted; where that is not
             // so (see `select`) its own pack is not complete, and only the check below counts.
-            let theirs = other.take_filtered(&reference.pack).unwrap_or_default();
+            let theirs = other.take_filtered(&reference.pack, false).unwrap_or_default();
             client.set_shallow(&answer.shallow, &answer.unshallow);
-            let ours =
-                client.take(&answer.pack, request.thin).unwrap_or_else(|e| panic!("{}: {e}", context()));
+            let ours = client
+                .take(&answer.pack, request.thin, request.ofs_delta)
+                .unwrap_or_else(|e| panic!("{}: {e}", context()));
             let due = due(&stack, &request, &before);
             let missing: Vec<_> = theirs.iter().filter(|id| !ours.contains(*id) && due(id)).collect();
             assert!(missing.is_empty(), "{}: git sends also {missing:?}", context());
@@ -317,11 +318,12 @@ fn filters_keep_what_git_keeps() {
             if !request.haves.is_empty() {
                 let spec = lines(request.haves.iter().copied());
                 let all = git(&history.dir, &["pack-objects", "--revs", "--stdout", "-q"], spec.as_bytes());
-                client.take(&all, false).unwrap();
+                client.take(&all, false, false).unwrap();
             }
             let before = client.objects();
-            let theirs = client.fork().take_filtered(&reference.pack).unwrap();
-            client.take_filtered(&answer.pack).unwrap_or_else(|error| panic!("{}: {error}", context()));
+            let theirs = client.fork().take_filtered(&reference.pack, false).unwrap();
+            let took = client.take_filtered(&answer.pack, request.ofs_delta);
+            took.unwrap_or_else(|error| panic!("{}: {error}", context()));
             let after = client.objects();
             let due = due(&stack, &request, &before);
             let missing: Vec<_> = theirs.iter().filter(|id| !after.contains(*id) && due(id)).collect();

@@ -25,7 +25,7 @@ fn send(stack: &Stack, packs: &Packs, ids: &[ObjectId], ofs_delta: bool) -> Arc<
     let mut out = Vec::new();
     pack::write::write(&plan, stack, packs, &mut Scratch::new(1 << 20, 1 << 30), &Unlimited, &mut out)
         .unwrap();
-    let sent = Client::new(stack.hash()).take(&out, false).unwrap();
+    let sent = Client::new(stack.hash()).take(&out, false, ofs_delta).unwrap();
     assert_eq!(sent, ids.iter().copied().collect::<BTreeSet<_>>());
     plan
 }
@@ -135,13 +135,51 @@ fn distances_are_rewritten_only_where_something_is_left_out() {
     assert_eq!(all.segments.len(), 2, "header, and one copy of everything");
     assert_eq!(all.known_len, len);
     let mut dice = Dice(7);
+    let (mut on_anew, mut across) = (0, 0);
     for _ in 0..20 {
         let left_out = 1 + dice.below(39);
         let rest: Vec<ObjectId> = ids.iter().copied().filter(|id| *id != ids[left_out]).collect();
         let plan = send(&stack, &mirror.packs, &rest, true);
         assert!(plan.segments.len() < 2 + 2 * 40, "{plan:?}");
-        send(&stack, &mirror.packs, &dice.some(&ids, 20), true);
+        let plan = send(&stack, &mirror.packs, &dice.some(&ids, 20), true);
+        on_anew += plan.segments.iter().filter(|s| matches!(s, Segment::OnAnew { .. })).count();
+        across += plan.segments.iter().filter(|s| matches!(s, Segment::Across { .. })).count();
         send(&stack, &mirror.packs, &dice.some(&ids, 20), false);
+    }
+    assert!(on_anew > 0 && across > 0, "{on_anew} deltas on objects packed anew, {across} across such");
+}
+
+/// Distances that the plan does not know take one, two or three bytes, and what follows moves with them.
+#[test]
+fn deltas_on_what_is_packed_anew_name_it_by_distance() {
+    for hash in [HashKind::Sha1, HashKind::Sha256] {
+        let mut dice = Dice(3);
+        for _ in 0..30 {
+            let objects: Vec<Vec<u8>> = (0..24)
+                .map(|_| {
+                    let len = [5, 60, 200, 20_000][dice.below(4)] + dice.below(40);
+                    (0..len).map(|_| dice.roll() as u8).collect()
+                })
+                .collect();
+            let mut forge = Forge::new(hash, objects.len() as u32);
+            let ids: Vec<ObjectId> = objects.iter().map(|object| id(hash, object)).collect();
+            for (n, object) in objects.iter().enumerate() {
+                let base = dice.below(n.max(1));
+                match dice.below(5) {
+                    _ if n == 0 => forge.whole(Kind::Blob, object),
+                    0 => forge.whole(Kind::Blob, object),
+                    1 => forge.ref_delta(ids[base], objects[base].len(), object),
+                    _ => forge.ofs_delta(base, objects[base].len(), object),
+                };
+            }
+            let (pack, idx) = forge.finish();
+            let mut mirror = Mirror::new(hash);
+            mirror.push(pack, idx, &[]);
+            let stack = mirror.stack();
+            let count = 1 + dice.below(24);
+            send(&stack, &mirror.packs, &dice.some(&ids, count), true);
+            send(&stack, &mirror.packs, &ids, true);
+        }
     }
 }
 
@@ -225,7 +263,7 @@ fn a_new_version_is_a_delta_on_the_one_that_the_client_has() {
                 client.set_shallow(&versions.commits[have..=have], &[]);
             }
             let (_, pack) = fetch(&stack, &mirror.packs, &versions.commits[have..=have], &[], depth);
-            client.take(&pack, false).unwrap();
+            client.take(&pack, false, true).unwrap();
             let (plan, pack) =
                 fetch(&stack, &mirror.packs, &versions.commits[11..], &versions.commits[have..=have], depth);
             let joined =
@@ -239,7 +277,7 @@ fn a_new_version_is_a_delta_on_the_one_that_the_client_has() {
             if depth.is_some() {
                 client.set_shallow(&versions.commits[11..], &[]);
             }
-            let sent = client.take(&pack, true).unwrap();
+            let sent = client.take(&pack, true, true).unwrap();
             assert!(sent.contains(&versions.blobs[11]));
         }
     }
@@ -271,7 +309,7 @@ fn objects_whose_base_is_left_out_lean_on_each_other() {
     )
     .unwrap();
     assert!(out.len() < 8_000, "{} bytes for {} versions of 5,000", out.len(), wanted.len());
-    let sent = Client::new(hash).take(&out, false).unwrap();
+    let sent = Client::new(hash).take(&out, false, true).unwrap();
     assert_eq!(sent, wanted.iter().copied().collect::<BTreeSet<_>>());
 }
 
@@ -306,10 +344,10 @@ fn what_is_sent_anyway_is_no_base_of_what_it_leans_on() {
         assert_eq!(stack.entry(old).base, Some(new), "the older one leans on the newer");
         let mut client = Client::new(hash);
         client.set_shallow(&commits[1..2], &[]);
-        client.take(&fetch(&stack, &mirror.packs, &commits[1..2], &[], Some(1)).1, false).unwrap();
+        client.take(&fetch(&stack, &mirror.packs, &commits[1..2], &[], Some(1)).1, false, true).unwrap();
         let (plan, pack) = fetch(&stack, &mirror.packs, &commits[2..], &commits[1..2], Some(1));
         client.set_shallow(&commits[2..], &[]);
-        let sent = client.take(&pack, true).unwrap();
+        let sent = client.take(&pack, true, true).unwrap();
         assert!(sent.contains(&stack.oid(new)) && sent.contains(&stack.oid(old)), "{plan:?}");
         assert!(plan.joins.iter().all(|path| path.last() != Some(&old)), "{plan:?}");
     }

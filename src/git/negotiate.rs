@@ -2,6 +2,8 @@
 //!
 //! Ports `process_haves_and_send_acks` (v2) and `get_common_commits` (v0, stateless) of git's
 //! `upload-pack.c`. What is common, and whether that is enough, is asked of a [`Common`].
+//! In v2 every have that is common is acknowledged, as gitprotocol-v2(5) says and git before 2.45 does. Newer git leaves out
+//! those whose child was named before, and `fetch --negotiate-only` then names fewer commits than both sides have.
 //! Relies on: haves in the order the client sent them. Elsewhere: the commit walk behind `Common`
 //! (`pack::negotiate`), the sections behind the acknowledgments (`response`).
 
@@ -78,7 +80,7 @@ impl<I: FnMut(&ObjectId) -> bool, R: FnMut() -> bool> Common for Questions<I, R>
 /// [`Next::Stop`] without any bytes means that the client wanted nothing.
 pub fn answer_v2(request: &FetchRequest, common: &mut dyn Common, out: &mut Vec<u8>) -> Next {
     let acks: Vec<ObjectId> =
-        request.haves.iter().copied().filter(|oid| common.have(oid) == Have::New).collect();
+        request.haves.iter().copied().filter(|oid| common.have(oid) != Have::Unknown).collect();
     if request.wants.is_empty() && request.want_refs.is_empty() && !request.wait_for_done {
         return Next::Stop;
     }
@@ -234,6 +236,29 @@ mod tests {
             (lines.as_slice(), next),
             (&["acknowledgments", "NAK", "Ok(Flush)"].map(String::from)[..], Next::Stop)
         );
+    }
+
+    /// Knows 1 to 4 from the start, as parents of what was named before.
+    struct AllImplied;
+
+    impl Common for AllImplied {
+        fn have(&mut self, id: &ObjectId) -> Have {
+            if *id < oid(5) { Have::Implied } else { Have::Unknown }
+        }
+
+        fn ready(&mut self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn v2_acknowledges_what_was_known_before() {
+        for wait_for_done in [false, true] {
+            let mut out = Vec::new();
+            let request = FetchRequest { wait_for_done, ..request(&[2, 7, 3]) };
+            assert_eq!(answer_v2(&request, &mut AllImplied, &mut out), Next::Stop);
+            assert_eq!(lines(&out), ["acknowledgments", "ACK 2", "ACK 3", "Ok(Flush)"]);
+        }
     }
 
     #[test]

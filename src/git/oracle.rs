@@ -221,7 +221,7 @@ fn v0_and_v1_advertisements_are_gits() {
                 assert_same(&out, &git, shape);
                 let Ok(Advertisement::V0(advert)) = Advertisement::parse(&git) else { panic!("{shape}") };
                 assert_eq!(advert.hash, repo.hash);
-                let mut read = ls_refs::to_refs(advert.refs, repo.hash).unwrap();
+                let (mut read, _) = ls_refs::to_refs(advert.refs, repo.hash).unwrap();
                 // v0 says neither where an unborn HEAD points nor that other refs are symbolic.
                 read.symrefs = repo.refs().symrefs;
                 if read.head == Head::Missing {
@@ -282,7 +282,7 @@ fn ls_refs_answers_are_gits() {
                 assert_same(&out, &git, &format!("{shape} {request:?}"));
                 if peel && symrefs && unborn && request.prefixes.is_empty() {
                     let lines = ls_refs::parse_answer(&git, repo.hash).unwrap();
-                    assert_eq!(ls_refs::to_refs(lines, repo.hash).unwrap(), refs);
+                    assert_eq!(ls_refs::to_refs(lines, repo.hash).unwrap().0, refs);
                 }
             }
         }
@@ -373,13 +373,13 @@ impl Common for Model {
     }
 }
 
-/// git before 2.45 acknowledges in v2 what it knew already as well.
-struct Older(Model);
+/// git from 2.45 on acknowledges in v2 only what is news, and we all that is common.
+struct Newer(Model);
 
-impl Common for Older {
+impl Common for Newer {
     fn have(&mut self, oid: &ObjectId) -> Have {
         match self.0.have(oid) {
-            Have::Implied => Have::New,
+            Have::Implied => Have::Unknown,
             have => have,
         }
     }
@@ -479,8 +479,8 @@ fn v2_negotiation_is_gits() {
             let mut out = Vec::new();
             let model = Model::new(&repo, &fetch.wants);
             let next = match git_version() >= (2, 45) {
-                true => answer_v2(&fetch, &mut { model }, &mut out),
-                false => answer_v2(&fetch, &mut Older(model), &mut out),
+                true => answer_v2(&fetch, &mut Newer(model), &mut out),
+                false => answer_v2(&fetch, &mut { model }, &mut out),
             };
             if next == Next::Pack {
                 response::Sections::new(&mut out, false).packfile();

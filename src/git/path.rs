@@ -1,7 +1,8 @@
 //! Which repository and which part of it a request is for.
 //!
-//! The path is decoded exactly once and refused when anything in it could be read in two ways, since
-//! the same text later names a repository at the primary, in the bucket and in grants.
+//! The path is decoded exactly once, here, and refused when another reader of the same bytes could take it for another
+//! path, since the same text later names a repository at the primary, in the bucket and in grants. What has one reading is
+//! served: a name may hold `%` or `\`, letters may be escaped, and slashes in front count as one, as at git's own server.
 //! Relies on: the raw request target as the client sent it. Elsewhere: which repositories exist
 //! (`mirror`), what the primary says to the path (`primary`).
 
@@ -19,6 +20,8 @@ const IN_URL: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
     .add(b'#')
+    .add(b'%')
+    .add(b'\\')
     .add(b'<')
     .add(b'>')
     .add(b'?')
@@ -103,7 +106,7 @@ impl RepoPath {
         if path.len() > MAX_PATH {
             return Err(BadPath::TooLong);
         }
-        check_segments(path)?;
+        check_decoded(path)?;
         Ok(Self(path.into()))
     }
 
@@ -175,46 +178,54 @@ impl std::str::FromStr for RepoPath {
 
 /// Splits a raw (still escaped) request path and its query into repository and endpoint.
 ///
-/// Refused are: paths that do not start with one slash (absolute-form, user info), empty segments, `.` and
-/// `..`, escaped slashes, percent signs and NULs, backslashes, control bytes, broken escapes, text that
-/// is not UTF-8. Everything else is free: unicode, spaces, `~`, `+`, `.git` in the middle.
+/// Refused are: paths that do not start with a slash (absolute-form, user info), empty segments except in front, `.` and
+/// `..` however they are escaped, escaped slashes, raw backslashes, control bytes, broken escapes, text that is not UTF-8,
+/// and names that are another path to who decodes twice. Everything else is free: unicode, spaces, `~`, `+`, `%25`, `%5C`,
+/// `.git` in the middle.
 pub fn split(path: &str, query: Option<&str>) -> Result<(RepoPath, Endpoint), BadPath> {
     if path.len() > MAX_PATH {
         return Err(BadPath::TooLong);
     }
     let raw = path.strip_prefix('/').ok_or(BadPath::Refused("it does not start with a slash"))?;
+    let raw = raw.trim_start_matches('/');
+    if raw.contains('\\') {
+        return Err(BadPath::Refused("it has a backslash that is not escaped"));
+    }
     check_escapes(raw)?;
     let decoded = percent_decode_str(raw).decode_utf8().map_err(|_| BadPath::Refused("it is not UTF-8"))?;
-    check_segments(&decoded)?;
+    check_decoded(&decoded)?;
     let (repo, endpoint) = cut(&decoded, query)?;
     Ok((RepoPath(repo.into()), endpoint))
 }
 
-/// Refuses escapes that hide a separator, another escape or a terminator, and those that are none.
+/// Refuses escapes that are none, and the escaped slash: some readers split before they decode, others after.
 fn check_escapes(raw: &str) -> Result<(), BadPath> {
     for part in raw.split('%').skip(1) {
-        match part.get(..2).map(str::to_ascii_lowercase).as_deref().map(str::as_bytes) {
-            Some(b"2f" | b"5c") => return Err(BadPath::Refused("it has an escaped slash")),
-            Some(b"25") => return Err(BadPath::Refused("it has an escaped percent sign")),
-            Some(b"2e") => return Err(BadPath::Refused("it has an escaped dot")),
-            Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => {}
-            _ => return Err(BadPath::Refused("it has a broken escape")),
+        match escaped(part) {
+            Some(b'/') => return Err(BadPath::Refused("it has an escaped slash")),
+            Some(_) => {}
+            None => return Err(BadPath::Refused("it has a broken escape")),
         }
     }
     Ok(())
 }
 
-fn check_segments(path: &str) -> Result<(), BadPath> {
+/// Reads the two hexadecimal digits behind a percent sign.
+fn escaped(rest: &str) -> Option<u8> {
+    let digits = rest.get(..2).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
+    u8::from_str_radix(digits, 16).ok()
+}
+
+/// Refuses a decoded path that another reader could take for another one.
+fn check_decoded(path: &str) -> Result<(), BadPath> {
     if path.chars().any(char::is_control) {
         return Err(BadPath::Refused("it has a control character"));
     }
-    if path.contains('\\') {
-        return Err(BadPath::Refused("it has a backslash"));
+    if decodes_again(path) {
+        return Err(BadPath::Refused("it is escaped twice"));
     }
-    if path.contains('%') {
-        return Err(BadPath::Refused("it has a percent sign"));
-    }
-    for segment in path.split('/') {
+    // To some hosts a backslash separates: what they would then see must not lead elsewhere either.
+    for segment in path.split(['/', '\\']) {
         match segment {
             "" => return Err(BadPath::Refused("it has an empty segment")),
             "." | ".." => return Err(BadPath::Refused("it has a dot segment")),
@@ -222,6 +233,16 @@ fn check_segments(path: &str) -> Result<(), BadPath> {
         }
     }
     Ok(())
+}
+
+/// Says whether a decoded text is another text to who decodes it once more: then the name has two readings.
+///
+/// A percent sign with no two digits behind it stays what it is, and bytes that make no UTF-8 are no path to anybody,
+/// unless one of them is an ASCII character, which a reader of bytes would act on.
+fn decodes_again(path: &str) -> bool {
+    let mut escapes = path.split('%').skip(1).filter_map(escaped).peekable();
+    escapes.peek().is_some()
+        && (escapes.any(|byte| byte.is_ascii()) || percent_decode_str(path).decode_utf8().is_ok())
 }
 
 /// Cuts a decoded path where the repository ends (the service table of git's `http-backend.c`, and LFS).
@@ -325,6 +346,15 @@ mod tests {
             ("/a.git/info/lfs/objects/batch", None, "a.git", plain("info/lfs/objects/batch")),
             ("/a.git/b+c/~d/%20e%c3%a9/git-upload-pack", None, "a.git/b+c/~d/ e\u{e9}", Endpoint::UploadPack),
             ("/info/refs/info/refs", None, "info/refs", Endpoint::InfoRefs(None)),
+            ("//a/info/refs", None, "a", Endpoint::InfoRefs(None)),
+            ("///a/b/git-upload-pack", None, "a/b", Endpoint::UploadPack),
+            ("/x%2Egit/git-upload-pack", None, "x.git", Endpoint::UploadPack),
+            ("/%2e%2e%2e/%2ea/git-upload-pack", None, ".../.a", Endpoint::UploadPack),
+            ("/%61/info/%72efs", None, "a", Endpoint::InfoRefs(None)),
+            ("/per%25cent.git/git-upload-pack", None, "per%cent.git", Endpoint::UploadPack),
+            ("/100%25/git-upload-pack", None, "100%", Endpoint::UploadPack),
+            ("/a%25zz/git-upload-pack", None, "a%zz", Endpoint::UploadPack),
+            ("/back%5Cslash.git/git-upload-pack", None, r"back\slash.git", Endpoint::UploadPack),
         ];
         for (path, query, want, endpoint) in cases {
             assert_eq!(split(path, query), Ok((repo(want), endpoint)), "{path}");
@@ -336,17 +366,33 @@ mod tests {
         let refused = [
             "",
             "a/info/refs",
-            "//a/info/refs",
+            "/",
+            "//",
             "/a//info/refs",
+            "//a//b/info/refs",
             "/a/../b/info/refs",
             "/./a/info/refs",
             "/a/%2e%2e/b/info/refs",
             "/a%2fb/info/refs",
             "/a%2Fb/info/refs",
-            "/a%5cb/info/refs",
             "/a\\b/info/refs",
+            "/a%5c..%5cb/info/refs",
+            "/..%5cb/info/refs",
+            "/a%5c%2e/info/refs",
+            "/a%5c%5cb/info/refs",
+            "/%5ca/info/refs",
+            "/a/%5cb/info/refs",
+            "/a%5c/info/refs",
             "/a%00/info/refs",
             "/a%252e/info/refs",
+            "/%252e%252e/a/info/refs",
+            "/a%252fb/info/refs",
+            "/a%255cb/info/refs",
+            "/a%2500/info/refs",
+            "/a%252541/info/refs",
+            "/a%2541/info/refs",
+            "/a%25c3%25a9/info/refs",
+            "/a%25ce%252fb/info/refs",
             "/a%/info/refs",
             "/a%g1/info/refs",
             "/a%0a/info/refs",
@@ -388,6 +434,7 @@ mod tests {
                 && RepoPath::parse("").is_err()
         );
         assert_eq!(repo("team/a b?#\u{e9}").to_url(), "team/a%20b%3F%23%C3%A9");
+        assert_eq!(repo("per%cent/back\\slash").to_url(), "per%25cent/back%5Cslash");
         assert_eq!(serde_json::to_string(&repo("a/b")).unwrap(), "\"a/b\"");
         assert!(serde_json::from_str::<RepoPath>("\"../b\"").is_err());
         assert_eq!(repo("a").key(), "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb");
@@ -398,7 +445,7 @@ mod tests {
         #![proptest_config(crate::seed::cases(256))]
 
         #[test]
-        fn one_spelling_comes_back(path in "[a-zA-Z0-9 ._~+?#@:\u{e9}/-]{1,40}") {
+        fn one_spelling_comes_back(path in "[a-zA-Z0-9 ._~+?#@:%\\\\\u{e9}/-]{1,40}") {
             if let Ok(repo) = RepoPath::parse(&path) {
                 let url = format!("/{}/git-upload-pack", repo.to_url());
                 prop_assert_eq!(split(&url, None), Ok((repo, Endpoint::UploadPack)));
@@ -408,7 +455,11 @@ mod tests {
         #[test]
         fn any_text_is_split_without_panic_and_safely(path in "[/.%a-z0-9\\\\\u{e9}]{0,40}", query in ".{0,40}") {
             if let Ok((repo, _)) = split(&path, Some(&query)) {
-                prop_assert!(repo.as_str().split('/').all(|part| !matches!(part, "" | "." | "..")));
+                // However often it is decoded, and whatever separates, no segment leads elsewhere.
+                let again = percent_decode_str(repo.as_str()).decode_utf8_lossy().into_owned();
+                for text in [repo.as_str(), &again] {
+                    prop_assert!(text.split(['/', '\\']).all(|part| !matches!(part, "" | "." | "..")));
+                }
                 prop_assert_eq!(RepoPath::parse(repo.as_str()), Ok(repo.clone()));
             }
         }

@@ -1,7 +1,7 @@
 //! Which of the client's haves count, and whether they are enough to make a pack.
 //!
 //! The rules of git's `upload-pack.c`: `do_got_oid` (a have whose child was named before is known
-//! already and not acknowledged again) and `ok_to_give_up`. Only objects that hang on published
+//! already and adds nothing) and `ok_to_give_up`. Only objects that hang on published
 //! refs may be given as haves here, so that an answer never leans on anything else.
 //!
 //! Elsewhere: acknowledgments on the wire (`git::response`), the walk that makes the answer (`walk`).
@@ -55,7 +55,7 @@ impl<'h, H: History> Negotiation<'h, H> {
         self.lowest = self.lowest.min(self.history.generation(commit));
     }
 
-    /// The haves that count, in the order they came: these are acknowledged, and these the answer builds on.
+    /// The haves that were news, in the order they came: the answer builds on these.
     pub fn common(&self) -> &[Gid] {
         &self.common
     }

@@ -3,16 +3,20 @@
 //! Entries are copied as they are stored, in the order of the stack (layer by layer, pack order).
 //! Neighbours whose offset deltas keep their distances are one [`Segment::Copy`], so a clone is a
 //! few dozen segments. Where something was left out, the header of a delta that spans the gap is
-//! rewritten: with the new distance, or with the base's id if the client did not say `ofs-delta`, if
-//! the base is the client's (a thin pack), or if the base is packed anew.
+//! rewritten: with the new distance, or with the base's id if the client did not say `ofs-delta`, or if
+//! the base is the client's (a thin pack). A client that said `ofs-delta` gets no delta by id on an object
+//! of the same pack, however it was stored: some cannot read one.
 //!
 //! Objects whose stored delta leans on nothing that the client will have are packed anew. So are big
 //! objects that are stored whole, if the client has one that is joined to them by stored deltas (an
 //! older version, most often). They are sent as deltas on that or, where the base that is left out joins
 //! them to another one of their kind, on that one ([`super::copies`]); and else whole. They come
 //! first in the pack: their length is known only when they are sent, so standing in front of all
-//! else they shift every other entry by the same amount and all distances are known here. A delta on
-//! one of them names it by id.
+//! else they shift every other entry by the same amount.
+//!
+//! The distance to one of them, and so the length of a header that states it, is known only when it is sent. Such a header
+//! is a segment of its own ([`Segment::OnAnew`]), laid out with a length that may be wrong by some bytes. Deltas that
+//! span one are segments that the sender completes too ([`Segment::Across`]); all other distances are known here.
 //!
 //! No cycle of deltas can come out. What is packed anew leans only on what is not in the answer or was packed anew
 //! before. Of the others, an entry's base, as stored, lies in the same layer, and its
@@ -78,13 +82,35 @@ pub enum Segment {
         gid: Gid,
         /// Which of [`Plan::joins`] it may be a delta by; none sends it whole.
         join: Option<u32>,
+        /// The number, among the objects packed anew, of what it leans on, if it is to name that by distance.
+        base: Option<u32>,
+        /// Whether something names it by distance.
+        is_base: bool,
+    },
+    /// The header of a delta by distance on an object packed anew; its data follow.
+    OnAnew {
+        /// The number of the base among the objects packed anew.
+        base: u32,
+        /// Bytes of the inflated delta.
+        size: u64,
+        /// The length that the layout counts for the header.
+        planned: u8,
+    },
+    /// The header of a delta by distance whose base lies before a header of unknown length; its data follow.
+    Across {
+        /// Where the base is laid out, counted from behind the objects packed anew.
+        base: u64,
+        /// Bytes of the inflated delta.
+        size: u64,
+        /// The length that the layout counts for the header.
+        planned: u8,
     },
 }
 
 /// A pack without its trailer, as a list of segments. The same plan always makes the same bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The pieces in order; the first is the pack header.
+    /// The pieces in order; the first is the pack header, and what is packed anew comes next.
     pub segments: Vec<Segment>,
     /// Headers that differ from the stored ones.
     pub literals: Vec<u8>,
@@ -100,7 +126,8 @@ pub struct Plan {
     pub room: u64,
     /// The hash of the repository, and of the trailer.
     pub hash: HashKind,
-    /// Length of the pack in bytes, trailer included, without the objects packed anew.
+    /// Length of the pack in bytes, trailer included, without the objects packed anew; headers whose length is not known
+    /// yet count as they are laid out.
     pub known_len: u64,
 }
 
@@ -136,7 +163,9 @@ pub fn plan(
         });
         let path = join.and_then(|join| layout.plan.joins.get(join as usize)).map_or(&[][..], Vec::as_slice);
         layout.plan.room = layout.plan.room.max(encode::room(stack, gid, path, meter)?);
-        layout.plan.segments.push(Segment::Anew { gid, join });
+        let last = path.last().copied();
+        let base = last.filter(|_| options.ofs_delta).and_then(|base| layout.number_of(base));
+        layout.plan.segments.push(Segment::Anew { gid, join, base, is_base: false });
         layout.plan.anew += 1;
     }
     each_entry(stack, &chosen, |gid, layer, position, entry| {
@@ -288,7 +317,19 @@ struct Layout<'p> {
     cursor: Gid,
     /// Offsets of entries that had to go earlier than their turn.
     early: GidMap<u64>,
+    /// Where the last header of unknown length stands.
+    late: Option<u64>,
     scratch: Vec<u8>,
+}
+
+/// How an entry names its base.
+enum Naming {
+    /// As it is stored.
+    Kept,
+    /// By the header that was put into `scratch`.
+    Rewritten,
+    /// By a header that the sender completes, laid out with so many bytes.
+    Late(Segment, u8),
 }
 
 impl<'p> Layout<'p> {
@@ -314,6 +355,7 @@ impl<'p> Layout<'p> {
             next: (0, NONE),
             cursor: 0,
             early: GidMap::default(),
+            late: None,
             scratch: Vec::new(),
         }
     }
@@ -364,42 +406,94 @@ impl<'p> Layout<'p> {
     /// Lays out one entry. With `in_run`, a base at or behind the layer's last break is part of the
     /// same unbroken run, so the distance to it is what it was.
     fn entry(&mut self, layer: usize, entry: &GraphEntry, in_run: bool) {
-        let verbatim = match (entry.raw, entry.base) {
-            (RawKind::Whole, _) | (_, None) => true,
-            // Names its base by id, which stands before it or is the client's.
-            (RawKind::RefDelta, Some(_)) => true,
-            (RawKind::OfsDelta, Some(base)) if in_run => {
-                let last = self.breaks.get(layer).and_then(|breaks| breaks.last());
-                last.is_some_and(|last| base >= last.position) || self.rewrite(layer, entry, base)
-            }
-            (RawKind::OfsDelta, Some(base)) => self.rewrite(layer, entry, base),
+        let naming = match (entry.raw, entry.base) {
+            (RawKind::Whole, _) | (_, None) => Naming::Kept,
+            (RawKind::OfsDelta, Some(base)) if in_run && self.is_run(layer, base) => Naming::Kept,
+            (_, Some(base)) => self.naming(layer, entry, base),
         };
-        if verbatim {
-            self.copy(layer, entry.offset, entry.end);
-        } else {
-            let header = std::mem::take(&mut self.scratch);
-            self.literal(&header);
-            self.scratch = header;
-            self.copy(layer, entry.offset + u64::from(entry.header_len), entry.end);
+        let data = entry.offset + u64::from(entry.header_len);
+        match naming {
+            Naming::Kept => self.copy(layer, entry.offset, entry.end),
+            Naming::Rewritten => {
+                let header = std::mem::take(&mut self.scratch);
+                self.literal(&header);
+                self.scratch = header;
+                self.copy(layer, data, entry.end);
+            }
+            Naming::Late(header, planned) => {
+                self.late = Some(self.out);
+                self.out += u64::from(planned);
+                self.plan.segments.push(header);
+                self.copy(layer, data, entry.end);
+                // What follows is at no fixed distance from what stands before.
+                self.next = (0, NONE);
+            }
         }
     }
 
-    /// Puts a new header for an offset delta into `scratch`; true if the stored one is still right.
-    fn rewrite(&mut self, layer: usize, entry: &GraphEntry, base: u32) -> bool {
+    /// Says whether an entry stands behind the layer's last break.
+    fn is_run(&self, layer: usize, position: u32) -> bool {
+        let last = self.breaks.get(layer).and_then(|breaks| breaks.last());
+        last.is_some_and(|last| position >= last.position)
+    }
+
+    /// Finds how the next entry, a delta, names its base.
+    fn naming(&mut self, layer: usize, entry: &GraphEntry, base: u32) -> Naming {
         let gid = self.stack.canonical(layer, base);
-        let header = match self.offset_of(gid).filter(|_| self.ofs_delta) {
-            Some(offset) => Header::OfsDelta { distance: self.out - offset },
-            None => Header::RefDelta { base: self.stack.oid(gid) },
+        let size = entry.entry_size;
+        let laid = self.offset_of(gid).filter(|_| self.ofs_delta);
+        let header = match laid {
+            Some(base) => Header::OfsDelta { distance: self.out - base },
+            None => {
+                let number = if self.ofs_delta { self.number_of(gid) } else { None };
+                if let Some(base) = number {
+                    let planned = self.planned(self.out + 1, size);
+                    return Naming::Late(Segment::OnAnew { base, size, planned }, planned);
+                }
+                Header::RefDelta { base: self.stack.oid(gid) }
+            }
         };
-        let stored = self.stack.layers().get(layer).and_then(|held| held.graph.offset(base));
-        if let (Header::OfsDelta { distance }, Some(stored)) = (header, stored)
-            && distance == entry.offset - stored
+        if let (Header::OfsDelta { distance }, Some(base)) = (header, laid)
+            && self.late.is_some_and(|late| late >= base)
         {
-            return true;
+            let planned = self.planned(distance, size);
+            return Naming::Late(Segment::Across { base, size, planned }, planned);
+        }
+        let stored = self.stack.layers().get(layer).and_then(|held| held.graph.offset(base));
+        let is_stored = match (header, entry.raw) {
+            (Header::OfsDelta { distance }, RawKind::OfsDelta) => {
+                stored.is_some_and(|stored| distance == entry.offset - stored)
+            }
+            (Header::RefDelta { .. }, RawKind::RefDelta) => true,
+            _ => false,
+        };
+        if is_stored {
+            return Naming::Kept;
         }
         self.scratch.clear();
-        entry::encode(&header, entry.entry_size, &mut self.scratch);
-        false
+        entry::encode(&header, size, &mut self.scratch);
+        Naming::Rewritten
+    }
+
+    /// The length of the header of a delta by distance.
+    fn planned(&mut self, distance: u64, size: u64) -> u8 {
+        self.scratch.clear();
+        entry::encode(&Header::OfsDelta { distance }, size, &mut self.scratch);
+        self.scratch.len() as u8
+    }
+
+    /// Finds the number of an object among those packed anew, and notes that it is named by distance.
+    fn number_of(&mut self, gid: Gid) -> Option<u32> {
+        let segments = self.plan.segments.get_mut(1..=self.plan.anew as usize)?;
+        let gid_of = |segment: &Segment| match segment {
+            Segment::Anew { gid, .. } => *gid,
+            _ => NONE,
+        };
+        let number = segments.binary_search_by_key(&gid, gid_of).ok()?;
+        if let Some(Segment::Anew { is_base, .. }) = segments.get_mut(number) {
+            *is_base = true;
+        }
+        Some(number as u32)
     }
 
     /// Where an object was laid out; `None` if it was packed anew or is not in the answer.

@@ -182,7 +182,7 @@ mod tests {
         #![proptest_config(crate::seed::cases(256))]
 
         #[test]
-        fn every_path_arrives_as_it_is(repo in "[^\\x00-\\x1f%\\\\]{1,40}") {
+        fn every_path_arrives_as_it_is(repo in "[^\\x00-\\x1f]{1,40}") {
             if let Ok(path) = RepoPath::parse(&repo) {
                 let url = url("https://git.example.com/scm", path.as_str(), Endpoint::UploadPack, None);
                 let sent = url.strip_prefix("https://git.example.com/scm/").unwrap();

@@ -163,11 +163,18 @@ fn several_clients_clone_at_once_from_the_bucket() {
 fn paths_with_and_without_everything() {
     let (world, primary) = (World::new(), Primary::start());
     let node = world.node(&primary);
-    for path in
-        ["a", "a.b/c.git", "group/sub/deeper/name.git", "~user/x y.git", "\u{fc}ml\u{e4}ut/+plus@at.git"]
-    {
+    for path in [
+        "a",
+        "a.b/c.git",
+        "group/sub/deeper/name.git",
+        "~user/x y.git",
+        "\u{fc}ml\u{e4}ut/+plus@at.git",
+        "per%cent.git",
+        "100%/x.git",
+        "back\\slash.git",
+    ] {
         let repo = primary.repo(path, shapes::linear);
-        let encoded = path.replace(' ', "%20");
+        let encoded = path.replace('%', "%25").replace(' ', "%20").replace('\\', "%5C");
         let repo_there = crate::primary::Repo { dir: repo.dir.clone(), path: path.into() };
         git(world.path()).args(&["ls-remote", "-q", &node.repo(&encoded)]).must();
         crate::oracle::in_bucket(&world, &node, &repo_there);
@@ -175,6 +182,36 @@ fn paths_with_and_without_everything() {
             panic!("{path} differs:\n{found}");
         }
     }
+}
+
+/// A path that has one reading is one repository however it is spelled: at the primary, in the bucket, in the answers.
+#[test]
+fn every_spelling_of_a_path_is_one_repository() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", shapes::linear);
+    let node = world.node(&primary);
+    crate::oracle::mirrored(&world, &node, &repo);
+    primary.forget_log();
+    for spelling in
+        ["/team/app.git", "///team/app.git", "team/app%2Egit", "%74eam/%61pp.git", "/team%2fapp.git"]
+    {
+        let url = node.repo(spelling);
+        let run = git(world.path()).args(&["ls-remote", "-q", &url]);
+        if spelling.contains("%2f") {
+            run.must_fail(&["400"]);
+            continue;
+        }
+        run.must();
+        from_bucket(&node, || {
+            assert_eq!(
+                State::of(&world.clone_of(&url, "--mirror")).refs,
+                State::of(&repo.dir).refs,
+                "{spelling}"
+            );
+        });
+    }
+    assert!(primary.log().iter().all(|seen| seen.path.starts_with("/team/app.git/")));
 }
 
 /// What is not selected is passed through and never mirrored, or refused.

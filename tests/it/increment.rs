@@ -9,6 +9,7 @@ use crate::oracle::{State, from_bucket, in_bucket, mirrored, same};
 use crate::primary::{Primary, Repo};
 use crate::seed::rounds;
 use crate::shapes;
+use crate::wire;
 use crate::world::World;
 
 /// A mirrored repository with two clones of it, one from the primary and one through the mirror.
@@ -329,4 +330,51 @@ fn local_commits(dir: &Path, count: usize) {
         ));
     }
     git(dir).with_input(&["fast-import", "--quiet"], script.as_bytes()).must();
+}
+
+/// What `acknowledgments` answers to these haves, where no pack is wanted.
+fn acknowledged(address: &str, path: &str, haves: &[String]) -> Vec<String> {
+    let haves: Vec<String> = haves.iter().map(|id| format!("have {id}")).collect();
+    let lines: Vec<&str> = ["wait-for-done"].into_iter().chain(haves.iter().map(String::as_str)).collect();
+    let body = wire::command("fetch", &["object-format=sha1"], &lines);
+    let reply = wire::post(address, &format!("/{path}/git-upload-pack"), &[wire::V2], &body).unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let acks = wire::fetched(&reply.body, true).lines.into_iter();
+    acks.filter_map(|line| line.trim().strip_prefix("ACK ").map(str::to_owned)).collect()
+}
+
+/// `fetch --negotiate-only` names what both sides have, whatever the history, the batches and the client's own commits.
+#[test]
+fn what_is_common_is_acknowledged() {
+    for shape in [shapes::linear, shapes::merges, shapes::criss_cross, shapes::several_roots, shapes::town] {
+        let pair = Pair::new(shape, "");
+        let client = git(&pair.theirs);
+        let path = &pair.repo.path;
+        let tip = client.run("rev-parse HEAD").line();
+        let own = client.run("commit-tree HEAD^{tree} -p HEAD -m own").line();
+        let all = client.run("rev-list --all").lines();
+        // git from 2.45 on names only those whose child it was not told of before.
+        let mut names_all = true;
+        for size in [1, 2, 3, 7, 16, 64] {
+            for batch in all.chunks(size) {
+                let sent = [std::slice::from_ref(&own), batch].concat();
+                let acks = from_bucket(&pair.node, || acknowledged(pair.node.address(), path, &sent));
+                assert_eq!(acks, batch, "in batches of {size}");
+                let gits = acknowledged(pair.primary.address(), path, &sent);
+                assert!(gits.iter().all(|id| acks.contains(id)), "git acknowledges {gits:?}");
+                names_all &= gits == acks;
+            }
+        }
+        for (from, algorithm) in [(&tip, "consecutive"), (&own, "consecutive"), (&own, "skipping")] {
+            let common = |url: &str| {
+                let client = client.clone().config("fetch.negotiationAlgorithm", algorithm);
+                let tip = format!("--negotiation-tip={from}");
+                client.args(&["fetch", "--negotiate-only", &tip, url]).must().lines()
+            };
+            let gits = common(&pair.primary.repo_url(path));
+            let ours = from_bucket(&pair.node, || common(&pair.node.repo(path)));
+            assert!(gits.iter().all(|id| ours.contains(id)), "{ours:?} lacks some of {gits:?}");
+            assert!(!names_all || ours == gits, "{from} {algorithm}: {ours:?} for {gits:?}");
+        }
+    }
 }

@@ -41,3 +41,4 @@ mod nodes;
 mod push;
 mod slow;
 mod trust;
+mod unfit;

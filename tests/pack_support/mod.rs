@@ -367,16 +367,24 @@ impl Client {
     }
 
     /// Takes a pack as `fetch` does; gives the ids in it (bases that completed it included).
-    pub fn take(&self, pack: &[u8], thin: bool) -> Result<BTreeSet<ObjectId>, String> {
-        self.index(pack, thin, true)
+    ///
+    /// `ofs_delta` is what the client said: then no base in the pack may be named by id.
+    pub fn take(&self, pack: &[u8], thin: bool, ofs_delta: bool) -> Result<BTreeSet<ObjectId>, String> {
+        self.index(pack, thin, ofs_delta, true)
     }
 
     /// Takes a pack whose objects need not have all they lead to, as a partial clone does.
-    pub fn take_filtered(&self, pack: &[u8]) -> Result<BTreeSet<ObjectId>, String> {
-        self.index(pack, true, false)
+    pub fn take_filtered(&self, pack: &[u8], ofs_delta: bool) -> Result<BTreeSet<ObjectId>, String> {
+        self.index(pack, true, ofs_delta, false)
     }
 
-    fn index(&self, pack: &[u8], thin: bool, strict: bool) -> Result<BTreeSet<ObjectId>, String> {
+    fn index(
+        &self,
+        pack: &[u8],
+        thin: bool,
+        ofs_delta: bool,
+        strict: bool,
+    ) -> Result<BTreeSet<ObjectId>, String> {
         let mut args = vec!["index-pack", "--stdin"];
         if strict {
             args.push("--strict");
@@ -398,7 +406,7 @@ impl Client {
                 (ObjectId::from_hex(words.next().unwrap().as_bytes()).unwrap(), offset)
             })
             .collect();
-        check_order(&std::fs::read(path.with_extension("pack")).unwrap(), pack.len(), &places);
+        check_order(&std::fs::read(path.with_extension("pack")).unwrap(), pack.len(), ofs_delta, &places);
         Ok(places.into_keys().collect())
     }
 
@@ -430,14 +438,16 @@ impl Client {
     }
 }
 
-/// Checks that each base stands before what leans on it, as clients that index in one pass need.
-fn check_order(pack: &[u8], sent: usize, places: &BTreeMap<ObjectId, usize>) {
+/// Checks that each base stands before what leans on it, as clients that index in one pass need, and that who said
+/// `ofs-delta` is named no base of the pack by id.
+fn check_order(pack: &[u8], sent: usize, ofs_delta: bool, places: &BTreeMap<ObjectId, usize>) {
     for (id, &offset) in places {
         let hash = id.kind();
         if let Header::RefDelta { base } = entry::decode(&pack[offset..], hash).unwrap().header {
             let base = places[&base];
             let completed = base >= sent - hash.len_in_bytes();
             assert!(base < offset || completed, "{id} at {offset} stands before its base at {base}");
+            assert!(completed || !ofs_delta, "{id} at {offset} names its base at {base} by id");
         }
     }
 }
