@@ -5,7 +5,7 @@
 //! - [`sync`]: one comparison and what follows. [`ingest`]: a received pack becomes a layer. `publish`: its generation.
 //! - [`damage`]: what is wrong with stored data. `claim`: which node makes it anew. `regraph`: graphs of an older version, built again.
 //! - [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken do not hold up the healthy.
-//! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
+//! - [`opening`]: what the bucket holds is opened. [`newcomers`]: how many repositories are taken up. `names`: under which names.
 //! - [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
 //!
 //! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: HTTP and clients (`serve`).
@@ -20,6 +20,7 @@ pub mod ingest;
 pub mod lanes;
 mod names;
 pub mod newcomers;
+pub mod opening;
 mod publish;
 mod regraph;
 pub mod repo;
@@ -32,6 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use gix_hash::ObjectId;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -43,19 +45,14 @@ use crate::local::Local;
 use crate::mirror::lanes::Lanes;
 use crate::mirror::names::{Repos, folded};
 use crate::mirror::newcomers::Newcomers;
+use crate::mirror::opening::Opening;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::{OpenError, Snapshot};
 use crate::mirror::sync::SyncError;
 use crate::primary::{Naming, Primary};
 use crate::retry::Policy;
-use crate::store::{Bucket, Generation, StoreError, nonce};
+use crate::store::{Bucket, Generation, nonce};
 
-/// How long "the bucket has no such repository" is believed before the bucket is listed again.
-const ABSENT_FOR: Duration = Duration::from_secs(5);
-/// How long a request waits for the bucket to say whether it has a repository.
-const BUCKET_PATIENCE: Duration = Duration::from_secs(5);
-/// At most this many absent paths are remembered; past it all are forgotten.
-const MAX_ABSENT: usize = 10_000;
 /// The bound of the wait after a first failed sync; it doubles up to the interval of comparisons.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// At most this many repositories wait to be taken up; others come when they are asked for again.
@@ -66,8 +63,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 const ASK_AGAIN_LATE: Duration = Duration::from_secs(600);
 /// After so many questions in vain the primary is taken to be a host that minds case.
 const ENOUGH_QUESTIONS: u32 = 3;
-/// Repositories whose paths hash alike wait for each other's first opening; others do not.
-const OPENING_TURNS: usize = 64;
 
 /// Everything a node knows and uses. Shared; all methods take `&self`.
 pub struct Mirror {
@@ -90,7 +85,8 @@ pub struct Mirror {
     naming: tokio::sync::Mutex<Asked>,
     repos: Mutex<Repos>,
     absent: Mutex<HashMap<RepoPath, Instant>>,
-    opening: [tokio::sync::Mutex<()>; OPENING_TURNS],
+    /// Repositories that are being opened.
+    opening: Mutex<HashMap<RepoPath, watch::Receiver<Opening>>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -123,7 +119,7 @@ impl Mirror {
             naming: tokio::sync::Mutex::default(),
             repos: Mutex::default(),
             absent: Mutex::default(),
-            opening: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+            opening: Mutex::default(),
             tasks: TaskTracker::new(),
             settings,
             bucket,
@@ -154,75 +150,19 @@ impl Mirror {
         self.repos.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The repository, if this node or the bucket has it. A first question about a path costs one listing.
-    ///
-    /// A repository without a snapshot is one that was never published: it is being synced for the first time.
-    pub async fn find(self: &Arc<Self>, path: &RepoPath) -> Result<Option<Arc<Repo>>, SyncError> {
-        let known = self.lock_repos().get(path).cloned();
-        if known.as_ref().is_some_and(|repo| repo.snapshot().is_some()) || self.was_absent(path) {
-            return Ok(known);
-        }
-        // A client is waiting, and the primary would answer: a bucket that is silent is given little time, and then none
-        // for a while.
-        match tokio::time::timeout(BUCKET_PATIENCE, self.look_into_bucket(path)).await {
-            Ok(found) => found,
-            Err(_) => {
-                self.remember_absent(path);
-                Err(StoreError::unavailable(format!("look for {path}"), "it did not answer in time").into())
-            }
-        }
-    }
-
-    async fn look_into_bucket(self: &Arc<Self>, path: &RepoPath) -> Result<Option<Arc<Repo>>, SyncError> {
-        // One opening at a time keeps a crowd at a cold node from listing the bucket together.
-        let _turn = self.opening[slot(path)].lock().await;
-        let known = self.lock_repos().get(path).cloned();
-        if known.as_ref().is_some_and(|repo| repo.snapshot().is_some()) || self.was_absent(path) {
-            return Ok(known);
-        }
-        let repo = known.clone().unwrap_or_else(|| Arc::new(Repo::new(path.clone())));
-        match self.refresh(&repo).await {
-            Ok(None) => {}
-            Ok(Some(_)) => return Ok(Some(self.start(repo))),
-            Err(e) => {
-                if matches!(e, SyncError::Open(_)) {
-                    // Its worker does something about it.
-                    self.start(repo);
-                }
-                return Err(e);
-            }
-        }
-        self.remember_absent(path);
-        Ok(known)
-    }
-
-    fn remember_absent(&self, path: &RepoPath) {
-        let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
-        if absent.len() >= MAX_ABSENT {
-            absent.clear();
-        }
-        absent.insert(path.clone(), Instant::now());
-    }
-
-    fn was_absent(&self, path: &RepoPath) -> bool {
-        let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
-        absent.get(path).is_some_and(|t| t.elapsed() < ABSENT_FOR)
-    }
-
     /// The spelling under which a repository is known here, where the host ignores case; the path itself otherwise.
     pub fn own_spelling(&self, path: &RepoPath) -> RepoPath {
         self.lock_repos().own(path).clone()
     }
 
-    /// Takes up a repository that the primary has shown: its first sync starts at once, one however many ask. `None`: it
-    /// is new here, and is taken up behind the request that named it, if there is room for it.
+    /// Takes note that the primary has shown a repository: it is opened, or its first sync starts, behind the request that
+    /// named it and once however many ask. `None`: it is new here, and is taken up if there is room for it.
     pub fn adopt(self: &Arc<Self>, path: &RepoPath) -> Option<Arc<Repo>> {
         let known = self.lock_repos().get(path).cloned();
-        if let Some(repo) = known {
-            if repo.snapshot().is_none() {
-                repo.ask();
-            }
-            return Some(repo);
+        match &known {
+            Some(repo) if repo.snapshot().is_some() => return known,
+            Some(repo) => _ = repo.ask(),
+            None => {}
         }
         let is_first = {
             let mut repos = self.lock_repos();
@@ -231,14 +171,19 @@ impl Mirror {
         if is_first {
             let (mirror, path) = (Arc::clone(self), path.clone());
             self.tasks.spawn(async move {
-                let taken = mirror.stop.run_until_cancelled(mirror.take_up(&path)).await;
-                if let Some(Some(repo)) = taken {
+                let taken = mirror.stop.run_until_cancelled(async {
+                    match mirror.find(&path).await {
+                        Ok(None) => mirror.take_up(&path).await,
+                        _ => None,
+                    }
+                });
+                if let Some(Some(repo)) = taken.await {
                     repo.ask();
                 }
                 mirror.lock_repos().coming.remove(&path);
             });
         }
-        None
+        known
     }
 
     /// Takes up a repository that is not known here under this spelling. `None`: there are too many new ones, or it is
@@ -357,7 +302,7 @@ impl Mirror {
         if let Some(open) = open.clone().filter(|open| open.generation.number >= generation.number) {
             return Ok(open);
         }
-        match Snapshot::open(&self.local, generation.clone(), open.as_deref()).await {
+        match Snapshot::open(&self.local, generation.clone(), open).await {
             Ok(snapshot) => Ok(repo.install(snapshot)),
             Err(e) => {
                 if repo.report_damage(&generation, &e) {
@@ -411,11 +356,6 @@ impl Mirror {
         self.tasks.close();
         self.tasks.wait().await;
     }
-}
-
-fn slot(path: &RepoPath) -> usize {
-    use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-    (BuildHasherDefault::<DefaultHasher>::default().hash_one(path) % OPENING_TURNS as u64) as usize
 }
 
 impl std::fmt::Debug for Mirror {

@@ -8,6 +8,8 @@
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
 use sha2::{Digest, Sha256};
@@ -72,6 +74,17 @@ pub enum OpenError {
     },
 }
 
+/// How many layers of one repository are fetched at the same time.
+const AT_ONCE: usize = 32;
+
+/// A layer on its way into a stack.
+enum Part {
+    /// An older snapshot has it open.
+    Open(Arc<Layer>),
+    /// Its files.
+    Mapped { idx: Bytes, graph: Bytes },
+}
+
 /// An open generation.
 pub struct Snapshot {
     /// The record that publishes this state.
@@ -127,27 +140,52 @@ impl Snapshot {
     pub async fn open(
         local: &Local,
         generation: Generation,
-        older: Option<&Snapshot>,
+        older: Option<Arc<Self>>,
     ) -> Result<Self, OpenError> {
         let number = generation.number;
         let store = |what| move |source| OpenError::Store { what, number, source };
-        let text = local.mapped(&generation.refs).await.map_err(store("the refs"))?;
+        let part = async |layer: &LayerRef| match older.as_ref().and_then(|older| older.shared_layer(layer)) {
+            Some(open) => Ok(Part::Open(open)),
+            None => {
+                let idx = async { local.mapped(&layer.idx).await.map_err(store("an index")) };
+                let graph = async { local.mapped(&layer.graph).await.map_err(store("a graph")) };
+                let (idx, graph) = tokio::try_join!(idx, graph)?;
+                Ok(Part::Mapped { idx, graph })
+            }
+        };
+        // However many layers there are, they cost a few round trips.
+        let parts = stream::iter(&generation.layers).map(part).buffered(AT_ONCE).try_collect::<Vec<_>>();
+        let text = async { local.mapped(&generation.refs).await.map_err(store("the refs")) };
+        let (text, parts) = tokio::try_join!(text, parts)?;
+        let local = local.clone();
+        let job = tokio::task::spawn_blocking(move || Self::assemble(local, generation, older, &text, parts));
+        job.await.unwrap_or_else(|e| {
+            let source = StoreError::unavailable("put the layers together", e.to_string());
+            Err(OpenError::Store { what: "the stack", number, source })
+        })
+    }
+
+    fn assemble(
+        local: Local,
+        generation: Generation,
+        older: Option<Arc<Self>>,
+        text: &[u8],
+        parts: Vec<Part>,
+    ) -> Result<Self, OpenError> {
+        let number = generation.number;
         let hash = object_format(&generation)?;
-        let refs = refs_of(&generation, hash, &text)?;
-        let mut layers = Vec::with_capacity(generation.layers.len());
-        for layer in &generation.layers {
-            let open = match older.and_then(|older| older.shared_layer(layer)) {
-                Some(layer) => layer,
-                None => {
-                    let idx = local.mapped(&layer.idx).await.map_err(store("an index"))?;
-                    let graph = local.mapped(&layer.graph).await.map_err(store("a graph"))?;
+        let refs = refs_of(&generation, hash, text)?;
+        let mut layers = Vec::with_capacity(parts.len());
+        for (layer, part) in generation.layers.iter().zip(parts) {
+            layers.push(match part {
+                Part::Open(open) => open,
+                Part::Mapped { idx, graph } => {
                     let opened = Layer::open(idx, graph, hash);
                     let opened = opened.map_err(|e| unusable("a layer", number, &e))?;
                     belongs(layer, &opened).map_err(|e| unusable("a layer", number, &e))?;
                     Arc::new(opened)
                 }
-            };
-            layers.push(open);
+            });
         }
         let seed = older.filter(|older| generation.layers.starts_with(&older.generation.layers));
         let seed = seed.and_then(|older| older.reach.get().cloned());
@@ -157,7 +195,7 @@ impl Snapshot {
             generation,
             refs,
             stack: Arc::new(stack),
-            blocks: Blocks::new(local.clone(), packs),
+            blocks: Blocks::new(local, packs),
             reach: OnceCell::new(),
             seed,
             tip_set: OnceLock::new(),

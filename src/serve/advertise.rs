@@ -48,7 +48,7 @@ async fn known(app: &App, path: &RepoPath, client: &ClientHeaders, when: When) -
     if !allowed {
         return None;
     }
-    let repo = app.mirror.find(path).await.ok()??;
+    let repo = app.mirror.at_hand(path)??;
     let snapshot = repo.snapshot()?;
     let (age, capabilities) = {
         let health = repo.health();

@@ -15,6 +15,7 @@ use crate::git::path::{Endpoint, RepoPath, Service, split};
 use crate::git::request::{BadRequest, Command, CommandRequest, FetchRequest, Limits, parse_v2};
 use crate::git::response::put_error;
 use crate::git::v0::parse_v0;
+use crate::mirror::opening::NotOpen;
 use crate::mirror::repo::Repo;
 use crate::primary::{self, ClientHeaders};
 use crate::serve::advertise::{self, When};
@@ -132,7 +133,7 @@ async fn info_refs(
     if !is_yes(&response, "application/x-git-upload-pack-advertisement") {
         return Ok(response);
     }
-    match (taken_up(app, path).await, version) {
+    match (taken_up(app, path), version) {
         (Some(repo), Version::V0 | Version::V1) => Ok(response.map(|body| watch(body, repo, Form::V0))),
         _ => Ok(response),
     }
@@ -145,15 +146,11 @@ fn or_challenge(app: &App, client: &ClientHeaders, down: Failure) -> Failure {
     if honours && client.get(&http::header::AUTHORIZATION).is_none() { Failure::WhoAreYou } else { down }
 }
 
-/// The repository, now that the primary has shown it: taken up if it is new. A bucket in trouble delays nobody.
-async fn taken_up(app: &App, path: &RepoPath) -> Option<Arc<Repo>> {
-    match app.mirror.find(path).await {
-        Ok(Some(repo)) if repo.snapshot().is_some() => Some(repo),
-        Ok(_) => app.mirror.adopt(path),
-        Err(e) => {
-            tracing::warn!(repo = %path, error = chain(&e), "the bucket could not be read");
-            None
-        }
+/// The repository, now that the primary has shown it: opened or taken up behind the request if it is new to this node.
+fn taken_up(app: &App, path: &RepoPath) -> Option<Arc<Repo>> {
+    match app.mirror.at_hand(path) {
+        Some(Some(repo)) if repo.snapshot().is_some() => Some(repo),
+        _ => app.mirror.adopt(path),
     }
 }
 
@@ -172,10 +169,23 @@ async fn upload_pack(
     version: Version,
     begun: Begun,
 ) -> Result<Response, Failure> {
+    let begun = match begun {
+        // The primary answers `ls-refs`, which need not wait until the repository is open here.
+        Begun::Whole(sent) if app.mirror.at_hand(&path).is_none() => {
+            match Parsed::of(version, &sent.plain, HashKind::Sha1) {
+                Parsed::Command(Ok(Some(CommandRequest { command: Command::LsRefs(request), .. }))) => {
+                    return ls_refs(app, &Asked { path, client, version, sent }, &request).await;
+                }
+                _ => Begun::Whole(sent),
+            }
+        }
+        begun => begun,
+    };
     let (repo, instead) = match app.mirror.find(&path).await {
         Ok(repo) => (repo.filter(|repo| repo.snapshot().is_some()), Reason::NotYetMirrored),
-        Err(e) => {
-            tracing::warn!(repo = %path, error = chain(&e), "the bucket could not be read");
+        Err(NotOpen::Opening) => (None, Reason::Opening),
+        Err(NotOpen::Failed(e)) => {
+            tracing::warn!(repo = %path, error = chain(&*e), "the bucket could not be read");
             (None, Reason::BucketDown)
         }
     };
@@ -289,7 +299,7 @@ async fn ls_refs(app: &App, asked: &Asked, request: &LsRefs) -> Result<Response,
     if !is_yes(&response, "application/x-git-upload-pack-result") {
         return Ok(response);
     }
-    match taken_up(app, &asked.path).await {
+    match taken_up(app, &asked.path) {
         Some(repo) => Ok(response.map(|body| watch(body, repo, Form::LsRefs))),
         None => Ok(response),
     }
@@ -333,8 +343,7 @@ async fn push(app: &App, path: &RepoPath, request: primary::Request) -> Result<R
     if response.status() != StatusCode::OK {
         return Ok(response);
     }
-    let known = app.mirror.find(path).await.ok().flatten();
-    let Some(repo) = known else { return Ok(response) };
+    let Some(Some(repo)) = app.mirror.at_hand(path) else { return Ok(response) };
     // Asked once the answer has ended: only then are the primary's refs what the client was told.
     Ok(response.map(|body| {
         let end = futures::stream::once(async move {

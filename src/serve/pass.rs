@@ -28,6 +28,8 @@ pub enum Reason {
     NotSelected,
     /// Nothing was published yet.
     NotYetMirrored,
+    /// The bucket has it, and this node is still opening it.
+    Opening,
     /// A wanted object is not reachable from the published refs, also after a sync.
     UnknownWant,
     /// The refs that are wanted by name could not be compared with the primary within `sync_wait`.
@@ -53,6 +55,7 @@ impl Reason {
             Self::OtherEndpoint => "other-endpoint",
             Self::NotSelected => "not-selected",
             Self::NotYetMirrored => "not-yet-mirrored",
+            Self::Opening => "opening",
             Self::UnknownWant => "unknown-want",
             Self::NotConfirmed => "not-confirmed",
             Self::NotOurs => "not-ours",
