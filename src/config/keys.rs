@@ -143,7 +143,7 @@ pub const KEYS: &[Key] = &[
         "How often each mirrored repository is compared with the primary"),
     key("sync_wait", Kind::Duration, Standard::Is("10s"), Group::Mirroring,
         "How long a fetch waits for a sync that brings what it wants before it is passed through"),
-    key("max_syncs", Kind::Count, Standard::Is("4"), Group::Mirroring, "Syncs that run at the same time"),
+    key("max_syncs", Kind::Count, Standard::Is("4"), Group::Mirroring, "First syncs that run at the same time; as many increments run beside them, and as many more for waiting clients"),
     key("max_new_per_minute", Kind::Count, Standard::Is("60"), Group::Mirroring,
         "Repositories that a node takes up a minute because clients ask for them; the others are passed through until later"),
     key("max_repositories", Kind::Count, Standard::Is("10000"), Group::Mirroring,

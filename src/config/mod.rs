@@ -89,7 +89,7 @@ pub struct Settings {
     /// How long a fetch waits for a sync that brings what it wants, before it is passed through.
     #[serde(with = "humantime_serde")]
     pub sync_wait: Duration,
-    /// Syncs that run at the same time on this node.
+    /// First syncs that run at the same time on this node, and increments beside them.
     pub max_syncs: usize,
     /// Repositories that this node takes up a minute because clients ask for them.
     pub max_new_per_minute: usize,

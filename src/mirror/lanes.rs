@@ -1,30 +1,41 @@
-//! Places for comparisons and for syncs, so that broken repositories do not hold up healthy ones.
+//! Places for comparisons and for syncs, so that broken repositories do not hold up healthy ones, and long first syncs
+//! hold up neither comparisons nor increments.
 //!
-//! There are two lanes for each kind of work. A repository whose last attempt failed, or for whose primary had to be
-//! waited long, goes by the unwell lane; all others by the well one. Who waits too long in the well lane steps aside into
-//! the unwell one, or ends where that is full, and comes back by the unwell lane. So a place of the well lane is never
-//! held for long by one that waits, however many repositories are broken.
+//! Each kind of work has a lane of its own: comparisons; first syncs that wait for the first byte of their pack; first syncs
+//! that take it in; increments. A lane has places for repositories that are well, and others for those that are unwell: whose
+//! last attempt failed, or for whose primary had to be waited long. Who waits too long in a place of the well steps aside
+//! into one of the unwell, or ends where these are full, and comes back among the unwell. So a place of the well is never
+//! held for long by one that waits, however many repositories are broken. A few places are kept for well repositories that a
+//! client waits for.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Repositories that are compared or wait for the first byte of a pack at once: all of it is waiting for the primary.
+use crate::mirror::repo::Repo;
+
+/// Repositories that are compared at once, or wait for the first byte of a pack: all of it is waiting for the primary.
 const COMPARISONS: usize = 64;
 /// The same for unwell repositories.
 const UNWELL_COMPARISONS: usize = 64;
+/// Further comparisons for waiting clients.
+const WAITED_COMPARISONS: usize = 16;
 /// Syncs of unwell repositories, for each sync of a well one: they mostly wait, and what they hold is bounded otherwise.
 const UNWELL_SYNCS: usize = 16;
 
 /// All places of a node.
 pub struct Lanes {
-    comparing: Pair,
-    syncing: Pair,
+    comparing: Lane,
+    starting: Lane,
+    first: Lane,
+    increments: Lane,
 }
 
-struct Pair {
+struct Lane {
     well: Arc<Semaphore>,
     unwell: Arc<Semaphore>,
+    /// For repositories that are well and that a client waits for.
+    waited: Arc<Semaphore>,
 }
 
 /// A place that somebody has; dropping it frees it.
@@ -34,53 +45,88 @@ pub struct Place {
     well: bool,
 }
 
-/// The unwell lane is full.
+/// The places of the unwell are all taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Crowded;
 
 impl Lanes {
     /// Lanes without places: nothing is compared or synced yet.
     pub fn closed() -> Self {
-        let pair = || Pair { well: Arc::new(Semaphore::new(0)), unwell: Arc::new(Semaphore::new(0)) };
-        Self { comparing: pair(), syncing: pair() }
+        Self {
+            comparing: Lane::closed(),
+            starting: Lane::closed(),
+            first: Lane::closed(),
+            increments: Lane::closed(),
+        }
     }
 
-    /// Lets work begin, with `syncs` places for syncs of well repositories.
+    /// Lets work begin, with `syncs` places for first syncs of well repositories and as many for their increments.
     pub fn open(&self, syncs: usize) {
         let syncs = syncs.clamp(1, Semaphore::MAX_PERMITS / UNWELL_SYNCS);
-        self.comparing.well.add_permits(COMPARISONS);
-        self.comparing.unwell.add_permits(UNWELL_COMPARISONS);
-        self.syncing.well.add_permits(syncs);
-        self.syncing.unwell.add_permits(syncs * UNWELL_SYNCS);
+        self.comparing.open(COMPARISONS, UNWELL_COMPARISONS, WAITED_COMPARISONS);
+        self.starting.open(COMPARISONS, UNWELL_COMPARISONS, 0);
+        self.first.open(syncs, syncs * UNWELL_SYNCS, 0);
+        self.increments.open(syncs, syncs * UNWELL_SYNCS, syncs);
     }
 
-    /// Waits for a place to compare, and to wait for the first byte of a pack.
-    pub async fn compare(&self, well: bool) -> Option<Place> {
-        self.comparing.enter(well).await
+    /// Waits for a place to compare, and to wait for the first byte of an increment.
+    pub async fn compare(&self, repo: &Repo) -> Option<Place> {
+        self.comparing.enter(repo).await
     }
 
-    /// Waits for a place to take in a pack that has begun to come.
-    pub async fn sync(&self, well: bool) -> Option<Place> {
-        self.syncing.enter(well).await
+    /// Waits for a place to wait for the first byte of a first sync.
+    pub async fn start(&self, repo: &Repo) -> Option<Place> {
+        self.starting.enter(repo).await
+    }
+
+    /// Waits for a place to take in a whole repository.
+    pub async fn first(&self, repo: &Repo) -> Option<Place> {
+        self.first.enter(repo).await
+    }
+
+    /// Waits for a place to take in an increment.
+    pub async fn increment(&self, repo: &Repo) -> Option<Place> {
+        self.increments.enter(repo).await
     }
 }
 
-impl Pair {
-    async fn enter(&self, well: bool) -> Option<Place> {
-        let lane = if well { &self.well } else { &self.unwell };
+impl Lane {
+    fn closed() -> Self {
+        let none = || Arc::new(Semaphore::new(0));
+        Self { well: none(), unwell: none(), waited: none() }
+    }
+
+    fn open(&self, well: usize, unwell: usize, waited: usize) {
+        self.well.add_permits(well);
+        self.unwell.add_permits(unwell);
+        self.waited.add_permits(waited);
+    }
+
+    async fn enter(&self, repo: &Repo) -> Option<Place> {
+        let well = repo.is_well();
+        let place = |lane: &Arc<Semaphore>| Arc::clone(lane).acquire_owned();
+        // A client may come while the repository stands in line already.
+        let waited = async {
+            repo.waited_for().await;
+            place(&self.waited).await
+        };
+        let permit = tokio::select! {
+            biased;
+            permit = place(if well { &self.well } else { &self.unwell }) => permit,
+            permit = waited, if well => permit,
+        };
         // An error says that the lanes are gone, and with them the node.
-        let permit = Arc::clone(lane).acquire_owned().await.ok()?;
-        Some(Place { permit, unwell: Arc::clone(&self.unwell), well })
+        Some(Place { permit: permit.ok()?, unwell: Arc::clone(&self.unwell), well })
     }
 }
 
 impl Place {
-    /// Says whether it is a place of the well lane.
+    /// Says whether it is a place of the well.
     pub fn is_well(&self) -> bool {
         self.well
     }
 
-    /// Makes room for others: goes over to the unwell lane, if there is a place.
+    /// Makes room for others: takes a place of the unwell instead, if there is one.
     pub fn step_aside(&mut self) -> Result<(), Crowded> {
         if self.well {
             self.permit = Arc::clone(&self.unwell).try_acquire_owned().map_err(|_| Crowded)?;
@@ -93,6 +139,14 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::git::path::RepoPath;
+    use futures::FutureExt;
+
+    fn repo(well: bool) -> Repo {
+        let repo = Repo::new(RepoPath::parse("a").unwrap());
+        repo.set_well(well);
+        repo
+    }
 
     #[tokio::test]
     async fn who_waits_steps_aside_and_the_well_go_on() {
@@ -100,15 +154,45 @@ mod tests {
         lanes.open(1);
         let mut aside = Vec::new();
         for _ in 0..UNWELL_SYNCS {
-            let mut place = lanes.sync(true).await.unwrap();
+            let mut place = lanes.first(&repo(true)).await.unwrap();
             place.step_aside().unwrap();
             aside.push(place);
         }
-        let mut place = lanes.sync(true).await.unwrap();
+        let mut place = lanes.first(&repo(true)).await.unwrap();
         assert_eq!(place.step_aside(), Err(Crowded));
         drop(place);
-        assert!(lanes.sync(true).await.unwrap().is_well());
+        assert!(lanes.first(&repo(true)).await.unwrap().is_well());
         drop(aside);
-        assert!(!lanes.sync(false).await.unwrap().is_well());
+        assert!(!lanes.first(&repo(false)).await.unwrap().is_well());
+    }
+
+    #[tokio::test]
+    async fn first_syncs_hold_up_no_increment_and_no_comparison() {
+        let lanes = Lanes::closed();
+        lanes.open(1);
+        let new = repo(true);
+        let _first = lanes.first(&new).await.unwrap();
+        let mut starting = Vec::new();
+        for _ in 0..COMPARISONS {
+            starting.push(lanes.start(&new).await.unwrap());
+        }
+        assert!(lanes.first(&new).now_or_never().is_none());
+        assert!(lanes.increment(&new).now_or_never().is_some());
+        assert!(lanes.compare(&new).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn whom_a_client_waits_for_goes_first() {
+        let lanes = Lanes::closed();
+        lanes.open(1);
+        let (idle, waited) = (repo(true), repo(true));
+        let _place = lanes.increment(&idle).await.unwrap();
+        let mut in_line = std::pin::pin!(lanes.increment(&waited));
+        assert!(in_line.as_mut().now_or_never().is_none());
+        let ticket = waited.ask();
+        let mut client = std::pin::pin!(waited.settled(ticket));
+        assert!(client.as_mut().now_or_never().is_none());
+        assert!(in_line.now_or_never().is_some(), "a client came while it stood in line");
+        assert!(lanes.increment(&idle).now_or_never().is_none());
     }
 }

@@ -4,7 +4,7 @@
 //! - [`repo`]: a repository's newest snapshot and its health. [`worker`]: the loop that keeps it true.
 //! - [`sync`]: one comparison and what follows. [`ingest`]: a received pack becomes a layer. `publish`: its generation.
 //! - [`damage`]: what is wrong with stored data. `claim`: which node makes it anew. `regraph`: graphs of an older version, built again.
-//! - [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken do not hold up the healthy.
+//! - [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
 //! - [`opening`]: what the bucket holds is opened. [`newcomers`]: how many repositories are taken up. `names`: under which names.
 //! - [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
 //!

@@ -91,6 +91,22 @@ impl Moment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(u64);
 
+/// One who waits for a ticket; dropped when the waiting ends, however it ends.
+struct Waits<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waits<'a> {
+    fn begin(waiting: &'a watch::Sender<usize>) -> Self {
+        waiting.send_modify(|waiting| *waiting += 1);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting -= 1);
+    }
+}
+
 /// The last tickets that comparisons answer to.
 #[derive(Debug, Clone, Copy, Default)]
 struct Done {
@@ -109,6 +125,8 @@ pub struct Repo {
     health: Mutex<Health>,
     asked: AtomicU64,
     done: watch::Sender<Done>,
+    /// How many wait for a ticket.
+    waiting: watch::Sender<usize>,
     wake: Notify,
     /// The ticket taken when a client was shown a tag that is not published yet.
     tag_news: AtomicU64,
@@ -127,6 +145,7 @@ impl Repo {
             health: Mutex::default(),
             asked: AtomicU64::new(0),
             done: watch::Sender::new(Done::default()),
+            waiting: watch::Sender::new(0),
             wake: Notify::new(),
             tag_news: AtomicU64::new(0),
             damage: Mutex::default(),
@@ -177,9 +196,16 @@ impl Repo {
     /// primary after the ticket was taken has ended well. During the backoff after a failure tickets are settled without
     /// a question.
     pub async fn settled(&self, ticket: Ticket) -> bool {
+        let _waits = Waits::begin(&self.waiting);
         // An error says that the sender is gone, which `self` holds.
         let mut done = self.done.subscribe();
         done.wait_for(|done| done.settled >= ticket.0).await.is_ok_and(|done| done.confirmed >= ticket.0)
+    }
+
+    /// Waits until somebody waits for a ticket of this repository.
+    pub(super) async fn waited_for(&self) {
+        // An error says that the sender is gone, which `self` holds.
+        let _ = self.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
     }
 
     /// Reports an error that was met while the data of `generation` was read. Says whether it shows that stored data is

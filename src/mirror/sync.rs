@@ -135,7 +135,7 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>) -> Result<Synced, SyncError
         // Each round counts anew: what the last one saw is forgotten.
         let cost = Arc::new(Cost::begin(&mirror.sync_memory).await?);
         let _end = StopOnDrop(Arc::clone(&cost));
-        let mut comparing = mirror.lanes.compare(repo.is_well()).await.ok_or(SyncError::Stopped)?;
+        let mut comparing = mirror.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
         let asked = Moment::now();
         repo.health().stage = "comparing".into();
         let looking = async { Ok(mirror.primary.look(&repo.path, Auth::Service, &*cost).await?) };
@@ -163,8 +163,8 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>) -> Result<Synced, SyncError
             Err(OpenError::Older { .. }) => {
                 // An error says that there is nothing to be built again.
                 let Some(old) = &base else { continue };
-                let _place = mirror.lanes.sync(repo.is_well()).await.ok_or(SyncError::Stopped)?;
                 drop(comparing);
+                let _place = mirror.lanes.first(repo).await.ok_or(SyncError::Stopped)?;
                 regraph(mirror, repo, old, &cost).await?;
                 continue;
             }
@@ -317,7 +317,7 @@ async fn receive(
     wants: Vec<ObjectId>,
     seen: &Refs,
     cost: &Arc<Cost>,
-    mut comparing: Place,
+    comparing: Place,
 ) -> Result<(Option<(NewLayer, tempfile::TempDir)>, Place), SyncError> {
     let haves = below.as_ref().map(|below| haves(below)).unwrap_or_default();
     tracing::info!(repo = %repo.path, wants = wants.len(), haves = haves.len(), "fetching from the primary");
@@ -327,16 +327,24 @@ async fn receive(
     let spec = FetchSpec { wants, haves, hash: seen.hash };
     let teller = Arc::clone(repo);
     let on_progress = move |line: &str| teller.health().stage = format!("fetching: {line}");
+    // First syncs wait for each other and for nobody else, also those whose pack has begun to come.
+    let is_first = below.is_none();
+    let mut waiting = comparing;
+    if is_first {
+        drop(waiting);
+        waiting = mirror.lanes.start(repo).await.ok_or(SyncError::Stopped)?;
+    }
     let asked = Instant::now();
     let beginning = async {
         let mut pack = mirror.primary.fetch(&repo.path, &spec, Some(Box::new(on_progress))).await?;
         pack.begun().await?;
         Ok(pack)
     };
-    let pack = beside_others(repo, &mut comparing, beginning, || asked.elapsed() > PATIENCE).await?;
+    let pack = beside_others(repo, &mut waiting, beginning, || asked.elapsed() > PATIENCE).await?;
     // A place to work is taken once there is something to work on.
-    let mut place = mirror.lanes.sync(repo.is_well()).await.ok_or(SyncError::Stopped)?;
-    drop(comparing);
+    let place = if is_first { mirror.lanes.first(repo).await } else { mirror.lanes.increment(repo).await };
+    let mut place = place.ok_or(SyncError::Stopped)?;
+    drop(waiting);
     let flow = Arc::new(Flow::default());
     let _cut = flow.cut.clone().drop_guard();
     let work = take_in(repo, pack, below, seen, scratch, mirror.settings.limits.object, (cost, &flow));

@@ -2,7 +2,7 @@
 //!
 //! It wakes when its interval is over or when somebody asked ([`Repo::ask`]), compares, syncs where it differs, and
 //! settles every ticket taken before it began. Failures are followed by exponential backoff with full jitter, which also
-//! bounds how often impatient clients can make it try. Workers share one limit on syncs at once and nothing else, so one
+//! bounds how often impatient clients can make it try. Workers share the places of `lanes` and nothing else, so one
 //! repository's trouble delays no other.
 
 use std::panic::AssertUnwindSafe;

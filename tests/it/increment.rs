@@ -2,15 +2,16 @@
 //! diverged clients; one round of negotiation and many.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::git::{Git, git};
 use crate::node::Node;
 use crate::oracle::{State, from_bucket, in_bucket, mirrored, same};
-use crate::primary::{Primary, Repo};
+use crate::primary::{Primary, Repo, Wrong};
 use crate::seed::rounds;
-use crate::shapes;
 use crate::wire;
 use crate::world::World;
+use crate::{mirror_only, shapes};
 
 /// A mirrored repository with two clones of it, one from the primary and one through the mirror.
 struct Pair {
@@ -377,4 +378,28 @@ fn what_is_common_is_acknowledged() {
             assert!(!names_all || ours == gits, "{from} {algorithm}: {ours:?} for {gits:?}");
         }
     }
+}
+
+/// A long first sync, whose pack comes steadily, delays no comparison, no increment and no waiting client of another
+/// repository.
+#[test]
+fn a_long_first_sync_delays_nobody_else() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let app = primary.repo("app.git", shapes::linear);
+    let slow = primary.repo("slow.git", shapes::big_blob);
+    let node = world.setup(&primary).set("max_syncs = 1").set("compare_every = \"1h\"").start();
+    mirrored(&world, &node, &app);
+    primary.fault(Wrong::Trickle(Duration::from_millis(500)), |s| {
+        s.path.contains("slow")
+            && s.is("fetch")
+            && s.header("user-agent").is_some_and(|a| a.contains("packmirror"))
+    });
+    git(world.path()).run(&format!("ls-remote -q {}", node.repo(&slow.path)));
+    node.logged(&["fetching from the primary", &slow.path]);
+    for n in 0..3 {
+        app.commit("main", &format!("f{n}"), "1");
+        from_bucket(&node, || same(&world, &primary, &node, &app.path));
+    }
+    assert!(world.store.generations(&slow.path).is_empty(), "the first sync was not long");
 }

@@ -14,7 +14,7 @@ use base64::Engine;
 use bytes::Bytes;
 use futures::StreamExt;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -72,6 +72,8 @@ pub enum Wrong {
     Cut(usize),
     /// A redirect with this status to the same path on another host.
     Redirect(u16, String),
+    /// The true answer, with a pause before each 16 KiB of it.
+    Trickle(Duration),
     /// The true answer, this much later.
     Late(Duration),
 }
@@ -379,6 +381,16 @@ async fn answer(state: &State, seen: &Seen, raw: &[u8]) -> Response<Body> {
         Some(Wrong::Late(by)) => {
             tokio::time::sleep(by).await;
             truth(state, seen, raw, None).await
+        }
+        Some(Wrong::Trickle(pause)) => {
+            let whole = truth(state, seen, raw, None).await;
+            whole.map(|body| {
+                let slow = BodyStream::new(body).then(move |frame| async move {
+                    tokio::time::sleep(pause).await;
+                    frame
+                });
+                BodyExt::boxed(StreamBody::new(slow))
+            })
         }
         Some(Wrong::Cut(after)) => truth(state, seen, raw, Some(after)).await,
         Some(Wrong::Status(status, headers)) => {
