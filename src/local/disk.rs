@@ -6,6 +6,7 @@
 //! stays, and the caller does without. All calls block: they belong on a blocking thread. Relies on: a directory that is
 //! ours ([`super::home`]), and this process alone writing below it.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::PathBuf;
@@ -70,7 +71,13 @@ pub(super) struct Disk {
 
 impl Disk {
     /// Lists the folder `cache` of this node's directory and brings what is ours in it inside its bound of `max` bytes.
-    pub(super) fn open(home: &Home, max: u64, mappings: usize) -> Result<Self, super::LocalError> {
+    /// `used` says when each was used last, as far as it is remembered.
+    pub(super) fn open(
+        home: &Home,
+        max: u64,
+        mappings: usize,
+        used: &HashMap<Name, u64>,
+    ) -> Result<Self, super::LocalError> {
         let cache = home.sub("cache")?;
         let broken = |error| super::unusable(cache.path())(error);
         let listed = list(&cache).map_err(broken)?;
@@ -86,7 +93,9 @@ impl Disk {
         keep_private(&temp);
         let foreign = listed.foreign + empty_temp(&temp).map_err(broken)?;
         let mut found = listed.files;
-        found.sort_by_key(|(modified, ..)| *modified);
+        // What was written after the order was remembered was used last.
+        let rank = |name: &Name| used.get(name).copied().unwrap_or(u64::MAX);
+        found.sort_by_key(|(modified, name, _)| (rank(name), *modified));
         let disk = Self {
             home: home.folder.path().to_owned(),
             roots: RwLock::new(Arc::new(Roots { cache, temp })),
@@ -116,6 +125,11 @@ impl Disk {
             );
         }
         Ok(disk)
+    }
+
+    /// All files that are here, the least recently used first.
+    pub(super) fn in_order(&self) -> Vec<Name> {
+        self.lock().order.values().copied().collect()
     }
 
     /// Bytes held, and their bound.

@@ -24,6 +24,7 @@ mod index;
 mod listing;
 mod mapped;
 mod maps;
+mod order;
 #[cfg(test)]
 mod tests;
 
@@ -176,8 +177,8 @@ impl Local {
         let home = Home::take(dir)?;
         let scratch = home.sub("scratch")?;
         empty(&scratch).map_err(unusable(scratch.path()))?;
-        let disk = Disk::open(&home, options.max_bytes, options.mappings)?;
         let index = Index::open(&home, bucket.name())?;
+        let disk = Disk::open(&home, options.max_bytes, options.mappings, &order::recalled(&index))?;
         Ok(Self {
             inner: Arc::new(Inner {
                 bucket,
@@ -227,6 +228,12 @@ impl Local {
         let path = folder.path().join("aside");
         std::fs::write(&path, bytes)?;
         map_file(&path)
+    }
+
+    /// Remembers in which order the files of the cache were used, so that after a restart the right ones go first.
+    pub fn remember_order(&self) {
+        order::remember(&self.inner.index, &self.inner.disk.in_order());
+        self.inner.index.flush();
     }
 
     /// What the cache did so far.

@@ -383,6 +383,20 @@ async fn a_full_disk_serves_on_and_recovers() {
 }
 
 #[tokio::test]
+async fn what_was_used_lately_outlives_a_restart() {
+    let mut node = Node::new().await;
+    let local = node.open();
+    node.check(&local, 0..6).await;
+    // Written first, used last.
+    assert_eq!(node.check(&local, 0..2).await, 0);
+    local.remember_order();
+    drop(local);
+    node.options.max_bytes = 3 * BLOCK;
+    let local = node.open();
+    assert_eq!(node.check(&local, 0..2).await, 0, "they are still there");
+}
+
+#[tokio::test]
 async fn a_wiped_cache_is_filled_again() {
     let node = Node::new().await;
     let refs = framed(&node, BlobKind::Refs, b"refs").await;

@@ -6,6 +6,7 @@
 //! - [`damage`]: what is wrong with stored data. `claim`: which node makes it anew. `regraph`: graphs of an older version, built again.
 //! - [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
 //! - [`opening`]: what the bucket holds is opened. [`newcomers`]: how many repositories are taken up. `names`: under which names.
+//! - `memory`: what of it outlives a restart.
 //! - [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
 //!
 //! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: HTTP and clients (`serve`).
@@ -18,6 +19,7 @@ pub mod export;
 pub mod health;
 pub mod ingest;
 pub mod lanes;
+mod memory;
 mod names;
 pub mod newcomers;
 pub mod opening;
@@ -28,7 +30,7 @@ pub mod snapshot;
 pub mod sync;
 pub mod worker;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -203,10 +205,10 @@ impl Mirror {
             return None;
         }
         let Naming::AnyCase(interface) = naming else {
-            return Some(self.start(Arc::new(Repo::new(path.clone()))));
+            return Some(self.start(Arc::new(self.known(path.clone()))));
         };
         // Another node may have published it under the spelling that it knows.
-        let published = self.bucket.repos().await.inspect_err(|e| {
+        let published = self.bucket.repos_beside(&self.keys()).await.inspect_err(|e| {
             tracing::warn!(repo = %path, error = %e, "not taken up: the bucket could not be listed");
         });
         let published = published.ok()?.into_iter().find(|known| folded(known) == folded(path));
@@ -218,7 +220,7 @@ impl Mirror {
                 None => RepoPath::parse(&folded(path)).unwrap_or_else(|_| path.clone()),
             },
         };
-        Some(self.start(Arc::new(Repo::new(own))))
+        Some(self.start(Arc::new(self.known(own))))
     }
 
     /// How the host names repositories: asked once, and again after a while if it gave no answer. A host that never
@@ -285,7 +287,10 @@ impl Mirror {
         let open = repo.snapshot();
         let newer = match &open {
             Some(open) => self.bucket.after(&repo.path, open.generation.number).await?,
-            None => self.bucket.newest(&repo.path).await?,
+            None => {
+                let recalled = repo.recalled().clone();
+                self.bucket.newest_given(&repo.path, recalled.as_ref()).await?
+            }
         };
         let newest = newer.or_else(|| open.map(|open| open.generation.clone()));
         match newest {
@@ -334,16 +339,22 @@ impl Mirror {
 
     /// Opens what the bucket holds already, so that comparisons begin without waiting for clients.
     pub async fn take_up_all(self: &Arc<Self>) -> Result<usize, SyncError> {
-        let paths = self.bucket.repos().await?;
+        // What is known here costs no look: with thousands of repositories that is all but a few.
+        let paths = self.bucket.repos_beside(&self.keys()).await?;
         let mut taken = 0;
         for path in paths.iter().filter(|path| self.selects(path)) {
             let known = self.lock_repos().by_path.contains_key(path);
             if !known {
-                self.start(Arc::new(Repo::new(path.clone())));
+                self.start(Arc::new(self.known(path.clone())));
                 taken += 1;
             }
         }
         Ok(taken)
+    }
+
+    /// The keys of the repositories that are known here.
+    fn keys(&self) -> HashSet<String> {
+        self.lock_repos().by_path.keys().map(RepoPath::key).collect()
     }
 
     /// When a worker that has just started compares for the first time: spread over one interval.

@@ -118,7 +118,7 @@ impl Mirror {
             return Ok(known);
         }
         let known = self.lock_repos().get(path).cloned();
-        let repo = known.clone().unwrap_or_else(|| Arc::new(Repo::new(path.clone())));
+        let repo = known.clone().unwrap_or_else(|| Arc::new(self.known(path.clone())));
         let Some(generation) = self.newest(&repo).await? else {
             self.remember_absent(path);
             return Ok(known);

@@ -134,6 +134,7 @@ pub struct Repo {
     received: AtomicU64,
     /// The last attempt failed, or waited long for the primary.
     unwell: AtomicBool,
+    recalled: Mutex<Option<Generation>>,
 }
 
 impl Repo {
@@ -151,6 +152,7 @@ impl Repo {
             damage: Mutex::default(),
             received: AtomicU64::new(0),
             unwell: AtomicBool::new(false),
+            recalled: Mutex::default(),
         }
     }
 
@@ -159,8 +161,14 @@ impl Repo {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The record that was the newest before a restart, until a snapshot is open; hold it briefly.
+    pub(super) fn recalled(&self) -> MutexGuard<'_, Option<Generation>> {
+        self.recalled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Installs a snapshot, unless a newer one is there already (invariant I6): returns what is there afterwards.
     pub fn install(&self, snapshot: Snapshot) -> Arc<Snapshot> {
+        self.recalled().take();
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         match &*current {
             Some(now) if now.generation.number >= snapshot.generation.number => now.clone(),

@@ -93,10 +93,12 @@ async fn work(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) {
             metrics::histogram!(names::SYNC_SECONDS).record(started.elapsed().as_secs_f64());
             well = outcome.is_ok();
             record(&mirror, &repo, outcome);
+            mirror.remember(&repo);
         }
         let health = repo.health().clone();
         if health.phase == Phase::Gone && health.failures >= GONE_FOR_GOOD && repo.snapshot().is_none() {
             tracing::info!(repo = %repo.path, "forgotten: never published, and the primary does not have it");
+            mirror.unlearn(&repo.path);
             return;
         }
         due = health.next.unwrap_or_else(|| Instant::now() + mirror.settings.compare_every);

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -26,6 +26,8 @@ use crate::telemetry::metrics::{self as names, Recorder};
 
 /// How long workers get to reach a safe point after the last request.
 const LAST_WORK: Duration = Duration::from_secs(5);
+/// How often the order in which the cache is used is remembered; also when the node ends.
+const REMEMBER_EVERY: Duration = Duration::from_secs(600);
 /// How often a store that does not answer is tried again at start.
 const STORE_PAUSE: Duration = Duration::from_secs(5);
 
@@ -107,6 +109,8 @@ pub async fn run(
         );
     }
     upkeep.abort();
+    let local = mirror.local.clone();
+    let _ = tokio::task::spawn_blocking(move || local.remember_order()).await;
     keeping.await?
 }
 
@@ -139,6 +143,11 @@ async fn keep(app: App, mut sound: bool, stop: CancellationToken) -> anyhow::Res
         }
         sound = probe(&app).await.inspect_err(|_| stop.cancel())?;
     }
+    let known = mirror.recall();
+    if known > 0 {
+        tracing::info!(repositories = known, "goes on with what was mirrored before");
+    }
+    let mut told = Instant::now();
     loop {
         match mirror.take_up_all().await {
             Ok(0) => {}
@@ -146,6 +155,11 @@ async fn keep(app: App, mut sound: bool, stop: CancellationToken) -> anyhow::Res
             Err(e) => tracing::warn!(error = %e, "the bucket could not be listed"),
         }
         measure(mirror);
+        if told.elapsed() > REMEMBER_EVERY {
+            told = Instant::now();
+            let local = mirror.local.clone();
+            let _ = tokio::task::spawn_blocking(move || local.remember_order()).await;
+        }
         if let Err(e) = mirror.tell_health().await {
             tracing::debug!(error = %e, "this node's health could not be written");
         }

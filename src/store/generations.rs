@@ -4,7 +4,7 @@
 //! writer wins each number, and a crash leaves either the old state or the new one. The highest number is the state.
 //! Relies on: blobs stored before the record that names them. Elsewhere: when to publish ([`crate::mirror`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -104,12 +104,25 @@ impl Bucket {
 
     /// The current generation of a repository, by a listing and one read; none if it was never published.
     pub async fn newest(&self, repo: &RepoPath) -> Result<Option<Generation>, StoreError> {
+        self.newest_given(repo, None).await
+    }
+
+    /// The same; `known` is not read again if it is still the newest.
+    pub async fn newest_given(
+        &self,
+        repo: &RepoPath,
+        known: Option<&Generation>,
+    ) -> Result<Option<Generation>, StoreError> {
         let name = repo.key();
         self.retrying(|| async {
             let asked = Instant::now();
             let (mut found, mut spoilt) = (None, None);
             let numbers = self.newest_numbers(&name).await?;
             for number in &numbers {
+                if let Some(known) = known.filter(|known| known.number == *number) {
+                    found = Some(known.clone());
+                    break;
+                }
                 match self.get(repo, *number).await {
                     Ok(Some(record)) => {
                         found = Some(record);
@@ -180,7 +193,13 @@ impl Bucket {
 
     /// The paths of all repositories with at least one generation, sorted. Costs one listing and two requests for each.
     pub async fn repos(&self) -> Result<Vec<RepoPath>, StoreError> {
-        let mut repos: Vec<_> = self.current().await?.into_iter().map(|generation| generation.repo).collect();
+        self.repos_beside(&HashSet::new()).await
+    }
+
+    /// The same but for those whose keys are `known`, which cost no request of their own.
+    pub async fn repos_beside(&self, known: &HashSet<String>) -> Result<Vec<RepoPath>, StoreError> {
+        let unknown = self.current_of(|key| !known.contains(key)).await?;
+        let mut repos: Vec<_> = unknown.into_iter().map(|generation| generation.repo).collect();
         repos.sort();
         Ok(repos)
     }
@@ -188,6 +207,10 @@ impl Bucket {
     /// The current generation of every repository, in no order. One whose records cannot be read is left out with a
     /// warning: its trouble is not the others'.
     pub async fn current(&self) -> Result<Vec<Generation>, StoreError> {
+        self.current_of(|_| true).await
+    }
+
+    async fn current_of(&self, asked: impl Fn(&str) -> bool) -> Result<Vec<Generation>, StoreError> {
         let root = Path::from("repos");
         let list = || async {
             let listing = self.inner.store.list_with_delimiter(Some(&self.at(&root))).await;
@@ -203,12 +226,14 @@ impl Bucket {
             .filter_map(|folder| folder.filename().filter(|name| is_key(name)).map(str::to_owned))
             .collect();
         let strays = listing.common_prefixes.len() - names.len();
+        let count = names.len();
+        let names = names.into_iter().filter(|name| asked(name)).collect::<Vec<_>>();
         drop(listing);
         if strays > 0 {
             tracing::warn!(strays, "`repos` holds folders that are no repositories; they are passed over");
         }
-        if names.len() > MOST_REPOS {
-            return Err(StoreError::damaged("repos", format!("{} repositories", names.len())));
+        if count > MOST_REPOS {
+            return Err(StoreError::damaged("repos", format!("{count} repositories")));
         }
         let found: Vec<Option<Generation>> = futures::stream::iter(names)
             .map(|name| async move {

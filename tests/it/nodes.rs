@@ -182,6 +182,49 @@ fn a_wiped_cache_loses_nothing() {
     same(&world, &primary, &node, &repo.path);
 }
 
+/// A node that starts again goes on with what it mirrored, and still looks whether somebody was faster meanwhile.
+#[test]
+fn a_restart_goes_on_with_what_was_mirrored() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let (one, two) = (primary.repo("one.git", shapes::town), primary.repo("two.git", shapes::linear));
+    let mut node = world.node(&primary);
+    mirrored(&world, &node, &one);
+    mirrored(&world, &node, &two);
+    let other = world.node(&primary);
+    from_bucket(&other, || same(&world, &primary, &other, &two.path));
+    // The index is written behind the work.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    node.kill();
+    two.commit("main", "later", "text");
+    from_bucket(&other, || same(&world, &primary, &other, &two.path));
+    node.restart();
+    node.logged(&["goes on with what was mirrored before", "repositories=2"]);
+    primary.forget_log();
+    from_bucket(&node, || same(&world, &primary, &node, &one.path));
+    from_bucket(&node, || world.clone_of(&node.repo(&two.path), "--mirror"));
+    assert_eq!(primary.count(|s| s.is("fetch") && s.path.contains("two")), 0);
+    same(&world, &primary, &node, &two.path);
+}
+
+/// A cold node opens a repository of many layers for the client that waits for it.
+#[test]
+fn a_cold_node_serves_its_first_client() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("r.git", shapes::linear);
+    let node = world.node(&primary);
+    mirrored(&world, &node, &repo);
+    for n in 0..12 {
+        repo.commit("main", &format!("file{n}"), "text");
+        same(&world, &primary, &node, &repo.path);
+    }
+    for _ in 0..3 {
+        let cold = world.node(&primary);
+        from_bucket(&cold, || world.clone_of(&cold.repo(&repo.path), "--mirror"));
+    }
+}
+
 fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {

@@ -1,0 +1,110 @@
+//! What a node remembers of its repositories, so that a restart is warm: the newest record that it opened, and the failures
+//! after which it waits.
+//!
+//! Nothing depends on it: what is remembered is compared with the bucket before it is believed, and a node that remembers
+//! nothing finds all of it there. Relies on: `local` for small records that belong to this bucket.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use object_store::path::Path;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::git::path::RepoPath;
+use crate::mirror::Mirror;
+use crate::mirror::repo::{Phase, Repo};
+use crate::store::Generation;
+
+/// The table of the index.
+const REPOS: &str = "repos";
+
+/// One repository.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Remembered {
+    number: u64,
+    /// The record's bytes; none if nothing was published yet.
+    record: Option<String>,
+    failures: u32,
+    #[serde(with = "humantime_serde::option")]
+    not_before: Option<SystemTime>,
+    error: Option<String>,
+}
+
+impl Remembered {
+    fn of(repo: &Repo) -> Self {
+        let record = repo.snapshot().and_then(|snapshot| {
+            let (generation, bytes) = (&snapshot.generation, snapshot.generation.encode());
+            // One with more in it than this version writes would come back as another.
+            let same = generation.stored.is_none_or(|id| id == crate::store::BlobId::of(&bytes));
+            let text = same.then(|| String::from_utf8(bytes).ok()).flatten()?;
+            Some((generation.number, text))
+        });
+        let (number, record) = record.map_or((0, None), |(number, text)| (number, Some(text)));
+        let health = repo.health();
+        let left = |then: Instant| SystemTime::now() + then.saturating_duration_since(Instant::now());
+        let not_before = health.not_before.filter(|_| health.failures > 0).map(left);
+        Self { number, record, failures: health.failures, not_before, error: health.error.clone() }
+    }
+
+    /// The record, if it can be read.
+    fn generation(&self, path: &RepoPath) -> Option<Generation> {
+        let at = Path::from("remembered");
+        Generation::decode(&at, self.record.as_ref()?.as_bytes(), &path.key(), self.number).ok()
+    }
+}
+
+impl Mirror {
+    /// Starts with the repositories that this node mirrored before it was stopped. Returns how many they are.
+    pub fn recall(self: &Arc<Self>) -> usize {
+        let mut count = 0;
+        for (key, remembered) in self.local.index().iter::<Remembered>(REPOS) {
+            let path = RepoPath::parse(&key).ok().filter(|path| self.selects(path));
+            match path {
+                Some(path) if remembered.record.is_some() => {
+                    self.start(Arc::new(self.known(path)));
+                    count += 1;
+                }
+                Some(_) => {}
+                None => self.local.index().remove(REPOS, &key),
+            }
+        }
+        count
+    }
+
+    /// A repository with what is remembered of it.
+    pub(super) fn known(&self, path: RepoPath) -> Repo {
+        let remembered = self.local.index().get::<Remembered>(REPOS, path.as_str());
+        let repo = Repo::new(path);
+        let Some(remembered) = remembered else { return repo };
+        if let Some(generation) = remembered.generation(&repo.path) {
+            repo.recalled().replace(generation);
+        }
+        let wait = remembered.not_before.and_then(|then| then.duration_since(SystemTime::now()).ok());
+        if remembered.failures > 0 {
+            let mut health = repo.health();
+            health.phase = Phase::Failing;
+            health.failures = remembered.failures;
+            health.error = remembered.error;
+            // A clock that was set back must not make it wait longer than any backoff.
+            let wait = wait.map(|wait| wait.min(LONGEST_WAIT));
+            health.not_before = wait.map(|wait| Instant::now() + wait);
+            health.next = health.not_before;
+        }
+        repo
+    }
+
+    /// Remembers what is known of a repository now.
+    pub(super) fn remember(&self, repo: &Repo) {
+        let now = Remembered::of(repo);
+        self.local.index().put(REPOS, repo.path.as_str(), &now);
+    }
+
+    /// Forgets a repository that is not mirrored any more.
+    pub(super) fn unlearn(&self, path: &RepoPath) {
+        self.local.index().remove(REPOS, path.as_str());
+    }
+}
+
+/// The longest wait that is taken over from before a restart.
+const LONGEST_WAIT: Duration = Duration::from_secs(6 * 3600);
