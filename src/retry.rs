@@ -111,6 +111,12 @@ impl Policy {
         }
     }
 
+    /// Draws the wait after `failures` failures in a row between half its bound and the bound, for what costs others much.
+    pub fn at_least_half(&self, failures: u32) -> Duration {
+        let half = self.bound(failures) / 2;
+        half + self.dice.up_to(half)
+    }
+
     /// Repeats `op` (given the attempt's number, from 1) until it succeeds, fails for good, or the policy's
     /// limits are reached. `stop` cuts waits short and prevents further attempts; it never cuts an attempt
     /// itself: a long `op` watches `stop` at its own safe points.
@@ -300,6 +306,14 @@ mod tests {
         assert!(draws.iter().all(|d| *d <= 400 * MS));
         assert!(draws.iter().any(|d| *d < 40 * MS), "full jitter reaches down to zero");
         assert!(draws.iter().any(|d| *d > 360 * MS), "and up to the bound");
+    }
+
+    #[test]
+    fn half_the_bound_is_waited_at_least() {
+        for _ in 0..100 {
+            let wait = policy().at_least_half(3);
+            assert!((200 * MS..=400 * MS).contains(&wait), "{wait:?}");
+        }
     }
 
     #[test]

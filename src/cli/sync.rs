@@ -27,7 +27,8 @@ Examples:
   packmirror sync --primary https://git.example.com team/app.git team/lib.git
   packmirror sync --primary /srv/git                 every repository the bucket already has
 
-Repositories are named as in their URL, without the leading slash. Exits with 1 if one of them failed.";
+Repositories are named as in their URL, without the leading slash. One that could not be taken in before is tried again
+at once. Exits with 1 if one of them failed.";
 
 /// Arguments of `sync`.
 #[derive(Debug, clap::Args)]
@@ -91,7 +92,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
 /// Syncs one repository and shows how far it is.
 async fn one(mirror: &Arc<Mirror>, path: &RepoPath, task: &Task) -> Result<Synced, SyncError> {
     let repo = Arc::new(Repo::new(path.clone()));
-    let mut work = std::pin::pin!(sync(mirror, &repo));
+    let mut work = std::pin::pin!(sync(mirror, &repo, true));
     let mut shown = String::new();
     let mut tick = tokio::time::interval(SHOW_EVERY);
     let result = loop {

@@ -5,6 +5,7 @@
 //! - [`sync`]: one comparison and what follows. [`ingest`]: a received pack becomes a layer. `publish`: its generation.
 //! - [`damage`]: what is wrong with stored data. `claim`: which node makes it anew. `regraph`: graphs of an older version, built again.
 //! - [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
+//! - [`trouble`]: repositories that cannot be taken in.
 //! - [`opening`]: what the bucket holds is opened. [`newcomers`]: how many repositories are taken up. `names`: under which names.
 //! - `memory`: what of it outlives a restart.
 //! - [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
@@ -28,6 +29,7 @@ mod regraph;
 pub mod repo;
 pub mod snapshot;
 pub mod sync;
+pub mod trouble;
 pub mod worker;
 
 use std::collections::{HashMap, HashSet};
@@ -51,6 +53,7 @@ use crate::mirror::opening::Opening;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::{OpenError, Snapshot};
 use crate::mirror::sync::SyncError;
+use crate::mirror::trouble::LONGEST;
 use crate::primary::{Naming, Primary};
 use crate::retry::Policy;
 use crate::store::{Bucket, Generation, nonce};
@@ -79,6 +82,8 @@ pub struct Mirror {
     node: String,
     selection: Selection,
     backoff: Policy,
+    /// The pace of fetches that would fail again.
+    patience: Policy,
     lanes: Lanes,
     /// What all syncs may hold together.
     sync_memory: Budget,
@@ -111,10 +116,13 @@ impl Mirror {
         stop: CancellationToken,
     ) -> Result<Arc<Self>, ConfigError> {
         let backoff = Policy::new(FIRST_BACKOFF, settings.compare_every.max(FIRST_BACKOFF));
+        let patience = settings.compare_every.max(FIRST_BACKOFF).saturating_mul(2);
+        let patience = Policy::new(patience, LONGEST);
         Ok(Arc::new(Self {
             node: nonce(),
             selection: settings.selection()?,
             backoff,
+            patience,
             lanes: Lanes::closed(),
             sync_memory: Budget::new(settings.limits.sync_memory, "limits.sync_memory"),
             newcomers: Newcomers::new(settings.max_new_per_minute, settings.max_repositories),

@@ -16,6 +16,7 @@ use crate::git::caps::V2Caps;
 use crate::git::path::RepoPath;
 use crate::mirror::damage::{self, Damage};
 use crate::mirror::snapshot::Snapshot;
+use crate::mirror::trouble::Trouble;
 use crate::store::Generation;
 
 /// What a repository's worker is doing, or how its last comparison with the primary ended.
@@ -131,6 +132,7 @@ pub struct Repo {
     /// The ticket taken when a client was shown a tag that is not published yet.
     tag_news: AtomicU64,
     damage: Mutex<Damage>,
+    trouble: Mutex<Option<Trouble>>,
     received: AtomicU64,
     /// The last attempt failed, or waited long for the primary.
     unwell: AtomicBool,
@@ -150,6 +152,7 @@ impl Repo {
             wake: Notify::new(),
             tag_news: AtomicU64::new(0),
             damage: Mutex::default(),
+            trouble: Mutex::default(),
             received: AtomicU64::new(0),
             unwell: AtomicBool::new(false),
             recalled: Mutex::default(),
@@ -230,6 +233,11 @@ impl Repo {
     /// What is known to be wrong with its stored data; hold it briefly.
     pub(super) fn damage(&self) -> MutexGuard<'_, Damage> {
         self.damage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why it could not be taken in; hold it briefly.
+    pub(super) fn trouble(&self) -> MutexGuard<'_, Option<Trouble>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of the pack that the running sync has received.

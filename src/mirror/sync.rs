@@ -30,6 +30,7 @@ use crate::mirror::publish::{Draft, Published, publish, seconds, store_layer};
 use crate::mirror::regraph::regraph;
 use crate::mirror::repo::{Moment, Repo};
 use crate::mirror::snapshot::{OpenError, Snapshot};
+use crate::mirror::trouble::Known;
 use crate::pack::index::IndexError;
 use crate::pack::meter::Halt;
 use crate::primary::{Auth, FetchSpec, Pack, PrimaryError};
@@ -84,6 +85,18 @@ pub enum SyncError {
     /// Other writers, or pushes, were always faster.
     #[error("the repository moved faster than it could be followed")]
     Moving,
+    /// What the primary shows cannot be taken in, and another try would end the same way.
+    #[error(
+        "{words} (it is tried again at {until}; sooner if the primary shows something else, a limit is changed, or `packmirror sync` asks)"
+    )]
+    Stuck {
+        /// What went wrong.
+        words: String,
+        /// When the next try is due.
+        until: String,
+        /// Whether it was known, so that nothing was fetched.
+        known: bool,
+    },
     /// The node is shutting down.
     #[error("stopped")]
     Stopped,
@@ -125,10 +138,11 @@ pub enum Synced {
     Followed,
 }
 
-/// Compares one repository with the primary and makes the bucket equal to it.
+/// Compares one repository with the primary and makes the bucket equal to it. What could not be taken in before is fetched
+/// again when it is due, or if somebody `insists`.
 ///
 /// Dropping the future ends it at its next safe point.
-pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>) -> Result<Synced, SyncError> {
+pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, insists: bool) -> Result<Synced, SyncError> {
     let (mut seen_elsewhere, mut repair) = (false, None);
     let mut last = SyncError::Moving;
     for _ in 0..MAX_ROUNDS {
@@ -151,7 +165,8 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>) -> Result<Synced, SyncError
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
         }
         drop(open);
-        let base = mirror.newest(repo).await?;
+        let (base, known) = tokio::join!(mirror.newest(repo), Known::read(mirror, repo));
+        let base = base?;
         let opened = match &base {
             Some(record) => mirror.open(repo, record.clone()).await.map(Some),
             None => Ok(None),
@@ -187,8 +202,10 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>) -> Result<Synced, SyncError
         if repairing {
             tracing::warn!(repo = %repo.path, "what is stored is damaged; it is made anew from the primary");
         }
+        let digest = hex::encode(seen.digest());
         let made = match missing_tips(below.as_deref(), &seen) {
             wants if wants.is_empty() => None,
+            _ if let Some(stuck) = known.forbids(mirror, &digest).filter(|_| !insists) => return Err(stuck),
             wants => match receive(mirror, repo, below.clone(), wants, &seen, &cost, comparing).await {
                 Ok(made) => Some(made),
                 // A tip vanished between the answer and the fetch: ask again.
@@ -201,7 +218,7 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>) -> Result<Synced, SyncError
                     last = e;
                     continue;
                 }
-                Err(e) => return Err(e),
+                Err(e) => return Err(known.failed(mirror, repo, &digest, e).await),
             },
         };
         let (made, _place) = made.unzip();
@@ -223,6 +240,7 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>) -> Result<Synced, SyncError
                     repo.damage().repaired(&snapshot.generation);
                 }
                 confirmed(repo, asked);
+                known.over(mirror, repo).await;
                 return Ok(Synced::Published { number: snapshot.generation.number, new_objects });
             }
             Published::Lost(winner) => {

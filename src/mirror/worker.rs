@@ -84,7 +84,7 @@ async fn work(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) {
         if !held_off {
             let started = Instant::now();
             let outcome = tokio::select! {
-                outcome = sync(&mirror, &repo) => outcome,
+                outcome = sync(&mirror, &repo, false) => outcome,
                 // It never ends by itself.
                 () = tell(&repo) => Err(SyncError::Stopped),
                 () = stop.cancelled() => Err(SyncError::Stopped),
@@ -127,11 +127,13 @@ fn record(mirror: &Mirror, repo: &Repo, outcome: Result<Synced, SyncError>) {
         Ok(Synced::Unchanged) => "unchanged",
         Ok(Synced::Published { .. }) => "published",
         Ok(Synced::Followed) => "followed",
+        Err(SyncError::Stuck { known: true, .. }) => "stuck",
         Err(_) => "failed",
     };
     metrics::counter!(names::SYNC_RUNS, "result" => result).increment(1);
     match &outcome {
         Ok(_) => repo.set_well(true),
+        Err(SyncError::Stuck { known, .. }) => repo.set_well(*known),
         Err(e @ (SyncError::Primary(_) | SyncError::Ingest(_))) if !e.is_busy() => repo.set_well(false),
         Err(_) => {}
     }
@@ -156,7 +158,17 @@ fn record(mirror: &Mirror, repo: &Repo, outcome: Result<Synced, SyncError>) {
             health.not_before = Some(now + wait);
             health.next = Some(now + wait);
             let error = chain(&e);
-            tracing::warn!(repo = %repo.path, failures = health.failures, next_try_in = ?wait, error, "sync failed");
+            if let SyncError::Stuck { known, .. } = e {
+                // A comparison costs little, and shows whether the primary shows something else.
+                health.next = Some(now + mirror.settings.compare_every);
+                if known {
+                    tracing::debug!(repo = %repo.path, error, "not fetched: it could not be taken in before");
+                } else {
+                    tracing::warn!(repo = %repo.path, error, "sync failed; another try would end the same way");
+                }
+            } else {
+                tracing::warn!(repo = %repo.path, failures = health.failures, next_try_in = ?wait, error, "sync failed");
+            }
             health.error = Some(error);
         }
     }

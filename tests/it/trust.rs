@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::git::git;
 use crate::mirror_only;
 use crate::node::Node;
 use crate::oracle::{from_bucket, mirrored, same};
@@ -153,4 +154,43 @@ fn a_lost_base_does_not_stop_syncs() {
     let layers = world.store.newest(&repo.path).expect("a generation")["layers"].as_array().map(Vec::len);
     assert_eq!(layers, Some(1), "the damaged layer is still named");
     from_bucket(&node, || same(&world, &primary, &node, &repo.path));
+}
+
+/// A repository that cannot be taken in is fetched once, whatever the number of nodes and clients, until it is due again, the
+/// primary shows something else, a setting has changed, or somebody asks for it.
+#[test]
+fn what_cannot_be_taken_in_is_not_fetched_again_and_again() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("big.git", shapes::big_blob);
+    let small = ["limits.object = \"4MiB\"", "compare_every = \"1h\""];
+    let setup = || small.into_iter().fold(world.setup(&primary), |setup, line| setup.set(line));
+    let ask = |node: &Node| git(world.path()).run(&format!("ls-remote -q {}", node.repo(&repo.path)));
+    let failed = |node: &Node| node.logged(&["sync failed", "big.git", "object", "4194304", "limits.object"]);
+    let one = setup().start();
+    ask(&one);
+    failed(&one);
+    let two = setup().start();
+    for _ in 0..5 {
+        ask(&two);
+        ask(&one);
+    }
+    two.logged(&["not fetched", "big.git", "limits.object"]);
+    assert_eq!(primary.count(by_sync), 1, "it was fetched again");
+    // The primary shows something else: one try, by one of them.
+    repo.commit("main", "f", "1");
+    let three = setup().start();
+    ask(&three);
+    failed(&three);
+    assert_eq!(primary.count(by_sync), 2);
+    // Somebody asks.
+    let out = three.command(&["sync", &repo.path]);
+    assert!(!out.ok() && out.stderr.contains("limits.object"), "{}", out.stderr);
+    assert_eq!(primary.count(by_sync), 3);
+    // The setting is changed.
+    let four = world.node(&primary);
+    mirrored(&world, &four, &repo);
+    assert_eq!(primary.count(by_sync), 4);
+    let trouble = |name: &String| name.ends_with("/trouble");
+    eventually("the note to be gone", || (!world.store.list("repos").iter().any(trouble)).then_some(()));
 }
