@@ -306,7 +306,7 @@ mod tests {
             write_v0(&refs, &V0Offer { version1, ..offer() }, &mut out);
             let Ok(Advertisement::V0(advert)) = Advertisement::parse(&out) else { panic!("v0") };
             prop_assert_eq!(advert.version1, version1);
-            let read = to_refs(advert.refs, HashKind::Sha1).unwrap();
+            let (read, _) = to_refs(advert.refs, HashKind::Sha1).unwrap();
             prop_assert_eq!(read.head_oid(), refs.head_oid());
             prop_assert_eq!(read.refs, refs.refs);
         }

@@ -94,21 +94,63 @@ impl LsRefs {
     }
 }
 
+/// Why a ref that a server shows cannot be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// Its name is none that git allows, or longer than any that we keep. Git itself shows such a ref with no object.
+    #[error("its name is none that git allows")]
+    Name,
+    /// It has no object: its file is empty, holds zeros, or holds no id.
+    #[error("it names no object")]
+    Empty,
+    /// It is symbolic, and what it leads to does not exist.
+    #[error("it is symbolic and leads to a ref that does not exist")]
+    Dangling,
+    /// It is symbolic and leads out of `refs/`, which git allows for none (`symbolic-ref`).
+    #[error("it is symbolic and leads to what is no ref")]
+    Target,
+}
+
+/// The refs that a server shows and that cannot be kept.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LeftOut {
+    /// How many there are.
+    pub count: usize,
+    /// The first of them.
+    pub first: Vec<(BString, Unfit)>,
+}
+
+impl LeftOut {
+    /// How many are named.
+    const NAMED: usize = 10;
+
+    fn push(&mut self, name: BString, why: Unfit) {
+        self.count += 1;
+        if self.first.len() < Self::NAMED {
+            self.first.push((name, why));
+        }
+    }
+}
+
 impl RefLine {
-    /// Reads one line of an answer. Unknown attributes are skipped, a name that git would not allow is refused.
+    /// Says why the ref cannot be kept, if so. An unborn HEAD can.
+    pub fn unfit(&self) -> Option<Unfit> {
+        match (&self.oid, &self.symref_target) {
+            _ if !refname::is_well_formed(&self.name) => Some(Unfit::Name),
+            (_, Some(target)) if !refname::is_ref(target) => Some(Unfit::Target),
+            (Some(oid), None) if oid.is_null() => Some(Unfit::Empty),
+            (oid, _) if oid.is_none_or(|oid| oid.is_null()) && self.name != "HEAD" => Some(Unfit::Dangling),
+            _ => None,
+        }
+    }
+
+    /// Reads one line of an answer. Unknown attributes are skipped; whether the ref can be kept is [`RefLine::unfit`].
     pub fn parse(text: &[u8], hash: HashKind) -> Result<Self, BadReply> {
         let bad = || BadReply::Protocol(format!("invalid ls-refs response: {}", text.as_bstr()));
         let mut fields = text.split(|byte| *byte == b' ');
         let (id, name) = fields.next().zip(fields.next()).ok_or_else(bad)?;
-        if name.len() > refname::MAX_NAME {
-            return Err(BadReply::Protocol(format!(
-                "a ref's name has {} bytes, and {} are allowed",
-                name.len(),
-                refname::MAX_NAME
-            )));
-        }
-        if !refname::is_well_formed(name) {
-            return Err(BadReply::Protocol(format!("bad ref name: {}", name.as_bstr())));
+        if name.is_empty() {
+            return Err(bad());
         }
         let whole_oid =
             |hex: &[u8]| line::oid(hex, hash).filter(|(_, rest)| rest.is_empty()).map(|(oid, _)| oid);
@@ -123,10 +165,6 @@ impl RefLine {
             } else if let Some(hex) = field.strip_prefix(b"peeled:") {
                 line.peeled = Some(whole_oid(hex).ok_or_else(bad)?);
             }
-        }
-        // git lets nothing point outside of refs/ either (`symbolic-ref`).
-        if let Some(target) = line.symref_target.as_ref().filter(|target| !refname::is_ref(target)) {
-            return Err(BadReply::Protocol(format!("{} points to what is no ref: {target}", line.name)));
         }
         Ok(line)
     }
@@ -150,15 +188,22 @@ pub fn parse_answer(body: &[u8], hash: HashKind) -> Result<Vec<RefLine>, BadRepl
     }
 }
 
-/// Makes the refs of a repository of the lines that its server showed.
+/// Makes the refs of a repository of the lines that its server showed, and says which of them cannot be kept.
 ///
 /// If HEAD is symbolic but its target was not shown (refs can be hidden), HEAD's own object id is kept.
-/// Names outside `refs/`, which some servers show (`ORIG_HEAD`), are left out.
-pub fn to_refs(lines: Vec<RefLine>, hash: HashKind) -> Result<Refs, BadReply> {
+/// Names outside `refs/`, which some servers show (`ORIG_HEAD`), are left out without a word.
+pub fn to_refs(lines: Vec<RefLine>, hash: HashKind) -> Result<(Refs, LeftOut), BadReply> {
     let (mut head_line, mut refs, mut symrefs) = (None, Vec::new(), Vec::new());
-    for line in lines {
+    let mut left_out = LeftOut::default();
+    for mut line in lines {
+        let unfit = line.unfit();
         if line.name == "HEAD" {
+            // What it points to itself is good without the name, and no object is none.
+            line.symref_target = line.symref_target.filter(|_| unfit != Some(Unfit::Target));
+            line.oid = line.oid.filter(|oid| !oid.is_null());
             head_line = Some(line);
+        } else if let Some(unfit) = unfit {
+            left_out.push(line.name, unfit);
         } else if let Some(oid) = line.oid.filter(|_| line.name.starts_with(b"refs/")) {
             symrefs.extend(line.symref_target.map(|target| (line.name.clone(), target)));
             refs.push(Ref { name: line.name, oid, peeled: line.peeled });
@@ -175,7 +220,7 @@ pub fn to_refs(lines: Vec<RefLine>, hash: HashKind) -> Result<Refs, BadReply> {
         Some(RefLine { symref_target: Some(target), .. }) => Head::Symbolic { target },
     };
     all.head = head;
-    Refs::new(all.hash, all.head, all.refs, all.symrefs).map_err(bad)
+    Ok((Refs::new(all.hash, all.head, all.refs, all.symrefs).map_err(bad)?, left_out))
 }
 
 /// The lines of all refs of a repository, written once, with the attributes that git always asks for (`peel`, `symrefs`).
@@ -369,15 +414,9 @@ mod tests {
             "".into(),
             format!("{id}"),
             format!("{id} "),
-            format!("{id} refs/a\nrefs/b"),
             "12 refs/a".into(),
             format!("{id} refs/a peeled:12"),
             format!("{id}0 refs/a"),
-            format!("{id} HEAD symref-target:a..b"),
-            format!("{id} HEAD symref-target:main"),
-            format!("{id} HEAD symref-target:../../etc/passwd"),
-            format!("{id} refs/heads/{}", "n".repeat(refname::MAX_NAME)),
-            format!("{id} refs/heads/a\u{1}b"),
         ] {
             assert!(RefLine::parse(text.as_bytes(), HashKind::Sha1).is_err(), "{text:?}");
         }
@@ -392,8 +431,55 @@ mod tests {
     fn names_outside_refs_are_left_out() {
         let line =
             |name: &str| RefLine::parse(format!("{} {name}", oid(1)).as_bytes(), HashKind::Sha1).unwrap();
-        let refs = to_refs(vec![line("ORIG_HEAD"), line("refs/heads/a")], HashKind::Sha1).unwrap();
-        assert_eq!((refs.head, refs.refs.len()), (Head::Missing, 1));
+        let (refs, left_out) =
+            to_refs(vec![line("ORIG_HEAD"), line("refs/heads/a")], HashKind::Sha1).unwrap();
+        assert_eq!((refs.head, refs.refs.len(), left_out.count), (Head::Missing, 1, 0));
+    }
+
+    fn shown(lines: &[String]) -> (Refs, LeftOut) {
+        let read = |line: &String| RefLine::parse(line.as_bytes(), HashKind::Sha1).unwrap();
+        to_refs(lines.iter().map(read).collect(), HashKind::Sha1).unwrap()
+    }
+
+    #[test]
+    fn a_ref_that_is_unfit_leaves_the_others_as_they_are() {
+        let (id, null) = (oid(1), oid(0));
+        let good = [format!("{id} HEAD symref-target:refs/heads/main"), format!("{id} refs/heads/main")];
+        let (want, none) = shown(&good);
+        assert_eq!((want.refs.len(), none), (1, LeftOut::default()));
+        for (line, name, why) in [
+            (format!("{null} refs/heads/a..b"), "refs/heads/a..b", Unfit::Name),
+            (format!("{id} refs/heads/a..b"), "refs/heads/a..b", Unfit::Name),
+            (format!("{id} refs/heads/a\u{1}b"), "refs/heads/a\u{1}b", Unfit::Name),
+            (format!("{id} refs/a\nrefs/b"), "refs/a\nrefs/b", Unfit::Name),
+            (format!("{id} ../../etc/passwd"), "../../etc/passwd", Unfit::Name),
+            (format!("{null} refs/heads/zero"), "refs/heads/zero", Unfit::Empty),
+            ("unborn refs/x symref-target:refs/y".into(), "refs/x", Unfit::Dangling),
+            (format!("{null} refs/x symref-target:refs/y"), "refs/x", Unfit::Dangling),
+            (format!("{id} refs/x symref-target:../../etc/passwd"), "refs/x", Unfit::Target),
+            (format!("{id} refs/x symref-target:main"), "refs/x", Unfit::Target),
+            (format!("{id} refs/x symref-target:refs/heads/a..b"), "refs/x", Unfit::Target),
+        ] {
+            let (refs, left_out) = shown(&[&good[..], std::slice::from_ref(&line)].concat());
+            assert_eq!((refs.digest(), &refs), (want.digest(), &want), "{line}");
+            assert_eq!(left_out, LeftOut { count: 1, first: vec![(name.into(), why)] }, "{line}");
+        }
+        let long = format!("{id} refs/heads/{}", "n".repeat(refname::MAX_NAME));
+        assert_eq!(shown(&vec![long; 30]).1.count, 30);
+    }
+
+    #[test]
+    fn head_keeps_what_is_good_of_it() {
+        let (id, null) = (oid(1), oid(0));
+        for (line, head) in [
+            (format!("{id} HEAD symref-target:main"), Head::Detached(id)),
+            (format!("{id} HEAD symref-target:../../etc/passwd"), Head::Detached(id)),
+            (format!("{null} HEAD"), Head::Missing),
+            ("unborn HEAD symref-target:a..b".into(), Head::Missing),
+            (format!("{null} HEAD symref-target:refs/x"), Head::Symbolic { target: "refs/x".into() }),
+        ] {
+            assert_eq!(shown(&[line]).0.head, head);
+        }
     }
 
     #[test]
@@ -404,7 +490,7 @@ mod tests {
             symref_target: Some("refs/heads/x".into()),
             peeled: None,
         };
-        assert_eq!(to_refs(vec![line], HashKind::Sha1).unwrap().head, Head::Detached(oid(7)));
+        assert_eq!(to_refs(vec![line], HashKind::Sha1).unwrap().0.head, Head::Detached(oid(7)));
     }
 
     proptest! {
@@ -415,7 +501,8 @@ mod tests {
             let all = LsRefs { peel: true, symrefs: true, unborn: true, prefixes: Vec::new() };
             let mut out = Vec::new();
             answer(&all, &refs, &mut out);
-            prop_assert_eq!(to_refs(parse_answer(&out, HashKind::Sha1).unwrap(), HashKind::Sha1).unwrap(), refs);
+            let (shown, left_out) = to_refs(parse_answer(&out, HashKind::Sha1).unwrap(), HashKind::Sha1).unwrap();
+            prop_assert_eq!((shown, left_out.count), (refs, 0));
         }
 
         #[test]

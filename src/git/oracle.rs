@@ -221,7 +221,7 @@ fn v0_and_v1_advertisements_are_gits() {
                 assert_same(&out, &git, shape);
                 let Ok(Advertisement::V0(advert)) = Advertisement::parse(&git) else { panic!("{shape}") };
                 assert_eq!(advert.hash, repo.hash);
-                let mut read = ls_refs::to_refs(advert.refs, repo.hash).unwrap();
+                let (mut read, _) = ls_refs::to_refs(advert.refs, repo.hash).unwrap();
                 // v0 says neither where an unborn HEAD points nor that other refs are symbolic.
                 read.symrefs = repo.refs().symrefs;
                 if read.head == Head::Missing {
@@ -282,7 +282,7 @@ fn ls_refs_answers_are_gits() {
                 assert_same(&out, &git, &format!("{shape} {request:?}"));
                 if peel && symrefs && unborn && request.prefixes.is_empty() {
                     let lines = ls_refs::parse_answer(&git, repo.hash).unwrap();
-                    assert_eq!(ls_refs::to_refs(lines, repo.hash).unwrap(), refs);
+                    assert_eq!(ls_refs::to_refs(lines, repo.hash).unwrap().0, refs);
                 }
             }
         }

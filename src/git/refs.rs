@@ -93,6 +93,9 @@ pub enum BadRefs {
     /// The same name twice.
     #[error("ref '{0}' stands there twice")]
     Twice(String),
+    /// No object.
+    #[error("ref '{0}' names no object")]
+    Null(String),
     /// An object id of another hash than the repository's.
     #[error("ref '{0}' has an object id of another hash")]
     Hash(String),
@@ -118,7 +121,7 @@ pub struct Refs {
 }
 
 impl Refs {
-    /// Sorts and checks: names as git allows them, none twice, all ids of one hash.
+    /// Sorts and checks: names as git allows them, none twice, an object for each, all ids of one hash.
     pub fn new(
         hash: HashKind,
         head: Head,
@@ -134,6 +137,9 @@ impl Refs {
             if r.oid.kind() != hash || r.peeled.is_some_and(|peeled| peeled.kind() != hash) {
                 return Err(BadRefs::Hash(refname::to_text(r.name.as_bstr())));
             }
+            if r.oid.is_null() {
+                return Err(BadRefs::Null(refname::to_text(r.name.as_bstr())));
+            }
         }
         let twice = |name: &BString| BadRefs::Twice(refname::to_text(name.as_bstr()));
         if let Some(pair) = refs.windows(2).find(|pair| pair[0].name == pair[1].name) {
@@ -146,6 +152,7 @@ impl Refs {
         let names = symrefs.iter().flat_map(|(name, target)| [name, target]).filter(|name| *name != "HEAD");
         let head_target = match &head {
             Head::Symbolic { target } => Some(target),
+            Head::Detached(oid) if oid.is_null() => return Err(BadRefs::Null("HEAD".into())),
             Head::Detached(oid) if oid.kind() != hash => return Err(BadRefs::Hash("HEAD".into())),
             Head::Detached(_) | Head::Missing => None,
         };
@@ -332,11 +339,10 @@ pub(crate) mod tests {
 
     /// Any refs that `Refs::new` accepts.
     pub(crate) fn any_refs() -> impl Strategy<Value = Refs> {
-        let one =
-            ("refs/(heads|tags)/[a-c]{1,3}(/[a-c]{1,2})?", any::<u8>(), proptest::option::of(any::<u8>()));
+        let one = ("refs/(heads|tags)/[a-c]{1,3}(/[a-c]{1,2})?", 1u8.., proptest::option::of(any::<u8>()));
         let head = prop_oneof![
             Just(Head::Missing),
-            any::<u8>().prop_map(|fill| Head::Detached(oid(fill))),
+            (1u8..).prop_map(|fill| Head::Detached(oid(fill))),
             "refs/heads/[a-c]{1,2}".prop_map(|target| Head::Symbolic { target: target.into() }),
         ];
         (proptest::collection::vec(one, 0..12), head).prop_map(|(mut list, head)| {

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::git::caps::V2Caps;
 use crate::git::line;
-use crate::git::ls_refs::{LsRefs, RefLine, to_refs};
+use crate::git::ls_refs::{LeftOut, LsRefs, RefLine, to_refs};
 use crate::git::path::{Endpoint, RepoPath, Service};
 use crate::git::pkt::OwnedPacket;
 use crate::git::refs::Refs;
@@ -71,13 +71,15 @@ pub struct FetchSpec {
 pub struct Seen {
     /// All refs, from one answer.
     pub refs: Refs,
+    /// Those that it shows and that are not among them.
+    pub left_out: LeftOut,
     /// What it can do.
     pub capabilities: V2Caps,
 }
 
 impl Primary {
     /// Asks for all refs the primary shows: one coherent answer to one `ls-refs`, with peeled tags, symbolic
-    /// refs and an unborn HEAD. What it holds stays counted on `meter`, since its refs are what the caller works with.
+    /// refs and an unborn HEAD. Refs that are empty, dangling or misnamed are left out, and named in the log once. What it holds stays counted on `meter`, since its refs are what the caller works with.
     pub async fn look(
         &self,
         repo: &RepoPath,
@@ -148,7 +150,9 @@ impl Primary {
             }
         }
         packets.drain().await;
-        Ok(Seen { refs: to_refs(lines, hash)?, capabilities: caps })
+        let (refs, left_out) = to_refs(lines, hash)?;
+        self.note_left_out(repo, &left_out);
+        Ok(Seen { refs, left_out, capabilities: caps })
     }
 
     /// The refs alone, see [`Primary::look`].

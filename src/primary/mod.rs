@@ -22,6 +22,7 @@ mod grants_tests;
 mod host;
 mod http;
 mod idle;
+mod left_out;
 mod pack_stream;
 mod pass;
 #[cfg(test)]
@@ -55,6 +56,7 @@ pub struct Primary(Arc<Inner>);
 struct Inner {
     settings: PrimarySettings,
     backend: Backend,
+    said: left_out::Said,
 }
 
 /// Which connections (of a directory: which processes) a request may use.
@@ -170,7 +172,7 @@ impl Primary {
                 "the primary is a directory and has no accounts: the service credential is not used"
             );
         }
-        Ok(Self(Arc::new(Inner { settings, backend })))
+        Ok(Self(Arc::new(Inner { settings, backend, said: left_out::Said::default() })))
     }
 
     /// The primary's address as it is written into records, logs and grants; it holds no secret.

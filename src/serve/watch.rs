@@ -12,6 +12,7 @@ use gix_hash::{Kind as HashKind, ObjectId};
 use crate::git::line::text;
 use crate::git::ls_refs::RefLine;
 use crate::git::pkt::{OwnedPacket, Reader};
+use crate::git::refname;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
 
@@ -76,17 +77,19 @@ fn is_next(line: &[u8], known: &Snapshot, next: &mut usize) -> bool {
 
 fn ref_of(line: &[u8], known: &Snapshot, form: Form) -> Option<(Vec<u8>, ObjectId)> {
     match form {
-        Form::LsRefs => match RefLine::parse(text(line), known.refs.hash).ok()? {
-            RefLine { oid: Some(oid), name, .. } => Some((name.into(), oid)),
-            _ => None,
-        },
+        Form::LsRefs => {
+            // What no sync takes in is no news.
+            let line =
+                RefLine::parse(text(line), known.refs.hash).ok().filter(|line| line.unfit().is_none())?;
+            Some((line.name.into(), line.oid?))
+        }
         Form::V0 => {
             let line = line.split(|b| *b == 0).next()?;
             let line = text(line);
             let at = line.iter().position(|b| *b == b' ')?;
             let oid = ObjectId::from_hex(&line[..at]).ok()?;
             let name = &line[at + 1..];
-            (!name.ends_with(b"^{}")).then(|| (name.to_vec(), oid))
+            (refname::is_well_formed(name) && !oid.is_null()).then(|| (name.to_vec(), oid))
         }
     }
 }

@@ -36,6 +36,8 @@ pub const SYNC_RUNS: &str = "packmirror_sync_runs_total";
 pub const SYNC_SECONDS: &str = "packmirror_sync_duration_seconds";
 /// No labels. Pack bytes received from the primary.
 pub const SYNC_BYTES: &str = "packmirror_sync_bytes_total";
+/// No labels. Refs that the primary shows and that are empty, dangling or misnamed, counted when that is seen first.
+pub const REFS_LEFT_OUT: &str = "packmirror_refs_left_out_total";
 /// No labels. Repositories made anew after damaged or missing data was found.
 pub const REPAIRS: &str = "packmirror_repairs_total";
 /// No labels. Age of the last comparison that found a repository equal, seen at each comparison.
@@ -103,6 +105,11 @@ const TABLE: &[(&str, Kind, &str)] = &[
     (SYNC_RUNS, Kind::Counter(Unit::Count), "Syncs of a repository, by result"),
     (SYNC_SECONDS, Kind::Histogram(SECONDS), "Duration of syncs"),
     (SYNC_BYTES, Kind::Counter(Unit::Bytes), "Pack bytes received from the primary"),
+    (
+        REFS_LEFT_OUT,
+        Kind::Counter(Unit::Count),
+        "Refs of the primary that cannot be mirrored, when first seen",
+    ),
     (REPAIRS, Kind::Counter(Unit::Count), "Repositories made anew after damage was found"),
     (
         REPO_LAG,

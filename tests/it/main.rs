@@ -39,3 +39,4 @@ mod increment;
 mod matrix;
 mod nodes;
 mod push;
+mod unfit;
