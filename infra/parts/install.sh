@@ -144,8 +144,10 @@ build_clients() {
 	cp "$from"/isomorphic-git/* "$at/isomorphic-git"
 	npm --prefix "$at/isomorphic-git" ci --ignore-scripts --no-audit --no-fund
 	runs isomorphic-git "node '$at/isomorphic-git/client.js'"
-	cargo build --locked --manifest-path "$from/gix/Cargo.toml" --target-dir "$at/build"
-	mv "$at/build/debug/packmirror-test-client-gix" "$at/bin/gix"
+	for name in gix gix-older; do
+		cargo build --locked --manifest-path "$from/$name/Cargo.toml" --target-dir "$at/build"
+		mv "$at/build/debug/packmirror-test-client-$name" "$at/bin/$name"
+	done
 	rm -rf "$at/build"
 }
 # runs NAME COMMAND: makes bin/NAME.
