@@ -10,6 +10,7 @@
 //! (`primary::grants`). No clock, no randomness, no files here.
 
 pub mod advert;
+mod args;
 pub mod caps;
 pub mod fetch;
 pub mod filter;
@@ -31,7 +32,6 @@ mod oracle;
 
 pub use gix_hash::{Kind as HashKind, ObjectId};
 
-pub use advert::Advertisement;
 pub use caps::V2Caps;
 pub use filter::Filter;
 pub use ls_refs::{LsRefs, RefLine};

@@ -270,40 +270,6 @@ impl Refs {
         let all: BTreeSet<_> = self.refs.iter().map(|r| r.oid).chain(self.head_oid()).collect();
         all.into_iter().collect()
     }
-
-    /// Lists the names that differ between `self` and `new`: added, deleted, moved; `HEAD` and symrefs too.
-    pub fn changes(&self, new: &Self) -> Vec<BString> {
-        let mut names = BTreeSet::new();
-        let (mut old_refs, mut new_refs) = (self.refs.iter().peekable(), new.refs.iter().peekable());
-        loop {
-            match (old_refs.peek(), new_refs.peek()) {
-                (Some(a), Some(b)) if a.name == b.name => {
-                    if a != b {
-                        names.insert(&a.name);
-                    }
-                    old_refs.next();
-                    new_refs.next();
-                }
-                (Some(a), b) if b.is_none_or(|b| a.name < b.name) => {
-                    names.insert(&a.name);
-                    old_refs.next();
-                }
-                (_, Some(b)) => {
-                    names.insert(&b.name);
-                    new_refs.next();
-                }
-                _ => break,
-            }
-        }
-        let (ours, theirs): (BTreeSet<_>, BTreeSet<_>) =
-            (self.symrefs.iter().collect(), new.symrefs.iter().collect());
-        names.extend(ours.symmetric_difference(&theirs).map(|(name, _)| name));
-        let head = BString::from("HEAD");
-        if self.head != new.head {
-            names.insert(&head);
-        }
-        names.into_iter().cloned().collect()
-    }
 }
 
 fn put_line(out: &mut Vec<u8>, r: &Ref) {
@@ -400,20 +366,6 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn tells_what_changed() {
-        let old = sample();
-        let mut new = sample();
-        new.refs.remove(0);
-        new.refs[0].oid = oid(9);
-        new.refs.push(a_ref("refs/z", 1, None));
-        new.head = Head::Detached(oid(1));
-        new.symrefs.clear();
-        let names = old.changes(&new);
-        assert_eq!(names, ["HEAD", "refs/heads/main", "refs/heads/side", "refs/remotes/o/HEAD", "refs/z"]);
-        assert!(old.changes(&old).is_empty());
-    }
-
-    #[test]
     fn refuses_packed_refs_with_bad_lines() {
         let id = oid(1);
         let bad = [
@@ -455,15 +407,6 @@ pub(crate) mod tests {
         #[test]
         fn packed_refs_come_back(refs in any_refs()) {
             prop_assert_eq!(Refs::parse_packed_refs(&refs.packed_refs(), HashKind::Sha1).unwrap(), refs.refs);
-        }
-
-        #[test]
-        fn changes_are_exactly_the_differences(a in any_refs(), b in any_refs()) {
-            let changed: BTreeSet<_> = a.changes(&b).into_iter().collect();
-            for r in a.refs.iter().chain(&b.refs) {
-                prop_assert_eq!(changed.contains(&r.name), a.find(&r.name) != b.find(&r.name));
-            }
-            prop_assert_eq!(changed.contains("HEAD".as_bytes().as_bstr()), a.head != b.head);
         }
 
         #[test]
