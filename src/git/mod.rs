@@ -8,6 +8,7 @@
 //! Relies on: whole request bodies within a size limit (the HTTP layer's), single packets of streams.
 //! Elsewhere: sockets and bodies (`serve`, `primary`), which objects to send (`pack`), who may ask
 //! (`primary::grants`). No clock, no randomness, no files here.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod advert;
 mod args;
