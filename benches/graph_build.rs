@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --bench graph_build -- PATH-OF-A-BARE-REPOSITORY`; well packed (`git repack -ad`)
 //! it is one pack. Without a path there is nothing to do.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a benchmark fails by panics")]
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
@@ -73,7 +74,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn map(path: &Path) -> std::io::Result<Bytes> {
     let file = std::fs::File::open(path)?;
     // SAFETY: the repository is the caller's and nothing rewrites a pack in place.
-    Ok(Bytes::from_owner(unsafe { memmap2::Mmap::map(&file)? }))
+    #[allow(unsafe_code, reason = "a bench reads packs as the product does, mapped")]
+    let map = unsafe { memmap2::Mmap::map(&file)? };
+    Ok(Bytes::from_owner(map))
 }
 
 fn git(repo: &Path, arguments: &[&str]) -> std::io::Result<String> {

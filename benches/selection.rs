@@ -3,6 +3,7 @@
 //! `cargo bench --bench selection -- PATH-OF-A-BARE-REPOSITORY [--graph FILE] [--check] [--only WORD]`. The
 //! repository should be one well-packed pack (`git repack -ad`). `--graph` keeps the graph in a file
 //! between runs; `--check` has git index every answer strictly; `--only` takes the rows whose names have that word. Without a path there is nothing to do.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a benchmark fails by panics")]
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -2,6 +2,7 @@
 //!
 //! Every answer is indexed strictly by git in a repository that holds what the client has, and must
 //! leave it whole. What is sent beyond git's own answer is counted.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panics")]
 mod pack_support;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,6 @@
 //! Plans over packs that nobody makes by accident: deltas by id that stand before their base, layers
 //! whose deltas lean on each other, a pack that holds an object twice.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panics")]
 mod pack_support;
 
 use std::collections::BTreeSet;

@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --bench serving -- [PATH-OF-A-BARE-REPOSITORY] [options]`; `--help` names them. Without a path a
 //! repository is generated. Needs nginx and fcgiwrap. See `docs/benchmarks.md` for what the columns mean.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a benchmark fails by panics")]
 
 mod check;
 mod client;

@@ -1,43 +1,17 @@
-//! Ref advertisements of protocol v0 and v1, and which version a server speaks.
+//! Our ref advertisements of protocol v0 and v1.
 //!
-//! Written as `upload_pack` and `write_v0_ref` in git's `upload-pack.c` do, read as `get_remote_heads`
-//! in `connect.c` does. v1 is v0 behind one `version 1` line.
-//! Relies on: a complete body. Elsewhere: v2 capabilities (`caps`), v0 requests (`v0`).
+//! Written as `upload_pack` and `write_v0_ref` in git's `upload-pack.c` do. v1 is v0 behind one `version 1` line.
+//! A primary must speak v2, so none is read. Relies on: [`Refs`] being sorted. Elsewhere: v2 capabilities (`caps`), v0
+//! requests (`v0`).
 
-use super::ls_refs::RefLine;
-use super::pkt::{self, Packet, Packets};
-use super::reply::BadReply;
-use super::{Head, Refs, Service, V2Caps, caps, line};
-use bstr::{BString, ByteSlice};
-use gix_hash::{Kind as HashKind, ObjectId};
+use super::pkt;
+use super::{Head, Refs, Service, line};
+use bstr::BString;
+use gix_hash::ObjectId;
 
 /// What git always offers in v0, in its order.
 const ALWAYS: &str = "multi_ack thin-pack side-band side-band-64k ofs-delta shallow deepen-since deepen-not deepen-relative \
                       no-progress include-tag multi_ack_detailed";
-
-/// The body of an `info/refs` answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Advertisement {
-    /// Protocol v2: capabilities only.
-    V2(V2Caps),
-    /// Protocol v0 or v1: the refs themselves.
-    V0(V0Advertisement),
-}
-
-/// What a v0 or v1 server advertises.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct V0Advertisement {
-    /// Whether it said `version 1`.
-    pub version1: bool,
-    /// The hash of its object ids.
-    pub hash: HashKind,
-    /// HEAD, if it shows one, and the refs, in its order.
-    pub refs: Vec<RefLine>,
-    /// The capabilities of the first line, each with its value.
-    pub caps: Vec<BString>,
-    /// The shallow boundary of the server's own repository.
-    pub shallow: Vec<ObjectId>,
-}
 
 /// What our own v0 advertisement offers beside what git always does.
 #[derive(Debug, Clone, Default)]
@@ -56,100 +30,6 @@ pub struct V0Offer {
     pub agent: BString,
     /// The shallow boundary of the repository, if it has one.
     pub shallow: Vec<ObjectId>,
-}
-
-impl Advertisement {
-    /// Reads the body of an `info/refs` answer, with or without the `# service` line before it.
-    pub fn parse(body: &[u8]) -> Result<Self, BadReply> {
-        let mut packets = Packets::new(body);
-        let mut first = packets.expect()?;
-        if matches!(first, Packet::Data(payload) if payload.starts_with(b"# service=")) {
-            if packets.expect()? != Packet::Flush {
-                return Err(BadReply::Protocol("expected flush after the service line".into()));
-            }
-            first = packets.expect()?;
-        }
-        let text = match first {
-            Packet::Data(payload) => BadReply::refuse_error(payload).map(|()| line::text(payload))?,
-            Packet::Flush | Packet::Delim | Packet::ResponseEnd => b"",
-        };
-        match text {
-            b"version 2" => V2Caps::read(&mut packets).map(Self::V2),
-            b"version 1" => {
-                let first = packets.expect()?;
-                V0Advertisement::read(first, &mut packets, true).map(Self::V0)
-            }
-            _ => V0Advertisement::read(first, &mut packets, false).map(Self::V0),
-        }
-    }
-}
-
-impl V0Advertisement {
-    fn read(first: Packet<'_>, packets: &mut Packets<'_>, version1: bool) -> Result<Self, BadReply> {
-        let mut advert =
-            Self { version1, hash: HashKind::Sha1, refs: Vec::new(), caps: Vec::new(), shallow: Vec::new() };
-        let mut packet = first;
-        let mut is_first = true;
-        loop {
-            let payload = match packet {
-                Packet::Data(payload) => payload,
-                Packet::Flush => break,
-                Packet::Delim | Packet::ResponseEnd => {
-                    return Err(BadReply::Protocol("invalid packet".into()));
-                }
-            };
-            BadReply::refuse_error(payload)?;
-            if is_first {
-                advert.take_caps(payload)?;
-                is_first = false;
-            }
-            advert.take_line(line::text(payload))?;
-            packet = packets.expect()?;
-        }
-        advert.annotate_symrefs();
-        Ok(advert)
-    }
-
-    fn take_caps(&mut self, payload: &[u8]) -> Result<(), BadReply> {
-        let Some(nul) = payload.find_byte(0) else { return Ok(()) };
-        let list = payload[nul + 1..].strip_suffix(b"\n").unwrap_or(&payload[nul + 1..]);
-        self.caps = line::features(list).map(BString::from).collect();
-        if let Some(name) = line::feature_value(list, "object-format") {
-            let unknown = || BadReply::Protocol(format!("unknown object format '{}'", name.as_bstr()));
-            self.hash = caps::hash_by_name(name).ok_or_else(unknown)?;
-        }
-        Ok(())
-    }
-
-    fn take_line(&mut self, text: &[u8]) -> Result<(), BadReply> {
-        let unexpected = || BadReply::Protocol(format!("protocol error: unexpected '{}'", text.as_bstr()));
-        if let Some(hex) = text.strip_prefix(b"shallow ") {
-            let (oid, _) = line::oid(hex, self.hash).ok_or_else(unexpected)?;
-            self.shallow.push(oid);
-            return Ok(());
-        }
-        let (oid, rest) = line::oid(text, self.hash).ok_or_else(unexpected)?;
-        let name = rest.strip_prefix(b" ").ok_or_else(unexpected)?;
-        if name == b".have" || (name == b"capabilities^{}" && oid.is_null() && self.refs.is_empty()) {
-            return Ok(());
-        }
-        if let Some(name) = name.strip_suffix(b"^{}") {
-            let last = self.refs.last_mut().filter(|last| last.name == name).ok_or_else(unexpected)?;
-            last.peeled = Some(oid);
-            return Ok(());
-        }
-        self.refs.push(RefLine { name: name.into(), oid: Some(oid), symref_target: None, peeled: None });
-        Ok(())
-    }
-
-    /// Puts the targets of `symref=<name>:<target>` capabilities to their refs.
-    fn annotate_symrefs(&mut self) {
-        let pairs = self.caps.iter().filter_map(|cap| cap.strip_prefix(b"symref=")?.split_once_str(":"));
-        let targets: std::collections::BTreeMap<_, _> = pairs.collect();
-        for line in &mut self.refs {
-            line.symref_target = targets.get(line.name.as_slice()).map(|target| BString::from(*target));
-        }
-    }
 }
 
 /// Writes a v0 or v1 advertisement of `refs`, byte for byte as git's `upload-pack --advertise-refs` would.
@@ -227,9 +107,9 @@ fn v0_caps(refs: &Refs, offer: &V0Offer) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::git::ls_refs::to_refs;
-    use crate::git::refs::tests::{any_refs, oid, sample};
-    use proptest::prelude::*;
+    use crate::git::pkt::{Packet, Packets};
+    use crate::git::refs::tests::{oid, sample};
+    use gix_hash::Kind as HashKind;
 
     fn offer() -> V0Offer {
         V0Offer { agent: "git/x".into(), ..V0Offer::default() }
@@ -268,52 +148,5 @@ mod tests {
         assert!(lines[0].starts_with(&format!("{} capabilities^{{}}\\x00multi_ack", HashKind::Sha1.null())));
         assert!(!lines[0].contains("symref"));
         assert_eq!(lines[1], format!("shallow {}\\n", oid(4)));
-        let Ok(Advertisement::V0(advert)) = Advertisement::parse(&out) else { panic!("v0") };
-        assert_eq!((advert.refs.len(), advert.shallow), (0, vec![oid(4)]));
-    }
-
-    #[test]
-    fn refuses_nonsense() {
-        let id = oid(1);
-        let line = |text: String| {
-            let mut out = Vec::new();
-            pkt::text(&mut out, text);
-            out.extend_from_slice(pkt::FLUSH);
-            out
-        };
-        for text in [
-            format!("{id}refs/a"),
-            "hello".into(),
-            format!("{id} refs/a^{{}}"),
-            "shallow x".into(),
-            "ERR no".into(),
-        ] {
-            assert!(Advertisement::parse(&line(text.clone())).is_err(), "{text}");
-        }
-        assert!(Advertisement::parse(b"").is_err());
-        assert!(Advertisement::parse(&line(format!("{id} HEAD\0object-format=md5"))).is_err());
-    }
-
-    proptest! {
-        #![proptest_config(crate::seed::cases(256))]
-
-        #[test]
-        fn what_was_advertised_is_read(refs in any_refs(), version1: bool, service: bool) {
-            let mut out = Vec::new();
-            if service {
-                write_service_line(Service::UploadPack, &mut out);
-            }
-            write_v0(&refs, &V0Offer { version1, ..offer() }, &mut out);
-            let Ok(Advertisement::V0(advert)) = Advertisement::parse(&out) else { panic!("v0") };
-            prop_assert_eq!(advert.version1, version1);
-            let (read, _) = to_refs(advert.refs, HashKind::Sha1).unwrap();
-            prop_assert_eq!(read.head_oid(), refs.head_oid());
-            prop_assert_eq!(read.refs, refs.refs);
-        }
-
-        #[test]
-        fn any_body_is_read_without_panic(body in proptest::collection::vec(any::<u8>(), 0..120), head in "(000eversion [12]\n|0000){0,2}") {
-            let _ = Advertisement::parse(&[head.as_bytes(), &body].concat());
-        }
     }
 }

@@ -3,9 +3,9 @@
 //! The format is that of `protocol_v2_advertise_capabilities` in git's `serve.c`, read as `connect.c` does.
 //! Relies on: a complete body. Elsewhere: v0 and v1, and telling the versions apart (`advert`).
 
+use super::line;
 use super::pkt::{self, Packet, Packets};
 use super::reply::BadReply;
-use super::{Advertisement, line};
 use bstr::{BString, ByteSlice};
 use gix_hash::Kind as HashKind;
 
@@ -18,14 +18,27 @@ impl V2Caps {
     ///
     /// A server that answers in v0 or v1 gives [`BadReply::NotV2`].
     pub fn parse(body: &[u8]) -> Result<Self, BadReply> {
-        match Advertisement::parse(body)? {
-            Advertisement::V2(caps) => Ok(caps),
-            Advertisement::V0(_) => Err(BadReply::NotV2),
+        let mut packets = Packets::new(body);
+        let mut first = packets.expect()?;
+        if matches!(first, Packet::Data(payload) if payload.starts_with(b"# service=")) {
+            if packets.expect()? != Packet::Flush {
+                return Err(BadReply::Protocol("expected flush after the service line".into()));
+            }
+            first = packets.expect()?;
+        }
+        let Packet::Data(payload) = first else { return Err(BadReply::NotV2) };
+        BadReply::refuse_error(payload)?;
+        let is_ref = |hash| line::oid(payload, hash).is_some_and(|(_, rest)| rest.starts_with(b" "));
+        match line::text(payload) {
+            b"version 2" => Self::read(&mut packets),
+            b"version 1" => Err(BadReply::NotV2),
+            _ if is_ref(HashKind::Sha1) || is_ref(HashKind::Sha256) => Err(BadReply::NotV2),
+            text => Err(BadReply::Protocol(format!("protocol error: unexpected '{}'", text.as_bstr()))),
         }
     }
 
     /// Reads the packets behind `version 2`.
-    pub(super) fn read(packets: &mut Packets<'_>) -> Result<Self, BadReply> {
+    fn read(packets: &mut Packets<'_>) -> Result<Self, BadReply> {
         let mut caps = Vec::new();
         loop {
             match packets.expect()? {
@@ -141,8 +154,11 @@ mod tests {
     #[test]
     fn says_why_it_is_no_v2_server() {
         type Check = fn(&BadReply) -> bool;
-        let cases: [(&[u8], Check); 5] = [
+        let cases: [(&[u8], Check); 8] = [
+            (b"", |e| matches!(e, BadReply::Packet(_))),
             (b"0000", |e| matches!(e, BadReply::NotV2)),
+            (b"000eversion 1\n0000", |e| matches!(e, BadReply::NotV2)),
+            (b"001e# service=git-upload-pack\n000eversion 2\n0000", |e| matches!(e, BadReply::Protocol(_))),
             (b"0010ERR go away\n", |e| matches!(e, BadReply::Remote(text) if text == "go away")),
             (b"000eversion 2\n", |e| matches!(e, BadReply::Packet(_))),
             (b"000eversion 2\n0001", |e| matches!(e, BadReply::Protocol(_))),
@@ -161,6 +177,11 @@ mod tests {
         fn any_caps_come_back(list in proptest::collection::vec(("[a-z-]{1,9}", proptest::option::of("[ -~]{0,20}")), 0..8)) {
             let caps = V2Caps(list.into_iter().map(|(key, value)| (key.into(), value.map(BString::from))).collect());
             prop_assert_eq!(V2Caps::parse(&caps.encode()).unwrap(), caps);
+        }
+
+        #[test]
+        fn any_body_is_read_without_panic(body in proptest::collection::vec(any::<u8>(), 0..120), head in "(000eversion [12]\n|0000){0,2}") {
+            let _ = V2Caps::parse(&[head.as_bytes(), &body].concat());
         }
     }
 }

@@ -5,9 +5,8 @@
 //! Relies on: lines as `line::text` gives them. Elsewhere: the frame of a v2 request (`request`), v0 (`v0`),
 //! whether an object may be wanted (`mirror`).
 
+use super::args::{Args, BadRequest, Limits, Unique, push};
 use super::filter::Filter;
-use super::request::{Args, BadRequest, Limits, Unique, push};
-use super::v0::V0;
 use super::{V2Caps, line, pkt};
 use bstr::{BString, ByteSlice};
 use gix_hash::{Kind as HashKind, ObjectId};
@@ -56,6 +55,70 @@ pub struct FetchRequest {
     pub unknown: Vec<BString>,
     /// What only v0 says; `None` in v2.
     pub v0: Option<V0>,
+}
+
+/// What only a v0 request says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct V0 {
+    /// How common objects are acknowledged.
+    pub ack: Ack,
+    /// The pack may follow a `ready` at once.
+    pub no_done: bool,
+    /// On which side band the pack is sent.
+    pub band: Band,
+    /// How the round of haves ended.
+    pub end: RoundEnd,
+    /// The client's name and version.
+    pub agent: Option<BString>,
+    /// The client's id for this session.
+    pub session_id: Option<BString>,
+}
+
+/// How common objects are acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ack {
+    /// Only the first one.
+    #[default]
+    None,
+    /// Each, with `continue` (`multi_ack`).
+    Multi,
+    /// Each, with `common` or `ready` (`multi_ack_detailed`).
+    MultiDetailed,
+}
+
+/// On which side band the pack is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Band {
+    /// On none: the raw pack follows the last packet.
+    #[default]
+    None,
+    /// In packets of at most 1,000 bytes (`side-band`).
+    Small,
+    /// In packets of at most 65,520 bytes (`side-band-64k`).
+    Large,
+}
+
+impl Band {
+    /// Gives the longest payload of one packet in bytes; `None` without side band.
+    pub fn max(self) -> Option<usize> {
+        match self {
+            Self::None => None,
+            Self::Small => Some(pkt::MAX_SMALL_BAND),
+            Self::Large => Some(pkt::MAX_BAND),
+        }
+    }
+}
+
+/// How the round of haves ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RoundEnd {
+    /// There was none: the client only wants the shallow lines, or nothing at all.
+    #[default]
+    NoRound,
+    /// With a flush: the client waits for acknowledgments.
+    Flush,
+    /// With `done`: the client waits for the pack.
+    Done,
 }
 
 impl FetchRequest {

@@ -45,33 +45,6 @@ impl Filter {
         parse(spec, MAX_NESTING, &mut MAX_PARTS.clone())
     }
 
-    /// Gives the name that configuration and git's refusals use, such as `blob:limit`.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::BlobNone => "blob:none",
-            Self::BlobLimit(_) => "blob:limit",
-            Self::Tree(_) => "tree",
-            Self::ObjectType(_) => "object:type",
-            Self::SparseOid(_) => "sparse:oid",
-            Self::Combine(_) => "combine",
-        }
-    }
-
-    /// Finds the first part that the server does not allow, as `upload-pack.c` `check_filter_recurse` does,
-    /// and gives git's words for it. `allowed` is asked by [`Filter::name`]; `max_depth` bounds `tree:<n>`.
-    pub fn refusal(&self, allowed: &impl Fn(&str) -> bool, max_depth: u64) -> Option<String> {
-        if !allowed(self.name()) {
-            return Some(format!("filter '{}' not supported", self.name()));
-        }
-        match self {
-            Self::Tree(depth) if *depth > max_depth => {
-                Some(format!("tree filter allows max depth {max_depth}, but got {depth}"))
-            }
-            Self::Combine(parts) => parts.iter().find_map(|part| part.refusal(allowed, max_depth)),
-            _ => None,
-        }
-    }
-
     /// Says whether it names a blob of the repository, whose content decides what passes.
     pub fn names_a_blob(&self) -> bool {
         match self {
@@ -271,17 +244,6 @@ pub(crate) mod tests {
         assert_eq!(
             Filter::parse(wide(MAX_PARTS).as_bytes()).unwrap_err().0,
             "filter not supported: it has more than 2048 parts"
-        );
-    }
-
-    #[test]
-    fn tells_what_is_not_allowed() {
-        let filter = combine(&[Filter::BlobNone, Filter::Tree(4)]);
-        assert_eq!(filter.refusal(&|_| true, 4), None);
-        assert_eq!(filter.refusal(&|_| true, 3).unwrap(), "tree filter allows max depth 3, but got 4");
-        assert_eq!(
-            filter.refusal(&|name| name != "blob:none", 9).unwrap(),
-            "filter 'blob:none' not supported"
         );
     }
 

@@ -4,10 +4,10 @@
 //! name, each with its attributes; reading follows `process_ref_v2` in `connect.c`.
 //! Relies on: [`Refs`] being sorted. Elsewhere: the frame of the request (`request`).
 
+use super::args::BadRequest;
 use super::pkt::{self, Packet, Packets};
 use super::refname;
 use super::reply::BadReply;
-use super::request::BadRequest;
 use super::{Head, Ref, Refs, line};
 use bstr::{BString, ByteSlice};
 use bytes::Bytes;

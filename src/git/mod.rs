@@ -8,8 +8,10 @@
 //! Relies on: whole request bodies within a size limit (the HTTP layer's), single packets of streams.
 //! Elsewhere: sockets and bodies (`serve`, `primary`), which objects to send (`pack`), who may ask
 //! (`primary::grants`). No clock, no randomness, no files here.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod advert;
+mod args;
 pub mod caps;
 pub mod fetch;
 pub mod filter;
@@ -31,7 +33,6 @@ mod oracle;
 
 pub use gix_hash::{Kind as HashKind, ObjectId};
 
-pub use advert::Advertisement;
 pub use caps::V2Caps;
 pub use filter::Filter;
 pub use ls_refs::{LsRefs, RefLine};

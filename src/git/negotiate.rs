@@ -7,9 +7,8 @@
 //! Relies on: haves in the order the client sent them. Elsewhere: the commit walk behind `Common`
 //! (`pack::negotiate`), the sections behind the acknowledgments (`response`).
 
-use super::request::FetchRequest;
+use super::fetch::{Ack, FetchRequest, RoundEnd, V0};
 use super::response::{AckStatus, Sections, put_ack, put_nak};
-use super::v0::{Ack, RoundEnd, V0};
 use gix_hash::ObjectId;
 use std::collections::HashSet;
 

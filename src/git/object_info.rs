@@ -3,7 +3,7 @@
 //! Follows git's `protocol-caps.c` (2.47: an unknown object has no size behind its id).
 //! Relies on: nothing. Elsewhere: the frame of the request (`request`), the sizes (`pack`).
 
-use super::request::{BadRequest, Limits, push};
+use super::args::{BadRequest, Limits, push};
 use super::{line, pkt};
 use bstr::ByteSlice;
 use gix_hash::{Kind as HashKind, ObjectId};

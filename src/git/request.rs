@@ -6,81 +6,16 @@
 //! Relies on: a complete, inflated body. Elsewhere: v0 (`v0`), what the answer is (`negotiate`, `response`),
 //! whether an object may be wanted (`mirror`).
 
+use super::args::{Args, push};
+pub use super::args::{BadRequest, Limits};
 pub use super::fetch::FetchRequest;
 use super::fetch::{encode_fetch, parse_fetch};
 use super::ls_refs::LsRefs;
 use super::object_info::ObjectInfo;
-use super::pkt::{self, BadPacket, Packet, Packets};
-use super::{V2Caps, caps, line};
+use super::pkt::{self, Packet, Packets};
+use super::{caps, line};
 use bstr::{BString, ByteSlice};
 use gix_hash::Kind as HashKind;
-use std::collections::HashSet;
-use std::hash::Hash;
-
-/// How much one request may hold. Duplicates of one object id count once, but for the haves of v0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// `want` lines.
-    pub max_wants: usize,
-    /// `have` lines.
-    pub max_haves: usize,
-    /// `shallow` lines.
-    pub max_shallow: usize,
-    /// `oid` lines of `object-info`.
-    pub max_oids: usize,
-    /// Lines of free text: `want-ref`, `deepen-not`, `server-option`, and lines we do not know, each.
-    pub max_names: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            max_wants: 250_000,
-            max_haves: 256_000,
-            max_shallow: 250_000,
-            max_oids: 250_000,
-            max_names: 20_000,
-        }
-    }
-}
-
-impl Limits {
-    /// Gives the limits for a repository with `refs` refs: an honest client wants little more than all of them.
-    pub fn for_refs(refs: usize) -> Self {
-        let all = Self::default();
-        Self { max_wants: refs.saturating_mul(2).saturating_add(1_000).min(all.max_wants), ..all }
-    }
-}
-
-/// A request that is refused. The text is git's own, for an `ERR` packet.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadRequest {
-    /// The body is not made of packets, or ends too early.
-    #[error(transparent)]
-    Packet(#[from] BadPacket),
-    /// The packets are no request.
-    #[error("{0}")]
-    Protocol(String),
-    /// More lines than the limits allow.
-    #[error("too many {what} lines, at most {limit} are allowed")]
-    TooMany {
-        /// Which lines.
-        what: &'static str,
-        /// How many are allowed.
-        limit: usize,
-    },
-}
-
-impl BadRequest {
-    /// Wraps git's words.
-    pub(super) fn protocol(words: impl Into<String>) -> Self {
-        Self::Protocol(words.into())
-    }
-
-    pub(super) fn unexpected_line(line: &[u8]) -> Self {
-        Self::Protocol(format!("unexpected line: '{}'", line.as_bstr()))
-    }
-}
 
 /// What a v2 request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,42 +47,6 @@ pub struct CommandRequest {
     pub server_options: Vec<BString>,
     /// Capabilities we do not know; git refuses those that it did not offer.
     pub unknown: Vec<BString>,
-}
-
-/// A list of things that count once each, up to a limit.
-pub(super) struct Unique<T> {
-    what: &'static str,
-    limit: usize,
-    seen: HashSet<T>,
-}
-
-impl<T: Eq + Hash + Clone> Unique<T> {
-    pub(super) fn new(what: &'static str, limit: usize) -> Self {
-        Self { what, limit, seen: HashSet::new() }
-    }
-
-    /// Adds `value` to `list` unless it is there already; says whether it was new.
-    pub(super) fn push(&mut self, list: &mut Vec<T>, value: T) -> Result<bool, BadRequest> {
-        if !self.seen.insert(value.clone()) {
-            return Ok(false);
-        }
-        push(list, value, self.what, self.limit)?;
-        Ok(true)
-    }
-}
-
-/// Adds `value` to `list` unless the limit is reached.
-pub(super) fn push<T>(
-    list: &mut Vec<T>,
-    value: T,
-    what: &'static str,
-    limit: usize,
-) -> Result<(), BadRequest> {
-    if list.len() >= limit {
-        return Err(BadRequest::TooMany { what, limit });
-    }
-    list.push(value);
-    Ok(())
 }
 
 /// Reads a v2 request to a repository of kind `hash`. `None`: the client said good-bye with an empty request.
@@ -191,7 +90,7 @@ pub fn parse_v2(body: &[u8], limits: &Limits, hash: HashKind) -> Result<Option<C
             "mismatched object format: server {hash}; client {client}"
         )));
     }
-    let mut args = Args { packets, ended: !has_args };
+    let mut args = Args::new(packets, has_args);
     request.command = match command {
         b"ls-refs" => Command::LsRefs(LsRefs::parse(args.collect("ls-refs")?)?),
         b"fetch" => Command::Fetch(Box::new(parse_fetch(&mut args, limits, hash)?)),
@@ -208,44 +107,6 @@ pub fn parse_v2(body: &[u8], limits: &Limits, hash: HashKind) -> Result<Option<C
     Ok(Some(request))
 }
 
-/// The argument lines of a command, up to the flush that ends them.
-pub(super) struct Args<'a> {
-    packets: Packets<'a>,
-    ended: bool,
-}
-
-impl<'a> Args<'a> {
-    /// Gives the next argument of a `fetch`, or `None` at the end.
-    pub(super) fn next(&mut self) -> Result<Option<&'a [u8]>, BadRequest> {
-        self.next_of("fetch")
-    }
-
-    fn next_of(&mut self, command: &str) -> Result<Option<&'a [u8]>, BadRequest> {
-        if self.ended {
-            return Ok(None);
-        }
-        match self.packets.expect()? {
-            Packet::Data(payload) => Ok(Some(line::text(payload))),
-            Packet::Flush => {
-                self.ended = true;
-                Ok(None)
-            }
-            Packet::Delim | Packet::ResponseEnd => Err(BadRequest::Protocol(match command {
-                "object-info" => "object-info: expected flush after arguments".into(),
-                _ => format!("expected flush after {command} arguments"),
-            })),
-        }
-    }
-
-    fn collect(&mut self, command: &str) -> Result<Vec<&'a [u8]>, BadRequest> {
-        let mut lines = Vec::new();
-        while let Some(line) = self.next_of(command)? {
-            lines.push(line);
-        }
-        Ok(lines)
-    }
-}
-
 impl CommandRequest {
     /// Makes a request that says nothing about the client.
     pub fn new(command: Command) -> Self {
@@ -256,15 +117,6 @@ impl CommandRequest {
             object_format: None,
             server_options: Vec::new(),
             unknown: Vec::new(),
-        }
-    }
-
-    /// Makes a request to a server that offers `caps`: what it did not offer is left out.
-    pub fn to_server(command: Command, caps: &V2Caps, agent: &str, hash: HashKind) -> Self {
-        Self {
-            agent: caps.has("agent").then(|| agent.into()),
-            object_format: caps.has("object-format").then_some(hash),
-            ..Self::new(command)
         }
     }
 

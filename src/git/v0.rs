@@ -5,76 +5,13 @@
 //! flush or `done`. git reads nothing behind that, so one request holds one round.
 //! Relies on: a complete, inflated body. Elsewhere: the answer (`negotiate`), the advertisement (`advert`).
 
+use super::args::{BadRequest, Limits, Unique, push};
 use super::fetch::{self, FetchRequest};
+pub use super::fetch::{Ack, Band, RoundEnd, V0};
 use super::line;
-use super::pkt::{self, Packet, Packets};
-use super::request::{self, BadRequest, Limits, Unique};
+use super::pkt::{Packet, Packets};
 use bstr::{BString, ByteSlice};
 use gix_hash::Kind as HashKind;
-
-/// What only a v0 request says.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct V0 {
-    /// How common objects are acknowledged.
-    pub ack: Ack,
-    /// The pack may follow a `ready` at once.
-    pub no_done: bool,
-    /// On which side band the pack is sent.
-    pub band: Band,
-    /// How the round of haves ended.
-    pub end: RoundEnd,
-    /// The client's name and version.
-    pub agent: Option<BString>,
-    /// The client's id for this session.
-    pub session_id: Option<BString>,
-}
-
-/// How common objects are acknowledged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Ack {
-    /// Only the first one.
-    #[default]
-    None,
-    /// Each, with `continue` (`multi_ack`).
-    Multi,
-    /// Each, with `common` or `ready` (`multi_ack_detailed`).
-    MultiDetailed,
-}
-
-/// On which side band the pack is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Band {
-    /// On none: the raw pack follows the last packet.
-    #[default]
-    None,
-    /// In packets of at most 1,000 bytes (`side-band`).
-    Small,
-    /// In packets of at most 65,520 bytes (`side-band-64k`).
-    Large,
-}
-
-impl Band {
-    /// Gives the longest payload of one packet in bytes; `None` without side band.
-    pub fn max(self) -> Option<usize> {
-        match self {
-            Self::None => None,
-            Self::Small => Some(pkt::MAX_SMALL_BAND),
-            Self::Large => Some(pkt::MAX_BAND),
-        }
-    }
-}
-
-/// How the round of haves ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum RoundEnd {
-    /// There was none: the client only wants the shallow lines, or nothing at all.
-    #[default]
-    NoRound,
-    /// With a flush: the client waits for acknowledgments.
-    Flush,
-    /// With `done`: the client waits for the pack.
-    Done,
-}
 
 /// Reads a v0 or v1 request to a repository of kind `hash`.
 pub fn parse_v0(body: &[u8], limits: &Limits, hash: HashKind) -> Result<FetchRequest, BadRequest> {
@@ -147,7 +84,7 @@ fn read_round(
         let text = line::text(payload);
         if let Some(hex) = text.strip_prefix(b"have ") {
             // Each line gets its own answer, so repeated ones stay.
-            request::push(&mut request.haves, fetch::have_oid(hex, hash)?, "have", limits.max_haves)?;
+            push(&mut request.haves, fetch::have_oid(hex, hash)?, "have", limits.max_haves)?;
         } else if text == b"done" {
             return Ok(RoundEnd::Done);
         } else {
@@ -161,6 +98,7 @@ fn read_round(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::git::pkt;
     use crate::git::refs::tests::oid;
     use crate::git::request::tests::{any_fetch, body};
     use proptest::prelude::*;

@@ -14,6 +14,8 @@
 //! - [`meter`], `tally`: what a job may cost in steps and memory.
 //!
 //! Elsewhere: what is asked and answered on the wire (`git`), where packs are kept (`store`, `local`).
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 pub mod copies;
 pub mod decode;
 pub mod delta;

@@ -31,7 +31,8 @@ fn is_repository(path: &Path) -> bool {
         && path.join("refs").is_dir()
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use super::*;
     use std::fs;

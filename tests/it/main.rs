@@ -14,6 +14,7 @@
 //! `PACKMIRROR_TEST_GIT` is the git that clients run, if not the one in the path; `PACKMIRROR_TEST_REQUIRE_PARTS=1` makes
 //! a skipped test a failed one; `PACKMIRROR_TEST_SEED` and `PACKMIRROR_TEST_TIMES` are for long runs of what is random ([`seed`]);
 //! `PACKMIRROR_TEST_HOSTILE=full` runs attacks at full size; `PACKMIRROR_TEST_PASSTHROUGH=1` puts the primary in the mirror's place, to test the tests.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panics")]
 
 mod bucket;
 mod git;

@@ -1,0 +1,196 @@
+//! The rooms of `src/` and the arrows between them, as docs/architecture.md has them: an import that points up fails.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{code, is_for_tests, name, sources, without_tests, words};
+
+/// The rooms from the outside in: each uses only rooms behind it.
+const ORDER: &[&str] = &[
+    "cli",
+    "serve",
+    "mirror",
+    "config",
+    "primary",
+    "local",
+    "store",
+    "budget",
+    "pack",
+    "git",
+    "telemetry",
+    "folder",
+    "retry",
+    "text",
+    "umask",
+];
+
+/// Rooms that use no more than these.
+const APART: &[(&str, &[&str])] = &[
+    ("git", &[]),
+    ("pack", &["git"]),
+    ("primary", &["pack", "git", "telemetry", "retry", "text", "umask"]),
+    ("store", &["git", "folder", "retry", "text"]),
+];
+
+/// Arrows that point up until what they need has moved: from, to, why.
+const DEBTS: &[(&str, &str, &str)] = &[];
+
+/// The room of a file of `src/`, if it is in one.
+fn room(path: &str) -> Option<&str> {
+    let rest = path.strip_prefix("src/")?;
+    let room = rest.split('/').next()?.trim_end_matches(".rs");
+    (!["lib", "main"].contains(&room)).then_some(room)
+}
+
+/// The parts of `{a::b, c}` or the path itself, at the front of the code.
+fn targets(code: &str) -> Vec<&str> {
+    let Some(group) = code.strip_prefix('{') else { return vec![code] };
+    let (mut depth, mut start, mut found) = (0, 0, Vec::new());
+    for (i, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            '}' | ',' if depth == 0 => {
+                found.push(group[start..i].trim());
+                start = i + 1;
+                if c == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    found.retain(|part| !part.is_empty());
+    found
+}
+
+/// The first names of all paths that begin with `prefix`, such as `crate::`.
+fn first_names<'c>(code: &'c str, prefix: &'c str) -> BTreeSet<&'c str> {
+    let starts = words(code, prefix.trim_end_matches("::"));
+    let paths = starts.filter_map(move |at| code[at..].strip_prefix(prefix));
+    paths.flat_map(targets).map(name).filter(|name| !name.is_empty()).collect()
+}
+
+/// Which room uses which, with a file that does.
+fn arrows(files: &[(String, String)]) -> BTreeMap<(String, String), String> {
+    let mut found = BTreeMap::new();
+    for (path, text) in files {
+        let Some(from) = room(path).filter(|_| !is_for_tests(path)) else { continue };
+        let code = without_tests(&code(text));
+        for to in first_names(&code, "crate::") {
+            if to != from {
+                found.entry((from.to_owned(), to.to_owned())).or_insert_with(|| path.clone());
+            }
+        }
+    }
+    found
+}
+
+/// What is wrong with the arrows.
+fn wrong(arrows: &BTreeMap<(String, String), String>) -> Vec<String> {
+    let rank = |room: &str| ORDER.iter().position(|known| *known == room);
+    let mut wrong = Vec::new();
+    for ((from, to), path) in arrows {
+        let is_debt = DEBTS.iter().any(|(f, t, _)| f == from && t == to);
+        let fits = match (rank(from), rank(to)) {
+            (Some(from), Some(to)) => from < to,
+            _ => false,
+        };
+        let apart = APART.iter().find(|(room, _)| room == from);
+        if !is_debt && (!fits || apart.is_some_and(|(_, may)| !may.contains(&to.as_str()))) {
+            wrong.push(format!("{path}: {from} uses {to}"));
+        }
+    }
+    wrong
+}
+
+#[test]
+fn arrows_point_down() {
+    let arrows = arrows(&sources("src"));
+    assert!(arrows.len() > 20, "imports are found: {arrows:?}");
+    assert_eq!(wrong(&arrows), [] as [String; 0], "see docs/architecture.md and the lists in tests/rooms.rs");
+    for (from, to, why) in DEBTS {
+        assert!(arrows.contains_key(&((*from).into(), (*to).into())), "{from} uses {to} no longer: {why}");
+    }
+}
+
+#[test]
+fn an_arrow_that_points_up_is_found() {
+    let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
+    for (path, text, bad) in [
+        ("src/git/a.rs", "use crate::git::b::C;", false),
+        ("src/git/a.rs", "use crate::pack::Gid;", true),
+        ("src/pack/a.rs", "use crate::{git::b, text::chain};", true),
+        ("src/store/a.rs", "fn f() { crate::primary::g() }", true),
+        ("src/primary/a.rs", "use crate::store::Bucket;", true),
+        ("src/mirror/a.rs", "use crate::{store::{Bucket, BlobId}, primary::Primary};", false),
+        ("src/mirror/a.rs", "pub use crate::serve::App;", true),
+        ("src/mirror/a.rs", "// crate::serve\n#[cfg(test)] mod tests { use crate::serve::App; }", false),
+        ("src/cli/a.rs", "use crate::unheard_of::X;", true),
+    ] {
+        assert_eq!(!wrong(&arrows(&[file(path, text)])).is_empty(), bad, "{path}: {text}");
+    }
+}
+
+/// Which module of a room uses which other; what the room's own file names again counts as the module it comes from.
+fn modules(files: &[(String, String)], room: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let folder = format!("src/{room}/");
+    let own = |path: &str| Some(path.strip_prefix(&folder)?.strip_suffix(".rs")?.to_owned());
+    let codes: BTreeMap<String, String> = files
+        .iter()
+        .filter(|(path, _)| !is_for_tests(path))
+        .filter_map(|(path, text)| Some((own(path)?, without_tests(&code(text)))))
+        .collect();
+    let mut named_again: BTreeMap<&str, &str> = BTreeMap::new();
+    for at in codes.get("mod").into_iter().flat_map(|code| words(code, "use").map(move |at| &code[at + 3..]))
+    {
+        let path = at.trim_start();
+        let module = name(path);
+        for target in targets(path[module.len()..].trim_start_matches("::")) {
+            named_again.insert(name(target), module);
+        }
+    }
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (module, code) in codes.iter().filter(|(module, _)| *module != "mod") {
+        let inside = format!("crate::{room}::");
+        let names = first_names(code, "super::").into_iter().chain(first_names(code, &inside));
+        let names = names.map(|name| named_again.get(name).copied().unwrap_or(name));
+        let names = names.filter(|name| codes.contains_key(*name) && name != module);
+        uses.insert(module.clone(), names.map(str::to_owned).collect());
+    }
+    uses
+}
+
+/// The modules that lead back to themselves, or to such.
+fn circles(mut uses: BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    loop {
+        let ends: Vec<String> =
+            uses.iter().filter(|(_, to)| to.is_empty()).map(|(name, _)| name.clone()).collect();
+        if ends.is_empty() {
+            return uses.into_keys().collect();
+        }
+        for end in ends {
+            uses.remove(&end);
+            uses.values_mut().for_each(|to| _ = to.remove(&end));
+        }
+    }
+}
+
+#[test]
+fn the_modules_of_git_form_no_circle() {
+    let uses = modules(&sources("src"), "git");
+    assert!(uses.len() > 10 && uses["fetch"].contains("args"), "imports are found: {uses:?}");
+    assert_eq!(circles(uses), [] as [String; 0]);
+}
+
+#[test]
+fn a_circle_is_found() {
+    let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
+    let files = [
+        file("src/git/mod.rs", "mod a; mod b; mod c; pub use b::{B, Other as Also};"),
+        file("src/git/a.rs", "use super::{B, c};"),
+        file("src/git/b.rs", "use crate::git::a::A;"),
+        file("src/git/c.rs", "use super::super::x;"),
+    ];
+    assert_eq!(circles(modules(&files, "git")), ["a", "b"]);
+    assert_eq!(circles(modules(&files[2..], "git")), [] as [String; 0]);
+}
