@@ -55,7 +55,7 @@ pub struct RepoHealth {
 impl RepoHealth {
     /// What is known of a repository now.
     pub fn of(repo: &Repo) -> Self {
-        let generation = repo.snapshot().map(|snapshot| snapshot.generation.number);
+        let generation = repo.known().map(|generation| generation.number);
         let health = repo.health();
         let left = |then: Instant| SystemTime::now() + then.saturating_duration_since(Instant::now());
         let running = !health.stage.is_empty();

@@ -33,8 +33,8 @@ pub(super) struct Remembered {
 
 impl Remembered {
     fn of(repo: &Repo) -> Self {
-        let record = repo.snapshot().and_then(|snapshot| {
-            let (generation, bytes) = (&snapshot.generation, snapshot.generation.encode());
+        let record = repo.known().and_then(|generation| {
+            let bytes = generation.encode();
             // One with more in it than this version writes would come back as another.
             let same = generation.stored.is_none_or(|id| id == crate::store::BlobId::of(&bytes));
             let text = same.then(|| String::from_utf8(bytes).ok()).flatten()?;
@@ -78,7 +78,7 @@ impl Mirror {
         let repo = Repo::new(path);
         let Some(remembered) = remembered else { return repo };
         if let Some(generation) = remembered.generation(&repo.path) {
-            repo.recalled().replace(generation);
+            repo.know(generation);
         }
         let wait = remembered.not_before.and_then(|then| then.duration_since(SystemTime::now()).ok());
         if remembered.failures > 0 {

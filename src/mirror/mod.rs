@@ -58,6 +58,8 @@ use crate::primary::{Naming, Primary};
 use crate::retry::Policy;
 use crate::store::{Bucket, Generation, nonce};
 
+/// A repository from which no client was served for so long is closed.
+const IDLE: Duration = Duration::from_secs(1800);
 /// The bound of the wait after a first failed sync; it doubles up to the interval of comparisons.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// At most this many repositories wait to be taken up; others come when they are asked for again.
@@ -295,10 +297,7 @@ impl Mirror {
         let open = repo.snapshot();
         let newer = match &open {
             Some(open) => self.bucket.after(&repo.path, open.generation.number).await?,
-            None => {
-                let recalled = repo.recalled().clone();
-                self.bucket.newest_given(&repo.path, recalled.as_ref()).await?
-            }
+            None => self.bucket.newest_given(&repo.path, repo.known().as_deref()).await?,
         };
         let newest = newer.or_else(|| open.map(|open| open.generation.clone()));
         match newest {
@@ -358,6 +357,15 @@ impl Mirror {
             }
         }
         Ok(taken)
+    }
+
+    /// Closes repositories from which no client was served for a while: their records stay known, and the next client opens
+    /// them again out of this node's cache.
+    pub fn close_idle(&self) {
+        let closed = self.repos().iter().filter(|repo| repo.close_idle(IDLE)).count();
+        if closed > 0 {
+            tracing::debug!(repositories = closed, "closed: no client was served from them for a while");
+        }
     }
 
     /// The keys of the repositories that are known here.

@@ -57,7 +57,11 @@ impl Mirror {
     /// A repository without a snapshot is one that was never published: it is being synced for the first time.
     pub fn at_hand(&self, path: &RepoPath) -> Option<Option<Arc<Repo>>> {
         let known = self.lock_repos().get(path).cloned();
-        let told = known.as_ref().is_some_and(|repo| repo.snapshot().is_some()) || self.was_absent(path);
+        let is_open = known.as_ref().is_some_and(|repo| {
+            repo.touch();
+            repo.snapshot().is_some()
+        });
+        let told = is_open || self.was_absent(path);
         told.then_some(known)
     }
 

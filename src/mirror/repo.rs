@@ -6,7 +6,7 @@
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
@@ -136,7 +136,10 @@ pub struct Repo {
     received: AtomicU64,
     /// The last attempt failed, or waited long for the primary.
     unwell: AtomicBool,
-    recalled: Mutex<Option<Generation>>,
+    /// The newest record that is known, also while nothing is open.
+    known: RwLock<Option<Arc<Generation>>>,
+    /// When a client was last served from it.
+    used: Mutex<Instant>,
 }
 
 impl Repo {
@@ -155,7 +158,8 @@ impl Repo {
             trouble: Mutex::default(),
             received: AtomicU64::new(0),
             unwell: AtomicBool::new(false),
-            recalled: Mutex::default(),
+            known: RwLock::new(None),
+            used: Mutex::new(Instant::now()),
         }
     }
 
@@ -164,14 +168,34 @@ impl Repo {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The record that was the newest before a restart, until a snapshot is open; hold it briefly.
-    pub(super) fn recalled(&self) -> MutexGuard<'_, Option<Generation>> {
-        self.recalled.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The newest record that is known of it: what is published as far as this node knows, whether it is open or not.
+    pub fn known(&self) -> Option<Arc<Generation>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes note of a record, unless a newer one is known.
+    pub(super) fn know(&self, generation: Generation) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_none_or(|known| known.number < generation.number) {
+            *known = Some(Arc::new(generation));
+        }
+    }
+
+    /// Takes note that a client is served from it.
+    pub fn touch(&self) {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Closes its snapshot if no client was served from it for so long. Who reads it goes on. Says whether it did.
+    pub(super) fn close_idle(&self, idle: Duration) -> bool {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        used.elapsed() >= idle && current.take().is_some()
     }
 
     /// Installs a snapshot, unless a newer one is there already (invariant I6): returns what is there afterwards.
     pub fn install(&self, snapshot: Snapshot) -> Arc<Snapshot> {
-        self.recalled().take();
+        self.know(snapshot.generation.clone());
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         match &*current {
             Some(now) if now.generation.number >= snapshot.generation.number => now.clone(),
@@ -282,7 +306,6 @@ impl Repo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[tokio::test]
     async fn a_ticket_is_settled_only_by_a_comparison_that_began_later() {

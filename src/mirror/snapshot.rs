@@ -281,11 +281,16 @@ impl Snapshot {
 
     /// Says whether `seen` is the state that this generation publishes.
     pub fn equals(&self, seen: &Refs) -> bool {
-        self.refs.hash == seen.hash
-            && self.refs.head == seen.head
-            && self.refs.symrefs == seen.symrefs
-            && self.generation.manifest_digest == hex::encode(seen.digest())
+        publishes(&self.generation, seen)
     }
+}
+
+/// Says whether `seen` is the state that `generation` publishes, by what the record says of it.
+pub fn publishes(generation: &Generation, seen: &Refs) -> bool {
+    generation.object_format == seen.hash.to_string()
+        && generation.head == seen.head
+        && generation.symrefs == seen.symrefs
+        && generation.manifest_digest == hex::encode(seen.digest())
 }
 
 /// Checks that a graph describes the pack that the record names: its block hashes are all that a pack's bytes are

@@ -29,7 +29,7 @@ use crate::mirror::lanes::Place;
 use crate::mirror::publish::{Draft, Published, publish, seconds, store_layer};
 use crate::mirror::regraph::regraph;
 use crate::mirror::repo::{Moment, Repo};
-use crate::mirror::snapshot::{OpenError, Snapshot};
+use crate::mirror::snapshot::{OpenError, Snapshot, publishes};
 use crate::mirror::trouble::Known;
 use crate::pack::index::IndexError;
 use crate::pack::meter::Halt;
@@ -159,12 +159,11 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, insists: bool) -> Result<Sy
         let seen = seen.refs;
         let equal = |open: &Option<Arc<Snapshot>>| open.as_ref().is_some_and(|open| open.equals(&seen));
         // Another node may have been faster: only a difference, or damage, costs a look into the bucket.
-        let open = repo.snapshot();
-        if !repo.damage().is_known() && equal(&open) {
+        let known = repo.known();
+        if !repo.damage().is_known() && known.is_some_and(|known| publishes(&known, &seen)) {
             confirmed(repo, asked);
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
         }
-        drop(open);
         let (base, known) = tokio::join!(mirror.newest(repo), Known::read(mirror, repo));
         let base = base?;
         let opened = match &base {

@@ -96,7 +96,7 @@ async fn work(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) {
             mirror.remember(&repo);
         }
         let health = repo.health().clone();
-        if health.phase == Phase::Gone && health.failures >= GONE_FOR_GOOD && repo.snapshot().is_none() {
+        if health.phase == Phase::Gone && health.failures >= GONE_FOR_GOOD && repo.known().is_none() {
             tracing::info!(repo = %repo.path, "forgotten: never published, and the primary does not have it");
             mirror.unlearn(&repo.path);
             return;

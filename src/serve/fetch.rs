@@ -251,7 +251,9 @@ async fn send(
             metrics::counter!(names::FETCH_BYTES, "source" => "bucket").increment(sent.written.bytes);
             metrics::histogram!(names::FETCH_SECONDS, "phase" => "send").record(sent.took.as_secs_f64());
         }
-        Err(cut) => _ = repo.report_damage(&generation, cut),
+        Err(Cut::Write(e)) => _ = repo.report_damage(&generation, e),
+        Err(Cut::Store(e)) => _ = repo.report_damage(&generation, e),
+        Err(Cut::Gone | Cut::Job(_)) => {}
     };
     let patience = app.mirror.settings.limits.client_timeout;
     Ok(upload_pack_result(stream(out, held, Arc::clone(places), patience, stop, ended)))

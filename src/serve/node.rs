@@ -154,6 +154,7 @@ async fn keep(app: App, mut sound: bool, stop: CancellationToken) -> anyhow::Res
             Ok(n) => tracing::info!(repositories = n, "took up what the bucket holds"),
             Err(e) => tracing::warn!(error = %e, "the bucket could not be listed"),
         }
+        mirror.close_idle();
         measure(mirror);
         if told.elapsed() > REMEMBER_EVERY {
             told = Instant::now();
