@@ -13,7 +13,6 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::git::path::RepoPath;
-use crate::mirror::Mirror;
 use crate::store::{Bucket, Note, StoreError, nonce};
 
 /// How often a note is renewed.
@@ -28,13 +27,26 @@ pub(super) struct Claim {
     renewing: JoinHandle<()>,
     bucket: Bucket,
     repo: RepoPath,
+    released: bool,
+}
+
+impl Claim {
+    /// Gives it to others, and waits until they can see that.
+    pub async fn release(mut self) {
+        self.released = true;
+        self.renewing.abort();
+        // Where this fails the others wait a little longer.
+        let _ = self.bucket.remove_note(&self.repo, Note::Repair).await;
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
         self.renewing.abort();
+        if self.released {
+            return;
+        }
         let (bucket, repo) = (self.bucket.clone(), self.repo.clone());
-        // Where this fails the others wait a little longer.
         tokio::spawn(async move { bucket.remove_note(&repo, Note::Repair).await });
     }
 }
@@ -42,11 +54,10 @@ impl Drop for Claim {
 /// Waits for the right to make anew what `number`, the newest generation, names. `None`: a newer one was published
 /// meanwhile, so that it is to be looked again what is wrong.
 pub(super) async fn claim(
-    mirror: &Mirror,
+    bucket: &Bucket,
     repo: &RepoPath,
     number: u64,
 ) -> Result<Option<Claim>, StoreError> {
-    let bucket = &mirror.bucket;
     let mut seen: Option<(Bytes, Instant)> = None;
     loop {
         let Some(other) = bucket.leave_note(repo, Note::Repair, words()).await? else {
@@ -77,10 +88,33 @@ fn held(bucket: &Bucket, repo: &RepoPath) -> Claim {
             let _ = renewed.rewrite_note(&name, Note::Repair, words()).await;
         }
     });
-    Claim { renewing, bucket: bucket.clone(), repo: repo.clone() }
+    Claim { renewing, bucket: bucket.clone(), repo: repo.clone(), released: false }
 }
 
 /// Words that were never said before.
 fn words() -> Bytes {
     nonce().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::memory::InMemory;
+    use std::sync::Arc;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_repairs_at_a_time_and_the_dead_are_replaced() {
+        let bucket = Bucket::over(Arc::new(InMemory::new()), "");
+        let repo = RepoPath::parse("a").unwrap();
+        let first = claim(&bucket, &repo, 1).await.unwrap().unwrap();
+        let longer = ABANDONED * 3;
+        assert!(tokio::time::timeout(longer, claim(&bucket, &repo, 1)).await.is_err(), "it is renewed");
+        first.release().await;
+        let second = claim(&bucket, &repo, 1).await.unwrap().unwrap();
+        // Its node dies: nobody renews the note.
+        second.renewing.abort();
+        let begun = Instant::now();
+        let third = claim(&bucket, &repo, 1).await.unwrap();
+        assert!(third.is_some() && begun.elapsed() >= ABANDONED);
+    }
 }

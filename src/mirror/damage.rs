@@ -2,7 +2,7 @@
 //!
 //! Whoever reads stored data and meets an error reports it with the record that named the data
 //! ([`Repo::report_damage`]). The report stays until the newest generation no longer names the blob, or until the blob is
-//! found whole in the bucket; a sync that ends well does not clear it. So a report that comes while a sync runs is looked
+//! found whole in the bucket (and then reads without an error); a sync that ends well does not clear it. So a report that comes while a sync runs is looked
 //! at after it, and a node whose report was answered by another node's repair asks the primary nothing.
 //! Relies on: the sync (`sync`), which asks [`stands`] before it decides what to build on.
 
@@ -38,6 +38,8 @@ pub enum Fault {
 #[derive(Debug, Default)]
 pub struct Damage {
     blobs: HashMap<BlobId, (BlobRef, Fault)>,
+    /// Blobs that were reported as lost and found whole. Reported once more, they are of no use.
+    whole: HashSet<BlobId>,
     repaired: Option<Instant>,
 }
 
@@ -46,6 +48,7 @@ impl Damage {
     pub(super) fn note(&mut self, faults: Vec<(BlobRef, Fault)>) -> bool {
         let mut is_new = false;
         for (blob, fault) in faults {
+            let fault = if self.whole.contains(&blob.id) { Fault::Useless } else { fault };
             is_new |= self.blobs.insert(blob.id, (blob, fault)).is_none();
         }
         is_new
@@ -61,6 +64,12 @@ impl Damage {
         let named: HashSet<BlobId> =
             newest.into_iter().flat_map(Generation::blobs).map(|blob| blob.id).collect();
         self.blobs.retain(|id, _| named.contains(id));
+        self.whole.retain(|id| named.contains(id));
+    }
+
+    fn is_whole(&mut self, blob: &BlobId) {
+        self.blobs.remove(blob);
+        self.whole.insert(*blob);
     }
 
     /// Takes note that everything was made anew and published as `generation`.
@@ -121,7 +130,7 @@ pub(super) async fn stands(
             Fault::Useless if !again => return Ok(true),
             Fault::Useless => {}
             Fault::Lost => match mirror.bucket.verify(&blob).await {
-                Ok(()) => drop(repo.damage().blobs.remove(&blob.id)),
+                Ok(()) => repo.damage().is_whole(&blob.id),
                 Err(e) if e.is_loss() => return Ok(true),
                 Err(e) => return Err(e),
             },
@@ -189,5 +198,19 @@ mod tests {
         assert!(repo.report_damage(&anew, &lost(&anew.layers[0].pack)));
         repo.damage().repaired(&anew);
         assert!(repo.damage().is_known());
+    }
+
+    #[test]
+    fn what_is_whole_and_reported_again_is_of_no_use() {
+        let record = record(1, &["a"]);
+        let repo = Repo::new(RepoPath::parse("a").unwrap());
+        let graph = record.layers[0].graph;
+        let fault = |repo: &Repo| repo.damage().blobs.get(&graph.id).map(|(_, fault)| *fault);
+        assert!(repo.report_damage(&record, &lost(&graph)));
+        assert_eq!(fault(&repo), Some(Fault::Lost));
+        repo.damage().is_whole(&graph.id);
+        assert_eq!(fault(&repo), None);
+        assert!(repo.report_damage(&record, &lost(&graph)));
+        assert_eq!(fault(&repo), Some(Fault::Useless), "its bytes have their hash, and cannot be read");
     }
 }

@@ -1,8 +1,8 @@
 //! The heart: the repositories of this node, each with its open snapshot and its worker.
 //!
-//! - [`snapshot`]: one published state, open for reading. [`blocks`]: the bytes of its packs.
+//! - [`snapshot`]: one published state, open for reading. `newest`: how it is found. [`blocks`]: the bytes of its packs.
 //! - [`repo`]: a repository's newest snapshot and its health. [`worker`]: the loop that keeps it true.
-//! - [`sync`]: one comparison and what follows. [`ingest`]: a received pack becomes a layer. `publish`: its generation.
+//! - [`sync`]: one comparison and what follows. `receive`: a pack comes in. [`ingest`]: it becomes a layer. `publish`: its generation.
 //! - [`damage`]: what is wrong with stored data. `claim`: which node makes it anew. `regraph`: graphs of an older version, built again.
 //! - [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
 //! - [`trouble`]: repositories that cannot be taken in.
@@ -23,8 +23,10 @@ pub mod lanes;
 mod memory;
 mod names;
 pub mod newcomers;
+mod newest;
 pub mod opening;
 mod publish;
+mod receive;
 mod regraph;
 pub mod repo;
 pub mod snapshot;
@@ -36,7 +38,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use gix_hash::ObjectId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -51,12 +52,11 @@ use crate::mirror::names::{Repos, folded};
 use crate::mirror::newcomers::Newcomers;
 use crate::mirror::opening::Opening;
 use crate::mirror::repo::Repo;
-use crate::mirror::snapshot::{OpenError, Snapshot};
 use crate::mirror::sync::SyncError;
 use crate::mirror::trouble::LONGEST;
 use crate::primary::{Naming, Primary};
 use crate::retry::Policy;
-use crate::store::{Bucket, Generation, nonce};
+use crate::store::{Bucket, nonce};
 
 /// A repository from which no client was served for so long is closed.
 const IDLE: Duration = Duration::from_secs(1800);
@@ -273,75 +273,6 @@ impl Mirror {
         repos.insert(Arc::clone(&repo));
         self.tasks.spawn(worker::run(Arc::clone(self), Arc::clone(&repo), self.stop.clone()));
         repo
-    }
-
-    /// Opens the newest generation of the bucket, if it is newer than what is open.
-    pub async fn refresh(&self, repo: &Repo) -> Result<Option<Arc<Snapshot>>, SyncError> {
-        match self.newest(repo).await? {
-            Some(generation) => match self.open(repo, generation).await {
-                Ok(snapshot) => Ok(Some(snapshot)),
-                Err(e) => {
-                    if matches!(e, OpenError::Older { .. }) {
-                        // A sync builds its graphs again.
-                        repo.ask();
-                    }
-                    Err(e.into())
-                }
-            },
-            None => Ok(None),
-        }
-    }
-
-    /// The newest published record, that of the open snapshot if none is newer.
-    async fn newest(&self, repo: &Repo) -> Result<Option<Generation>, SyncError> {
-        let open = repo.snapshot();
-        let newer = match &open {
-            Some(open) => self.bucket.after(&repo.path, open.generation.number).await?,
-            None => self.bucket.newest_given(&repo.path, repo.known().as_deref()).await?,
-        };
-        let newest = newer.or_else(|| open.map(|open| open.generation.clone()));
-        match newest {
-            Some(found) if found.primary != self.primary.name() => {
-                Err(SyncError::OtherPrimary { found: found.primary })
-            }
-            newest => Ok(newest),
-        }
-    }
-
-    /// Opens a generation, unless it or a newer one is open; what is wrong with its data is reported.
-    async fn open(&self, repo: &Repo, generation: Generation) -> Result<Arc<Snapshot>, OpenError> {
-        let open = repo.snapshot();
-        if let Some(open) = open.clone().filter(|open| open.generation.number >= generation.number) {
-            return Ok(open);
-        }
-        match Snapshot::open(&self.local, generation.clone(), open).await {
-            Ok(snapshot) => Ok(repo.install(snapshot)),
-            Err(e) => {
-                if repo.report_damage(&generation, &e) {
-                    tracing::error!(repo = %repo.path, error = crate::text::chain(&e), "stored data is missing or damaged");
-                }
-                Err(e)
-            }
-        }
-    }
-
-    /// Waits until the published state holds all of `oids`, within `limit`: first another node's work is looked for,
-    /// then the primary is asked. `None`: it does not, and the primary is the one to answer.
-    pub async fn catch_up(&self, repo: &Repo, oids: &[ObjectId], limit: Duration) -> Option<Arc<Snapshot>> {
-        let holds = |snapshot: Option<Arc<Snapshot>>| {
-            snapshot.filter(|s| oids.iter().all(|o| s.stack.lookup(o).is_some()))
-        };
-        let work = async {
-            if let Ok(snapshot) = self.refresh(repo).await
-                && let Some(snapshot) = holds(snapshot)
-            {
-                return Some(snapshot);
-            }
-            let ticket = repo.ask();
-            repo.settled(ticket).await;
-            holds(repo.snapshot())
-        };
-        tokio::time::timeout(limit, work).await.ok().flatten()
     }
 
     /// Opens what the bucket holds already, so that comparisons begin without waiting for clients.

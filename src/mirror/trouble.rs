@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::mirror::Mirror;
+use crate::mirror::health::cut;
 use crate::mirror::ingest::IngestError;
 use crate::mirror::repo::Repo;
 use crate::mirror::sync::SyncError;
@@ -68,7 +69,10 @@ impl Known {
             tracing::debug!(repo = %repo.path, error = e.chain(), "what others met cannot be read");
             None
         });
-        let noted = words.and_then(|words| serde_json::from_slice(&words).ok()).unwrap_or_default();
+        let noted = words.and_then(|words| serde_json::from_slice(&words).ok());
+        let mut noted: Vec<Trouble> = noted.unwrap_or_default();
+        noted.truncate(MOST_TRIES);
+        noted.iter_mut().for_each(|trouble| cut(&mut trouble.error));
         Self { noted, here: repo.trouble().clone() }
     }
 

@@ -1,0 +1,86 @@
+//! The newest generation of a repository: found in the bucket, and opened.
+//!
+//! Relies on: `store` for records, `snapshot` for opening them. Elsewhere: what is done about one that does not open (`sync`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use gix_hash::ObjectId;
+
+use crate::mirror::Mirror;
+use crate::mirror::repo::Repo;
+use crate::mirror::snapshot::{OpenError, Snapshot};
+use crate::mirror::sync::SyncError;
+use crate::store::Generation;
+use crate::text::chain;
+
+impl Mirror {
+    /// Opens the newest generation of the bucket, if it is newer than what is open.
+    pub async fn refresh(&self, repo: &Repo) -> Result<Option<Arc<Snapshot>>, SyncError> {
+        match self.newest(repo).await? {
+            Some(generation) => match self.open(repo, generation).await {
+                Ok(snapshot) => Ok(Some(snapshot)),
+                Err(e) => {
+                    if matches!(e, OpenError::Older { .. }) {
+                        // A sync builds its graphs again.
+                        repo.ask();
+                    }
+                    Err(e.into())
+                }
+            },
+            None => Ok(None),
+        }
+    }
+
+    /// The newest published record, that of the open snapshot if none is newer.
+    pub(super) async fn newest(&self, repo: &Repo) -> Result<Option<Generation>, SyncError> {
+        let open = repo.snapshot();
+        let newer = match &open {
+            Some(open) => self.bucket.after(&repo.path, open.generation.number).await?,
+            None => self.bucket.newest_given(&repo.path, repo.known().as_deref()).await?,
+        };
+        let newest = newer.or_else(|| open.map(|open| open.generation.clone()));
+        match newest {
+            Some(found) if found.primary != self.primary.name() => {
+                Err(SyncError::OtherPrimary { found: found.primary })
+            }
+            newest => Ok(newest),
+        }
+    }
+
+    /// Opens a generation, unless it or a newer one is open; what is wrong with its data is reported.
+    pub(super) async fn open(&self, repo: &Repo, generation: Generation) -> Result<Arc<Snapshot>, OpenError> {
+        let open = repo.snapshot();
+        if let Some(open) = open.clone().filter(|open| open.generation.number >= generation.number) {
+            return Ok(open);
+        }
+        match Snapshot::open(&self.local, generation.clone(), open).await {
+            Ok(snapshot) => Ok(repo.install(snapshot)),
+            Err(e) => {
+                if repo.report_damage(&generation, &e) {
+                    tracing::error!(repo = %repo.path, error = chain(&e), "stored data is missing or damaged");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Waits until the published state holds all of `oids`, within `limit`: first another node's work is looked for,
+    /// then the primary is asked. `None`: it does not, and the primary is the one to answer.
+    pub async fn catch_up(&self, repo: &Repo, oids: &[ObjectId], limit: Duration) -> Option<Arc<Snapshot>> {
+        let holds = |snapshot: Option<Arc<Snapshot>>| {
+            snapshot.filter(|s| oids.iter().all(|o| s.stack.lookup(o).is_some()))
+        };
+        let work = async {
+            if let Ok(snapshot) = self.refresh(repo).await
+                && let Some(snapshot) = holds(snapshot)
+            {
+                return Some(snapshot);
+            }
+            let ticket = repo.ask();
+            repo.settled(ticket).await;
+            holds(repo.snapshot())
+        };
+        tokio::time::timeout(limit, work).await.ok().flatten()
+    }
+}
