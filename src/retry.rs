@@ -2,15 +2,12 @@
 //!
 //! Waits grow exponentially under a cap with full jitter (each wait is drawn evenly between zero and the
 //! bound), so that nodes which failed together do not come back together. A `Retry-After` of the other end
-//! is a lower bound that jitter is added to. [`Policy::run`] repeats one operation; [`Backoff`] remembers,
-//! per key, when a background job may try again, so that one repository's trouble never delays another's.
+//! is a lower bound that jitter is added to. [`Policy::run`] repeats one operation.
 //! Relies on: tokio's clock (monotonic, pausable in tests). Correctness never depends on it: clocks pace work.
 //! Elsewhere: what is worth repeating is said by each error type through [`Retryable`].
 
-use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
-use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -177,60 +174,6 @@ impl<E> Halt<E> {
     }
 }
 
-/// Remembers per key how often in a row a background job failed and when it may try again.
-/// A key that succeeded takes no memory.
-#[derive(Debug)]
-pub struct Backoff<K> {
-    policy: Policy,
-    failing: Mutex<HashMap<K, Failing>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Failing {
-    failures: u32,
-    next: Instant,
-}
-
-impl<K: Eq + Hash> Backoff<K> {
-    /// Paces by `policy`; its limits on attempts and time do not apply: background work never gives up.
-    pub fn new(policy: Policy) -> Self {
-        Self { policy, failing: Mutex::default() }
-    }
-
-    /// Notes a failure and says how long the key has to wait from now on. A sooner end that an earlier
-    /// `Retry-After` forbade is not allowed by a later failure without one.
-    pub fn failed(&self, key: K, retry_after: Option<Duration>) -> Duration {
-        let now = Instant::now();
-        let mut failing = locked(&self.failing);
-        let entry = failing.entry(key).or_insert(Failing { failures: 0, next: now });
-        entry.failures = entry.failures.saturating_add(1);
-        let next = now + self.policy.delay(entry.failures, retry_after);
-        entry.next = entry.next.max(next);
-        entry.next - now
-    }
-
-    /// Notes a success: the key is due at any time again.
-    pub fn succeeded(&self, key: &K) {
-        locked(&self.failing).remove(key);
-    }
-
-    /// How long `key` still has to wait; `None` if it is due.
-    pub fn wait(&self, key: &K) -> Option<Duration> {
-        let next = locked(&self.failing).get(key)?.next;
-        next.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
-    }
-
-    /// How often in a row `key` has failed.
-    pub fn failures(&self, key: &K) -> u32 {
-        locked(&self.failing).get(key).map_or(0, |failing| failing.failures)
-    }
-
-    /// Forgets the keys for which `keep` is false: repositories that are gone.
-    pub fn retain(&self, mut keep: impl FnMut(&K) -> bool) {
-        locked(&self.failing).retain(|key, _| keep(key));
-    }
-}
-
 /// Locks even after a panic of another holder: what is guarded here is consistent between statements.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -394,32 +337,5 @@ mod tests {
             })
             .await;
         assert!(matches!(result, Err(Halt::Stopped)) && calls == 0, "nothing begins after the stop");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn keys_back_off_apart() {
-        let backoff = Backoff::new(policy());
-        assert_eq!(backoff.wait(&"a"), None);
-        let wait = backoff.failed("a", Some(Duration::from_secs(10)));
-        assert_eq!(backoff.wait(&"a"), Some(wait));
-        assert_eq!(backoff.wait(&"b"), None, "another key's trouble is not ours");
-
-        // A later failure without a Retry-After does not shorten what was asked for.
-        assert!(backoff.failed("a", None) > Duration::from_secs(9));
-        assert_eq!(backoff.failures(&"a"), 2);
-
-        tokio::time::advance(Duration::from_secs(12)).await;
-        assert_eq!(backoff.wait(&"a"), None, "due");
-        assert_eq!(backoff.failures(&"a"), 2, "and the failures are remembered");
-
-        backoff.succeeded(&"a");
-        assert_eq!(backoff.failures(&"a"), 0);
-        for _ in 0..50 {
-            let wait = backoff.failed("a", None);
-            assert!(wait <= 1000 * MS);
-            tokio::time::advance(wait).await;
-        }
-        backoff.retain(|key| *key != "a");
-        assert_eq!(backoff.failures(&"a"), 0);
     }
 }

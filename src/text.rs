@@ -1,4 +1,6 @@
-//! Text from elsewhere (repository names, error messages of other hosts) made safe to print.
+//! Text from elsewhere (repository names, error messages of other hosts) made safe to print, and errors as one line.
+
+use std::error::Error;
 
 /// Writes control characters as escapes, and with them the marks that reverse or hide text on a terminal.
 pub fn safe(text: &str) -> String {
@@ -16,22 +18,41 @@ pub fn is_obeyed(c: char) -> bool {
 }
 
 /// An error with its causes in one line, each said once.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    chain_of(error, str::to_owned)
+}
+
+/// The same, with what each cause says made plainer by `plain`.
+pub fn chain_of(error: &(dyn Error + 'static), plain: impl Fn(&str) -> String) -> String {
     let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
+    for cause in std::iter::successors(error.source(), |cause| (*cause).source()) {
+        let next = plain(&cause.to_string());
         if !words.contains(&next) {
-            words = format!("{words}: {next}");
+            words.push_str(": ");
+            words.push_str(&next);
         }
-        cause = error.source();
     }
     words
 }
 
 #[cfg(test)]
 mod tests {
-    use super::safe;
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Layer(&'static str, #[source] Option<Box<Layer>>);
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let layer = |text, below| Layer(text, Some(Box::new(below)));
+        let error = layer("cannot open: no such file", layer("no such file", Layer("disk is full", None)));
+        assert_eq!(chain(&error), "cannot open: no such file: disk is full");
+        assert_eq!(
+            chain_of(&error, str::to_uppercase),
+            "cannot open: no such file: NO SUCH FILE: DISK IS FULL"
+        );
+    }
 
     #[test]
     fn what_a_terminal_would_obey_is_escaped() {

@@ -2,6 +2,7 @@
 
 use super::exit::Failure;
 use crate::config::{Loaded, show};
+use crate::serve::node;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -15,7 +16,7 @@ Examples:
 pub struct Args {}
 
 /// Prints the settings as TOML; fails like every command would if they cannot be used.
-pub fn run(_: &Args, loaded: &Loaded) -> Result<(), Failure> {
-    loaded.settings.credential()?;
+pub async fn run(_: &Args, loaded: &Loaded) -> Result<(), Failure> {
+    node::credential(&loaded.settings).await.map_err(Failure::usage)?;
     super::print(&show::show(loaded).map_err(Failure::failed)?)
 }

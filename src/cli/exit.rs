@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use crate::config::ConfigError;
 use crate::store::StoreError;
+use crate::text::chain;
 
 /// Exit codes. They are part of the command line's contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,18 +79,7 @@ impl From<std::io::Error> for Failure {
 impl fmt::Display for Failure {
     /// The error with its causes, each once.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut said = self.error.to_string();
-        f.write_str(&said)?;
-        let mut cause = self.error.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !said.contains(&text) {
-                write!(f, ": {text}")?;
-            }
-            said = text;
-            cause = error.source();
-        }
-        Ok(())
+        f.write_str(&chain(&*self.error))
     }
 }
 

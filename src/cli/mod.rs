@@ -118,9 +118,6 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let flags = cli.flags;
     let loaded = load(&Inputs::from_process(flags.config.clone(), flags.given.clone())?)?;
     start_log(&cli.command, &loaded)?;
-    if let Command::Config(args) = &cli.command {
-        return config::run(args, &loaded);
-    }
     // An exported repository is the caller's; all else that is made is packmirror's own.
     if !matches!(cli.command, Command::Export(_) | Command::Demo(_)) {
         crate::umask::make_private();
@@ -136,7 +133,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Status(args) => status::run(args, &loaded).await,
             Command::Export(args) => export::run(args, &loaded).await,
             Command::Doctor(args) => doctor::run(args, &loaded).await,
-            Command::Config(_) | Command::Completions(_) => Ok(()),
+            Command::Config(args) => config::run(args, &loaded).await,
+            Command::Completions(_) => Ok(()),
         }
     });
     // Blocking work that was abandoned must not hold up the end of the process.

@@ -101,14 +101,6 @@ pub enum ConfigError {
         /// Where the second came from.
         origin: Origin,
     },
-    /// A secret's file cannot be used.
-    #[error("the credential file {} cannot be used: {why}; it must hold one line, user:password or a token", path.display())]
-    SecretFile {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        why: String,
-    },
     /// A command needs the primary and none is set.
     #[error(
         "no primary is set; say --primary https://git.example.com or --primary /srv/git, \

@@ -17,10 +17,10 @@ pub mod show;
 pub mod size;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 pub use error::ConfigError;
@@ -44,7 +44,7 @@ pub struct Settings {
     /// The service credential as given; see [`Settings::credential`]. Never serialised, never printed.
     #[serde(default, skip_serializing)]
     credential: Option<SecretString>,
-    /// File that holds the service credential; read anew by each call of [`Settings::credential`].
+    /// File that holds the service credential; read anew at each use.
     #[serde(default)]
     pub credential_file: Option<PathBuf>,
     /// PEM file with further certificate authorities for the primary.
@@ -194,19 +194,10 @@ impl Settings {
         self.primary.as_deref().ok_or(ConfigError::NoPrimary)
     }
 
-    /// Gives the service credential (`user:password`, or a bare token), reading `credential_file` anew so that
-    /// a rotated secret is picked up.
-    pub fn credential(&self) -> Result<Option<SecretString>, ConfigError> {
-        match (&self.credential, &self.credential_file) {
-            (Some(secret), _) => Ok(Some(secret.clone())),
-            (None, Some(path)) => read_secret(path).map(Some),
-            (None, None) => Ok(None),
-        }
-    }
-
-    /// Says whether a service credential is set directly; what it is stays secret.
-    pub fn has_credential(&self) -> bool {
-        self.credential.is_some()
+    /// Gives the service credential (`user:password`, or a bare token) if it is set directly. `primary` reads it from
+    /// [`Settings::credential_file`] otherwise.
+    pub fn credential(&self) -> Option<&SecretString> {
+        self.credential.as_ref()
     }
 
     /// Compiles the globs of `mirror`. They were checked at load, so this does not fail for loaded settings.
@@ -226,56 +217,5 @@ impl Default for Settings {
     }
 }
 
-/// The largest secret file that is taken for one; a bigger file is a mistake.
-const SECRET_FILE_MAX: usize = 16 * 1024;
-
-/// Reads a secret from a file: one line, whose end is dropped.
-fn read_secret(path: &Path) -> Result<SecretString, ConfigError> {
-    let bad = |why: &str| ConfigError::SecretFile { path: path.to_owned(), why: why.to_owned() };
-    let text = std::fs::read_to_string(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::InvalidData => bad("it is not text"),
-        _ => bad(&error.to_string()),
-    })?;
-    let text = SecretString::from(text);
-    let line = text.expose_secret().trim_end_matches(['\r', '\n']);
-    if line.is_empty() {
-        return Err(bad("it is empty"));
-    }
-    if line.len() > SECRET_FILE_MAX {
-        return Err(bad("it is too long for a secret"));
-    }
-    if line.contains(|c: char| c.is_control()) {
-        return Err(bad("it holds more than one line of text"));
-    }
-    Ok(SecretString::from(line))
-}
-
 #[cfg(test)]
 mod tests;
-
-#[cfg(test)]
-mod secret_tests {
-    use super::*;
-
-    #[test]
-    fn a_secret_file_is_one_line_of_text() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("secret");
-        for (content, want) in [
-            (b"user:pa ss\n".as_slice(), Ok("user:pa ss")),
-            (b"token\r\n", Ok("token")),
-            (b"token", Ok("token")),
-            (b"\n", Err("it is empty")),
-            (b"a\nb\n", Err("it holds more than one line of text")),
-            (b"\xff\xfe", Err("it is not text")),
-        ] {
-            std::fs::write(&path, content).unwrap();
-            match (read_secret(&path), want) {
-                (Ok(got), Ok(want)) => assert_eq!(got.expose_secret(), want),
-                (Err(error), Err(want)) => assert!(error.to_string().contains(want), "{error}"),
-                (got, want) => panic!("{content:?}: {got:?} instead of {want:?}"),
-            }
-        }
-        assert!(read_secret(&dir.path().join("absent")).is_err());
-    }
-}

@@ -56,7 +56,7 @@ fn nothing_set_gives_the_defaults_of_the_table() {
     assert_eq!(settings.compare_every, Duration::from_secs(180));
     assert_eq!(settings.freshness, Freshness::Strict);
     assert!(!settings.s3.path_style);
-    assert!(settings.credential().unwrap().is_none());
+    assert!(settings.credential().is_none());
     assert!(matches!(settings.primary(), Err(ConfigError::NoPrimary)));
     assert!(loaded.origins.values().all(|origin| *origin == Origin::Default));
 }
@@ -229,19 +229,22 @@ fn a_credential_comes_from_one_place() {
     let secret = dir.path().join("secret");
     std::fs::write(&secret, "from:file\n").unwrap();
     let secret = secret.to_str().unwrap();
-    let get = |settings: &Settings| settings.credential().unwrap().unwrap().expose_secret().to_owned();
+    let get = |settings: &Settings| settings.credential().map(|secret| secret.expose_secret().to_owned());
+    let file_of = |settings: &Settings| settings.credential_file.clone();
 
     let text = format!("credential_file = '{secret}'");
     let loaded = load(&file(inputs(), dir.path(), &text)).unwrap();
-    assert_eq!(get(&loaded.settings), "from:file");
+    assert_eq!(get(&loaded.settings), None);
+    assert_eq!(file_of(&loaded.settings).as_deref(), Some(Path::new(secret)));
 
     let vars = [("PACKMIRROR__CREDENTIAL", "12345")];
     let loaded = load(&env(file(inputs(), dir.path(), &text), &vars)).unwrap();
-    assert_eq!(get(&loaded.settings), "12345");
-    assert_eq!(loaded.settings.credential_file, None);
+    assert_eq!(get(&loaded.settings).as_deref(), Some("12345"));
+    assert_eq!(file_of(&loaded.settings), None);
 
     let loaded = load(&flags(env(inputs(), &vars), &[("credential_file", secret)])).unwrap();
-    assert_eq!(get(&loaded.settings), "from:file");
+    assert_eq!(get(&loaded.settings), None);
+    assert_eq!(file_of(&loaded.settings).as_deref(), Some(Path::new(secret)));
 
     let message = refusal(&file(inputs(), dir.path(), &format!("credential = '{CANARY}'\n{text}")));
     assert!(message.contains("keep one of them"), "{message}");
@@ -251,7 +254,7 @@ fn a_credential_comes_from_one_place() {
 fn a_secret_appears_nowhere() {
     let dir = tempfile::tempdir().unwrap();
     let loaded = load(&file(inputs(), dir.path(), &format!("credential = '{CANARY}'"))).unwrap();
-    assert_eq!(loaded.settings.credential().unwrap().unwrap().expose_secret(), CANARY);
+    assert_eq!(loaded.settings.credential().unwrap().expose_secret(), CANARY);
     let shown = show(&loaded).unwrap();
     let mut texts = vec![shown.clone(), format!("{loaded:?}"), format!("{:#?}", loaded.settings)];
     texts.push(serde_json::to_string(&loaded.settings).unwrap());

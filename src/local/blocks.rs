@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::disk::Found;
 use super::entries::Name;
-use super::flight::{Flights, Ticket};
+use super::flight::{Flights, Lead};
 use super::maps::Map;
 use super::{Inner, Local, LocalOptions};
 use crate::store::{BlobId, BlobRef, StoreError};
@@ -113,11 +113,11 @@ impl Local {
     pub async fn block(&self, pack: &PackBlob, n: u64) -> Result<Bytes, StoreError> {
         let (key, _) = pack.block(n)?;
         for _ in 0..4 {
-            let (ticket, wait) = self.inner.fetching.flights.join(&key);
-            let own = ticket.is_some();
-            if let Some(ticket) = ticket {
+            let (lead, wait) = self.inner.fetching.flights.join(&key);
+            let own = lead.is_some();
+            if let Some(lead) = lead {
                 let (inner, pack) = (self.inner.clone(), pack.clone());
-                tokio::spawn(async move { ticket.finish(inner.block(&pack, n).await) });
+                tokio::spawn(async move { lead.finish(inner.block(&pack, n).await) });
             }
             match wait.value().await {
                 // What went wrong for a read ahead, or for a flight about to end, need not for us.
@@ -165,7 +165,7 @@ impl AsRef<[u8]> for Mapped {
 struct Claim {
     n: u64,
     hash: [u8; 32],
-    ticket: Ticket<Key, Answer>,
+    lead: Lead<Key, Answer>,
 }
 
 impl Inner {
@@ -176,8 +176,8 @@ impl Inner {
             let n = *next;
             let claim = pack.block(n).ok().and_then(|(key, hash)| {
                 let absent = !self.disk.has(Name::Block(key.0, key.1));
-                let ticket = absent.then(|| self.fetching.flights.claim(&key))??;
-                Some(Claim { n, hash, ticket })
+                let lead = absent.then(|| self.fetching.flights.claim(&key))??;
+                Some(Claim { n, hash, lead })
             });
             match claim {
                 Some(claim) => run.push(claim),
@@ -237,7 +237,7 @@ impl Inner {
             Ok(bytes) => bytes,
             Err(error) => {
                 for claim in run {
-                    claim.ticket.finish(Err(error.clone()));
+                    claim.lead.finish(Err(error.clone()));
                 }
                 return;
             }
@@ -253,7 +253,7 @@ impl Inner {
                 Ok(None) => self.fetch(&pack, claim.n, claim.hash, true).await,
                 Err(error) => Err(error),
             };
-            claim.ticket.finish(answer);
+            claim.lead.finish(answer);
         }
         drop(room);
     }

@@ -1,7 +1,7 @@
 //! Single flight: however many ask for the same thing, it is fetched once.
 //!
-//! The first to ask gets a [`Ticket`] and does the work, usually in a task of its own, so that nobody's hanging up
-//! disturbs the others. A ticket that is dropped unfinished sends the waiting back to ask again.
+//! The first to ask gets a [`Lead`] and does the work, usually in a task of its own, so that nobody's hanging up
+//! disturbs the others. A lead that is dropped unfinished sends the waiting back to ask again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -22,14 +22,14 @@ impl<K, V> Default for Flights<K, V> {
     }
 }
 
-/// The duty to fetch something, and to tell.
-pub(super) struct Ticket<K: Hash + Eq, V> {
+/// Held by the one who fetches for all that ask: it tells them what came, or, dropped, that they have to ask again.
+pub(super) struct Lead<K: Hash + Eq, V> {
     running: Arc<Mutex<HashMap<K, Slot<V>>>>,
     key: Option<K>,
     tell: watch::Sender<Option<V>>,
 }
 
-/// The right to be told.
+/// Waits for what the one who fetches has to tell.
 pub(super) struct Wait<V>(Slot<V>);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -37,24 +37,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
-    /// Joins the flight for `key`; with a ticket if it is the caller who has to fly.
-    pub(super) fn join(&self, key: &K) -> (Option<Ticket<K, V>>, Wait<V>) {
+    /// Joins the flight for `key`; with a lead if it is the caller who has to fly.
+    pub(super) fn join(&self, key: &K) -> (Option<Lead<K, V>>, Wait<V>) {
         let mut running = lock(&self.running);
         if let Some(slot) = running.get(key) {
             return (None, Wait(slot.clone()));
         }
         let (tell, slot) = watch::channel(None);
         running.insert(key.clone(), slot.clone());
-        (Some(Ticket { running: self.running.clone(), key: Some(key.clone()), tell }), Wait(slot))
+        (Some(Lead { running: self.running.clone(), key: Some(key.clone()), tell }), Wait(slot))
     }
 
-    /// Takes the ticket for `key` unless somebody has it.
-    pub(super) fn claim(&self, key: &K) -> Option<Ticket<K, V>> {
+    /// Takes the lead for `key` unless somebody has it.
+    pub(super) fn claim(&self, key: &K) -> Option<Lead<K, V>> {
         self.join(key).0
     }
 }
 
-impl<K: Hash + Eq, V> Ticket<K, V> {
+impl<K: Hash + Eq, V> Lead<K, V> {
     /// Tells everybody who waits. From now on `key` can be asked for anew.
     pub(super) fn finish(mut self, value: V) {
         self.land();
@@ -68,7 +68,7 @@ impl<K: Hash + Eq, V> Ticket<K, V> {
     }
 }
 
-impl<K: Hash + Eq, V> Drop for Ticket<K, V> {
+impl<K: Hash + Eq, V> Drop for Lead<K, V> {
     fn drop(&mut self) {
         self.land();
     }
@@ -89,11 +89,11 @@ mod tests {
     #[tokio::test]
     async fn one_flies_and_all_are_told() {
         let flights = Flights::<u32, String>::default();
-        let (ticket, first) = flights.join(&1);
+        let (lead, first) = flights.join(&1);
         let (none, second) = flights.join(&1);
         assert!(none.is_none());
         assert!(flights.join(&2).0.is_some(), "another key flies by itself");
-        ticket.unwrap().finish("landed".into());
+        lead.unwrap().finish("landed".into());
         assert_eq!(first.value().await.as_deref(), Some("landed"));
         assert_eq!(second.value().await.as_deref(), Some("landed"));
         assert!(flights.claim(&1).is_some(), "then anew");
@@ -102,8 +102,8 @@ mod tests {
     #[tokio::test]
     async fn a_flight_given_up_sends_the_waiting_back() {
         let flights = Flights::<u32, String>::default();
-        let (ticket, wait) = flights.join(&1);
-        drop(ticket);
+        let (lead, wait) = flights.join(&1);
+        drop(lead);
         assert_eq!(wait.value().await, None);
         assert!(flights.claim(&1).is_some());
     }

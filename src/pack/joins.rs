@@ -16,7 +16,8 @@ const DEEPEST: u32 = 40;
 /// Objects whose bases are left out, and how they hang together by those bases.
 #[derive(Default)]
 pub(super) struct Orphans {
-    /// For an object that is left out: what leans on it on the way down to the orphan met last.
+    /// For a base that is left out: the object that is stored as a delta on it, on the path to the last orphan that was
+    /// looked at.
     below: GidMap<Gid>,
     /// How many objects an orphan leans on, one on the other.
     depths: GidMap<u32>,

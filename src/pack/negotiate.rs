@@ -1,8 +1,8 @@
 //! Which of the client's haves count, and whether they are enough to make a pack.
 //!
 //! The rules of git's `upload-pack.c`: `do_got_oid` (a have whose child was named before is known
-//! already and adds nothing) and `ok_to_give_up`. Only objects that hang on published
-//! refs may be given as haves here, so that an answer never leans on anything else.
+//! already and adds nothing) and `ok_to_give_up`.
+//! A have is any object of the stack, whether or not a published ref reaches it: the client names what it has.
 //!
 //! Elsewhere: acknowledgments on the wire (`git::response`), the walk that makes the answer (`walk`).
 use super::Gid;

@@ -18,13 +18,13 @@
 //! is a segment of its own ([`Segment::OnAnew`]), laid out with a length that may be wrong by some bytes. Deltas that
 //! span one are segments that the sender completes too ([`Segment::Across`]); all other distances are known here.
 //!
-//! No cycle of deltas can come out. What is packed anew leans only on what is not in the answer or was packed anew
-//! before. Of the others, an entry's base, as stored, lies in the same layer, and its
-//! canonical gid is in the same layer or a lower one. Along a cycle the layer would never rise, so
-//! all of it would lie in one layer, where entries follow that pack's own deltas, and those end.
-//! Only a pack that holds an object twice escapes that argument; there, and for deltas by id that
-//! stand before their base, every chain that leads upwards is followed once before anything is laid
-//! out, and an entry that leans on itself is packed anew.
+//! The deltas of a plan form no cycle. An object packed anew has as its base an object that is not in the answer, or
+//! one that was packed anew before it. The base of any other entry, as it is stored, lies in the entry's own layer, and
+//! the canonical gid of that base lies in the same layer or in a lower one. From entry to base the layer therefore never
+//! rises, so a cycle would lie within one layer. Within a layer the entries have the bases that its pack has, and a pack
+//! has no cycle. A pack that holds an object twice is the exception, since both copies have one gid. There, and for
+//! deltas by id that stand before their base, the chain of bases is followed once before anything is laid out, and an
+//! entry whose chain leads back to it is packed anew.
 //!
 //! Relies on: gids as the stack numbers them. Elsewhere: what is in the answer (`select`), turning a
 //! plan into bytes (`send`, `write`).

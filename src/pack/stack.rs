@@ -339,37 +339,41 @@ impl<'a> Commit<'a> {
 
     /// The parents in their order.
     #[inline]
-    pub fn parents(&self) -> Gids<'a> {
+    pub fn parents(&self) -> GidList<'a> {
         self.gids(|layer, row| layer.graph.parents(row))
     }
 
     /// What this commit introduced and no ancestor is known to have introduced before.
     #[inline]
-    pub fn first(&self) -> Gids<'a> {
+    pub fn first(&self) -> GidList<'a> {
         self.gids(|layer, row| layer.graph.first(row))
     }
 
     /// What this commit introduced although an ancestor had introduced it before: its parents'
     /// trees do not have it, but whoever has the whole history below this commit does.
     #[inline]
-    pub fn again(&self) -> Gids<'a> {
+    pub fn again(&self) -> GidList<'a> {
         self.gids(|layer, row| layer.graph.again(row))
     }
 
-    fn gids(&self, column: impl FnOnce(&'a Layer, u32) -> U32Iter<'a>) -> Gids<'a> {
-        Gids { stack: self.stack, layer: self.layer, refs: self.layer().map(|layer| column(layer, self.row)) }
+    fn gids(&self, column: impl FnOnce(&'a Layer, u32) -> U32Iter<'a>) -> GidList<'a> {
+        GidList {
+            stack: self.stack,
+            layer: self.layer,
+            refs: self.layer().map(|layer| column(layer, self.row)),
+        }
     }
 }
 
-/// Gids of one of a commit's lists.
+/// GidList of one of a commit's lists.
 #[derive(Clone)]
-pub struct Gids<'a> {
+pub struct GidList<'a> {
     stack: &'a Stack,
     layer: usize,
     refs: Option<U32Iter<'a>>,
 }
 
-impl Iterator for Gids<'_> {
+impl Iterator for GidList<'_> {
     type Item = Gid;
 
     #[inline]
@@ -383,4 +387,4 @@ impl Iterator for Gids<'_> {
     }
 }
 
-impl ExactSizeIterator for Gids<'_> {}
+impl ExactSizeIterator for GidList<'_> {}

@@ -3,7 +3,6 @@
 //! Every text is made for an operator and for the answer to a client: it never holds a credential, a header
 //! value or a query string. Relies on: [`Retryable`] as the one place that says what is worth repeating.
 
-use std::error::Error;
 use std::time::Duration;
 
 use crate::git::pkt::BadPacket;
@@ -113,20 +112,6 @@ impl From<BadPacket> for PrimaryError {
             other => Self::Protocol(plain(other.to_string().as_bytes(), LONGEST_TEXT)),
         }
     }
-}
-
-/// One line with an error and its causes, each said once.
-pub(super) fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Text from the other end as it may appear in a log or a terminal: one line, no control characters, bounded.

@@ -32,7 +32,7 @@ use crate::git::request::Command;
 use super::answer::{self, REQUEST, RESULT};
 use super::body::{Pieces, collect, drain};
 use super::client::{common_headers, plainly, too_late};
-use super::{Asked, Body, ClientHeaders, Line, Outgoing, Primary, PrimaryError, Response};
+use super::{Body, ClientHeaders, FetchAsked, Line, Outgoing, Primary, PrimaryError, Response};
 
 /// The longest time a grant may be believed, whatever the settings say: the bound of a revocation.
 pub const LONGEST_TTL: Duration = Duration::from_secs(300);
@@ -397,7 +397,7 @@ fn verdict(first: &[u8]) -> Option<bool> {
 /// An answer that passes through while its first bytes are looked at.
 struct Observed {
     pieces: Pieces,
-    watch: Option<(Grants, Asked, Vec<u8>)>,
+    watch: Option<(Grants, FetchAsked, Vec<u8>)>,
 }
 
 impl Stream for Observed {

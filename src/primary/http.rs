@@ -12,9 +12,9 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, StatusCode, Version};
 use reqwest::{Certificate, Client, ClientBuilder, Url, redirect, retry};
 
-use super::error::with_causes;
 use super::settings::Timeouts;
 use super::{Body, Line, Location, Outgoing, PrimaryError, Response};
+use crate::text::chain;
 
 /// Unused connections are closed after this, before most load balancers close them under a request.
 const POOLED: Duration = Duration::from_secs(30);
@@ -72,9 +72,7 @@ impl Http {
         };
         let build = |builder: ClientBuilder| {
             let built = builder.build();
-            built.map_err(|error| {
-                PrimaryError::Settings(format!("cannot set up TLS: {}", with_causes(&error)))
-            })
+            built.map_err(|error| PrimaryError::Settings(format!("cannot set up TLS: {}", chain(&error))))
         };
         Ok(Self {
             grants: build(builder())?,
@@ -160,7 +158,7 @@ fn sort(error: reqwest::Error) -> PrimaryError {
         return PrimaryError::Timeout("no connection".into());
     }
     if error.is_builder() {
-        return PrimaryError::Settings(with_causes(&error));
+        return PrimaryError::Settings(chain(&error));
     }
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -169,7 +167,7 @@ fn sort(error: reqwest::Error) -> PrimaryError {
         }
         cause = inner.source();
     }
-    PrimaryError::Unreachable(with_causes(&error))
+    PrimaryError::Unreachable(chain(&error))
 }
 
 #[cfg(test)]

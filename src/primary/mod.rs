@@ -118,12 +118,12 @@ pub struct Response {
     /// Only the end of the connection ends the body, as in HTTP/1.0: whether it is whole nobody can tell.
     pub unframed: bool,
     /// Set only where a client's own `git-upload-pack` was answered; what [`Grants::observe`] goes by.
-    asked: Option<Asked>,
+    asked: Option<FetchAsked>,
 }
 
 /// Who asked the primary for which repository, and when.
 #[derive(Clone, Debug)]
-struct Asked {
+struct FetchAsked {
     repo: RepoPath,
     client: ClientHeaders,
     at: Instant,
@@ -202,7 +202,7 @@ impl Primary {
     /// streamed with a bounded amount in flight. An error means that there was no answer.
     pub async fn send(&self, request: Request) -> Result<Response, PrimaryError> {
         let asks = request.method == Method::POST && request.endpoint == Endpoint::UploadPack;
-        let asked = asks.then(|| Asked {
+        let asked = asks.then(|| FetchAsked {
             repo: request.repo.clone(),
             client: request.client.clone(),
             at: Instant::now(),

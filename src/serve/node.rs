@@ -18,7 +18,7 @@ use crate::local::{Local, LocalOptions};
 use crate::mirror::Mirror;
 use crate::mirror::health::RepoHealth;
 use crate::mirror::repo::Phase;
-use crate::primary::{Credential, Grants, Location, Primary, PrimarySettings};
+use crate::primary::{BadCredential, Credential, Grants, Location, Primary, PrimarySettings};
 use crate::serve::app::App;
 use crate::serve::listen;
 use crate::store::{Bucket, StoreOptions};
@@ -45,15 +45,20 @@ pub async fn bucket(settings: &Settings) -> anyhow::Result<Bucket> {
         .with_context(|| format!("opening the store {}", settings.store))
 }
 
+/// Takes the service credential that the settings hold or name, if any; it is checked now.
+pub async fn credential(settings: &Settings) -> Result<Option<Credential>, BadCredential> {
+    match (settings.credential(), &settings.credential_file) {
+        (Some(secret), _) => Credential::fixed(secret.clone()).map(Some),
+        (None, Some(path)) => Credential::file(path).await.map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
 /// Opens the primary that the settings name, with the service credential.
 pub async fn primary(settings: &Settings) -> anyhow::Result<Primary> {
     let location = Location::parse(settings.primary()?, settings.insecure_primary)?;
-    let credential = match &settings.credential_file {
-        Some(path) if !settings.has_credential() => Some(Credential::file(path).await?),
-        _ => settings.credential()?.map(Credential::fixed).transpose()?,
-    };
     let mut to = PrimarySettings::new(location);
-    to.credential = credential;
+    to.credential = credential(settings).await?;
     to.ca_file = settings.primary_ca_file.clone();
     to.allow_push = settings.allow_push;
     to.timeouts.connect = settings.primary_connect_timeout;

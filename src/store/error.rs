@@ -10,6 +10,7 @@ use object_store::Error as Foreign;
 use object_store::client::HttpError;
 
 use crate::retry::Retryable;
+use crate::text::chain_of;
 
 /// Why an operation on the bucket did not give what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -123,17 +124,7 @@ impl StoreError {
 
     /// The whole chain of reasons as one line, for logs and operators.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut next = self.source();
-        while let Some(error) = next {
-            let line = plain(&error.to_string());
-            if !text.contains(&line) {
-                text.push_str(": ");
-                text.push_str(&line);
-            }
-            next = error.source();
-        }
-        text
+        chain_of(self, plain)
     }
 }
 

@@ -13,7 +13,7 @@ use object_store::path::Path;
 
 use super::bucket::Created;
 use super::generation::{MOST_NUMBER, folder, key, number_of};
-use super::{BlobId, BlobRef, Bucket, Generation, StoreError};
+use super::{BlobId, Bucket, Generation, StoreError};
 use crate::git::path::RepoPath;
 
 /// How long a node may go on from what it knows about a repository without listing. Far below the time for which old
@@ -250,22 +250,6 @@ impl Bucket {
                 }
             })
             .buffer_unordered(LOOKUPS)
-            .try_collect()
-            .await?;
-        Ok(found.into_iter().flatten().collect())
-    }
-
-    /// The blobs of a generation that are not in the bucket with their recorded length; one small request for each.
-    pub async fn missing(&self, generation: &Generation) -> Result<Vec<BlobRef>, StoreError> {
-        let found: Vec<Option<BlobRef>> = futures::stream::iter(generation.blobs())
-            .map(|blob| async move {
-                match self.head(&blob).await {
-                    Ok(()) => Ok(None),
-                    Err(error) if error.is_loss() => Ok(Some(blob)),
-                    Err(error) => Err(error),
-                }
-            })
-            .buffered(LOOKUPS)
             .try_collect()
             .await?;
         Ok(found.into_iter().flatten().collect())

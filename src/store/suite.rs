@@ -173,6 +173,19 @@ async fn missing_short_and_changed_blobs_are_told_apart() {
     }
 }
 
+/// The blobs of a generation that are not in the bucket with their recorded length.
+async fn missing(bucket: &Bucket, generation: &Generation) -> Vec<BlobRef> {
+    let mut missing = Vec::new();
+    for blob in generation.blobs() {
+        match bucket.head(&blob).await {
+            Ok(()) => {}
+            Err(error) if error.is_loss() => missing.push(blob),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    missing
+}
+
 #[tokio::test]
 async fn generations_form_a_chain_and_are_found() {
     for Case { name, bucket, .. } in stores().await {
@@ -190,7 +203,7 @@ async fn generations_form_a_chain_and_are_found() {
             assert_eq!((newest.number, newest.id()), (seed, next.id()), "{name}");
             assert_eq!(bucket.after(&repo, seed).await.unwrap(), None, "{name}");
             assert_eq!(bucket.after(&repo, seed - 1).await.unwrap().as_ref(), Some(&newest), "{name}");
-            assert_eq!(bucket.missing(&newest).await.unwrap(), [], "{name}");
+            assert_eq!(missing(&bucket, &newest).await, [], "{name}");
             parent = Some(newest);
         }
         assert_eq!(bucket.after(&repo, 0).await.unwrap(), parent, "{name}");
@@ -205,7 +218,7 @@ async fn generations_form_a_chain_and_are_found() {
         let repos = bucket.repos().await.unwrap();
         assert_eq!(repos, [repo, other.repo.clone()], "{name}");
         bucket.remove_blob(&other.layers[0].idx).await.unwrap();
-        assert_eq!(bucket.missing(&other).await.unwrap(), [other.layers[0].idx], "{name}");
+        assert_eq!(missing(&bucket, &other).await, [other.layers[0].idx], "{name}");
     }
 }
 
@@ -315,7 +328,6 @@ fn all_calls_are_send() {
         send(bucket.publish(generation));
         send(bucket.after(&generation.repo, 1));
         send(bucket.current());
-        send(bucket.missing(generation));
         send(Bucket::open("", &StoreOptions::default()));
     }
     let _ = calls;

@@ -69,7 +69,7 @@ fn wrong_settings_and_arguments_end_with_2() {
         (["config", "--max-age=30"].as_slice(), None, "write a duration such as"),
         (&["config"], Some(("PACKMIRROR__CACHE_DIRS", "/x")), "did you mean PACKMIRROR__CACHE_DIR?"),
         (&["config", "--config", "absent.toml"], None, "absent.toml cannot be read"),
-        (&["config", "--credential-file", "absent"], None, "absent cannot be used"),
+        (&["config", "--credential-file", "absent"], None, "cannot read the credential file"),
         (&["serve"], None, "--primary https://git.example.com"),
         (&["sync"], None, "--primary https://git.example.com"),
         (&["demo", "--repo", "x"], None, "--primary URL_OR_DIRECTORY"),

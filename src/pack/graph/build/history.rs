@@ -17,7 +17,7 @@ const MAX_PARENTS: usize = 100_000;
 const BYTES_PER_PARENT: u64 = 16;
 
 /// The commits of the new layer. A row is an index into its columns, in the order of positions.
-pub(super) struct History<'a> {
+pub(super) struct NewCommits<'a> {
     base: Gid,
     below: Option<&'a Stack>,
     pub positions: Vec<u32>,
@@ -35,7 +35,7 @@ pub(super) struct History<'a> {
     held: Growing<'a>,
 }
 
-impl<'a> History<'a> {
+impl<'a> NewCommits<'a> {
     pub fn read(objects: &mut Objects<'a>, progress: &Progress<'_>) -> Result<Self, BuildError> {
         let positions = objects.new_of(Kind::Commit);
         let mut history = Self {
@@ -239,7 +239,7 @@ struct Trunk {
 }
 
 impl Trunk {
-    fn find(history: &History<'_>) -> Self {
+    fn find(history: &NewCommits<'_>) -> Self {
         let rows = history.len();
         let mut chain = Vec::new();
         let mut next = (0..rows as u32).max_by_key(|&row| history.generations[row as usize]);

@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 
 use gix_object::Kind;
 
-use super::history::{History, Search};
+use super::history::{NewCommits, Search};
 use super::objects::Objects;
 use super::seen::Seen;
 use super::{BuildError, Link, NOBODY};
@@ -21,7 +21,7 @@ use crate::pack::object::{TreeEntries, TreeEntry};
 /// Collects introductions, commit by commit, parents first.
 pub(super) struct Introductions<'o, 'a> {
     objects: &'o mut Objects<'a>,
-    history: &'o History<'a>,
+    history: &'o NewCommits<'a>,
     found: Found,
     seen: Seen,
     search: Search,
@@ -49,7 +49,7 @@ impl Found {
 }
 
 impl<'o, 'a> Introductions<'o, 'a> {
-    pub fn new(objects: &'o mut Objects<'a>, history: &'o History<'a>) -> Result<Self, BuildError> {
+    pub fn new(objects: &'o mut Objects<'a>, history: &'o NewCommits<'a>) -> Result<Self, BuildError> {
         let count = objects.len() as usize;
         let found = Found {
             introducers: vec![NOBODY; count],

@@ -34,7 +34,7 @@ use crate::pack::lru::Spread;
 use crate::pack::meter::{Halt, Held, Meter};
 use crate::pack::object::Malformed;
 use crate::pack::{DecodeError, Gid, Source, Stack};
-use history::History;
+use history::NewCommits;
 use introductions::Introductions;
 use objects::Objects;
 
@@ -173,7 +173,7 @@ pub fn build(input: BuildInput<'_>) -> Result<Draft, BuildError> {
     let objects = entries.kinds.len() as u32;
     let mut objects_at =
         Objects::new(input.pack, idx, input.hash, entries, input.below, input.cache_bytes, input.meter)?;
-    let history = History::read(&mut objects_at, &progress)?;
+    let history = NewCommits::read(&mut objects_at, &progress)?;
     let mut introductions = Introductions::new(&mut objects_at, &history)?;
     for (done, &row) in history.order.iter().enumerate() {
         progress.step(
