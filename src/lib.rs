@@ -5,10 +5,13 @@
 //! - [`cli`]: one file per command. [`config`]: the settings. [`telemetry`]: log and metrics.
 //!   [`budget`]: bounds on memory. [`text`]: foreign text, made safe to print. [`folder`]: a directory held open.
 //!   [`umask`]: permissions of new files.
+//! - [`node`]: a node out of settings, from start to end.
 //! - [`serve`]: Git over HTTP for clients, health, metrics.
+//! - [`answer`]: from a request to a decision: send this, refuse, leave it to the primary.
 //! - [`mirror`]: the heart: an open repository, sync, comparison, freshness.
 //! - [`primary`], [`local`], [`store`]: the other end, this node's memory, the bucket.
 //! - [`pack`], [`git`]: what is inside a pack; Git's protocol. Pure: bytes in, values out.
+pub mod answer;
 pub mod budget;
 pub mod cli;
 pub mod config;
@@ -16,6 +19,7 @@ pub mod folder;
 pub mod git;
 pub mod local;
 pub mod mirror;
+pub mod node;
 pub mod pack;
 pub mod primary;
 pub mod retry;

@@ -2,7 +2,7 @@
 
 use super::exit::Failure;
 use crate::config::{Loaded, show};
-use crate::serve::node;
+use crate::node;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -6,8 +6,8 @@ use super::table::safe;
 use crate::config::{Loaded, Settings};
 use crate::git::path::RepoPath;
 use crate::local::Local;
+use crate::node;
 use crate::primary::{Auth, PrimaryError};
-use crate::serve::node;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -10,7 +10,7 @@ use super::table::safe;
 use crate::config::Loaded;
 use crate::git::path::RepoPath;
 use crate::mirror::export::{ExportError, export};
-use crate::serve::node;
+use crate::node;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -9,7 +9,7 @@ use super::progress::colours;
 use super::rows::rows;
 use super::table::{Columns, json, table};
 use crate::config::Loaded;
-use crate::serve::node;
+use crate::node;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exit::Failure;
 use crate::config::Loaded;
-use crate::serve::node;
+use crate::node;
 use crate::telemetry::metrics::Recorder;
 
 const EXAMPLES: &str = "\

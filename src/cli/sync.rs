@@ -16,7 +16,7 @@ use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::mirror::repo::Repo;
 use crate::mirror::sync::{SyncError, Synced, sync};
-use crate::serve::node;
+use crate::node;
 use crate::text::chain;
 
 /// How often the progress is looked at.

@@ -5,11 +5,10 @@ use std::sync::atomic::AtomicBool;
 
 use tokio::sync::Semaphore;
 
+use crate::answer::Answers;
 use crate::budget::Budget;
 use crate::mirror::Mirror;
 use crate::primary::Grants;
-use crate::serve::plans::Plans;
-use crate::serve::turns::Turns;
 use crate::telemetry::metrics::Recorder;
 
 /// A node, as its handlers see it. Cheap to clone.
@@ -23,10 +22,8 @@ pub struct App {
     pub ready: Arc<AtomicBool>,
     /// The metrics.
     pub recorder: Arc<Recorder>,
-    /// Plans of earlier fetches.
-    pub plans: Arc<Plans>,
-    /// Where plans are made.
-    pub turns: Arc<Turns>,
+    /// What decides about fetches.
+    pub answers: Answers,
     /// How much may be held for clients.
     pub memory: Memory,
     /// Where pieces of packs are filled.
@@ -38,14 +35,13 @@ impl App {
     pub fn new(mirror: Arc<Mirror>, grants: Grants, recorder: Arc<Recorder>) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let memory = Memory::new(mirror.settings.limits.memory);
+        let answers = Answers::new(Arc::clone(&mirror), cores, memory.readers.clone(), memory.work.clone());
         Self {
             mirror,
             grants,
             recorder,
-            plans: Arc::new(Plans::new(memory.readers.most() / 4)),
+            answers,
             ready: Arc::default(),
-            // Selection and planning are pure computation: more at once than cores only makes all of them slower.
-            turns: Arc::new(Turns::new(cores.max(2))),
             memory,
             filling: Filling::new(cores),
         }

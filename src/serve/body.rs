@@ -17,12 +17,12 @@ use tokio::io::AsyncReadExt;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::answer::compute::blocking;
+use crate::answer::turns::LONGEST_QUEUE;
 use crate::budget::{Budget, Room};
 use crate::config::Limits;
 use crate::primary;
-use crate::serve::compute::blocking;
 use crate::serve::error::Failure;
-use crate::serve::turns::LONGEST_QUEUE;
 
 /// What is read for anybody, as sent and inflated each.
 const BEGINNING: usize = 64 << 10;

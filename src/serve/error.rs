@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 
+use crate::answer::Failed;
 use crate::git::path::BadPath;
 use crate::pack::meter::Halt;
 use crate::primary::{BadHeaders, PrimaryError};
@@ -43,18 +44,24 @@ pub enum Failure {
     Internal,
 }
 
-impl From<Halt> for Failure {
-    fn from(halt: Halt) -> Self {
-        match halt {
-            Halt::Busy | Halt::Stopped => {
+impl From<Failed> for Failure {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Busy => {
                 metrics::counter!(names::SHED).increment(1);
                 Self::Busy
             }
-            Halt::TooMuch { .. } | Halt::TooLong { .. } => {
-                tracing::warn!(error = %halt, "a request was refused");
+            Failed::TooCostly => {
                 Self::TooLarge("it needs more memory than one request may have (setting limits.memory)")
             }
+            Failed::Internal => Self::Internal,
         }
+    }
+}
+
+impl From<Halt> for Failure {
+    fn from(halt: Halt) -> Self {
+        Failed::from(halt).into()
     }
 }
 

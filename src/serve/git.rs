@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use http::{HeaderMap, Method, StatusCode};
 
+use crate::answer::reason::Reason;
 use crate::config::{OnPrimaryDown, Unselected};
 use crate::git::HashKind;
 use crate::git::ls_refs::LsRefs;
@@ -21,11 +22,10 @@ use crate::primary::{self, ClientHeaders};
 use crate::serve::advertise::{self, When};
 use crate::serve::app::App;
 use crate::serve::body::{self, Begun, Sent};
-use crate::serve::compute::blocking;
 use crate::serve::error::Failure;
 use crate::serve::fetch;
-use crate::serve::pass::{Reason, ask, check, client_response, outbound, pass};
-use crate::serve::reaching;
+use crate::serve::grant::grant;
+use crate::serve::pass::{ask, check, client_response, outbound, pass};
 use crate::serve::watch::{Form, watch};
 use crate::text::chain;
 
@@ -204,7 +204,7 @@ async fn upload_pack(
             return pass(app, request, instead).await;
         }
         (Begun::More(more), Some(repo)) => {
-            if let Err(refused) = reaching::grant(app, repo, &path, &client).await? {
+            if let Err(refused) = grant(app, repo, &path, &client).await? {
                 return Ok(refused);
             }
             more.whole(&app.mirror.settings.limits, &app.memory.readers).await?
@@ -213,8 +213,8 @@ async fn upload_pack(
     let asked = Asked { path, client, version, sent };
     let hash = repo.as_ref().and_then(|repo| repo.snapshot()).map_or(HashKind::Sha1, |s| s.refs.hash);
     let parsed = if asked.sent.is_long() {
-        let (_turn, plain) = (app.turns.turn().await?, asked.sent.plain.clone());
-        blocking(move || Parsed::of(version, &plain, hash)).await?
+        let plain = asked.sent.plain.clone();
+        app.answers.compute(move |_| Parsed::of(version, &plain, hash)).await?
     } else {
         Parsed::of(version, &asked.sent.plain, hash)
     };

@@ -1,8 +1,8 @@
 //! What one stream holds of the memory for readers: little while its client is slow, more where that makes it quicker.
 
+use crate::answer::turns::LONGEST_QUEUE;
 use crate::budget::{Budget, Room};
 use crate::serve::error::Failure;
-use crate::serve::turns::LONGEST_QUEUE;
 
 /// What is handed over at a time at first, and to a client that is slow.
 const SMALL_PIECE: usize = 64 << 10;

@@ -19,6 +19,7 @@ use futures::{Stream, StreamExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::answer::meter::JobMeter;
 use crate::budget::{Budget, Room};
 use crate::local::Local;
 use crate::mirror::blocks::Reader;
@@ -28,7 +29,6 @@ use crate::pack::write::WriteError;
 use crate::pack::{DecodeError, Scratch, Sender, Source, Step, encode};
 use crate::serve::frame::{Frame, Framing};
 use crate::serve::holding::Holding;
-use crate::serve::meter::JobMeter;
 use crate::store::StoreError;
 use crate::text::chain;
 

@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::answer::turns::{Turn, Turns};
 use crate::budget::{Budget, Room};
 use crate::pack::meter::{Halt, Meter};
-use crate::serve::turns::{Turn, Turns};
 
 /// The most steps of one job: about a minute of one core, many times what a clone of a large repository takes.
 const MOST_STEPS: u64 = 2_000_000_000;

@@ -14,9 +14,9 @@ use quick_cache::sync::{Cache, DefaultLifecycle, EntryAction, EntryResult};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use sha2::{Digest, Sha256};
 
+use crate::answer::prepare::{Prepared, needs_reach};
 use crate::git::request::FetchRequest;
 use crate::mirror::snapshot::Snapshot;
-use crate::serve::prepare::{Prepared, needs_reach};
 use crate::store::LayerRef;
 
 /// About how many plans there are.

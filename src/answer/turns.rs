@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::answer::Failed;
 use crate::pack::meter::Halt;
-use crate::serve::error::Failure;
-use crate::telemetry::metrics as names;
 
 /// How long a request waits for its turn before it is told to come back.
 pub const LONGEST_QUEUE: Duration = Duration::from_secs(30);
@@ -47,7 +46,7 @@ impl Turns {
     }
 
     /// Waits for a quick place, but not for ever.
-    pub async fn turn(&self) -> Result<Turn, Failure> {
+    pub async fn turn(&self) -> Result<Turn, Failed> {
         let place = turn(&self.quick).await?;
         Ok(Turn { place: Some(place), is_long: false, since: Instant::now() })
     }
@@ -88,13 +87,10 @@ impl Drop for Waiting<'_> {
 }
 
 /// Waits for a permit; a request that has waited too long is shed.
-pub async fn turn(limit: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
+async fn turn(limit: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failed> {
     match tokio::time::timeout(LONGEST_QUEUE, Arc::clone(limit).acquire_owned()).await {
         Ok(Ok(permit)) => Ok(permit),
-        _ => {
-            metrics::counter!(names::SHED).increment(1);
-            Err(Failure::Busy)
-        }
+        _ => Err(Failed::Busy),
     }
 }
 

@@ -11,6 +11,7 @@ use bstr::{BStr, BString};
 use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
 
+use crate::answer::named::Named;
 use crate::budget::Room;
 use crate::git::filter::Filter;
 use crate::git::negotiate::{Common, Have, Next, answer_v0, answer_v2};
@@ -26,7 +27,6 @@ use crate::pack::select::{Limits, Query, select};
 use crate::pack::shallow::{Deepen, NoBoundary, Shallow, deepen};
 use crate::pack::stack::Stack;
 use crate::pack::trees::TreeError;
-use crate::serve::named::Named;
 
 /// What is sent.
 pub struct Prepared {

@@ -1,0 +1,113 @@
+//! Whether what is published reaches what is wanted.
+//!
+//! Relies on: a grant, `mirror` for snapshots and for catching up. Elsewhere: what is sent (`prepare`).
+
+use std::sync::Arc;
+
+use gix_hash::ObjectId;
+
+use crate::answer::reason::Reason;
+use crate::answer::{Answers, Failed};
+use crate::mirror::repo::Repo;
+use crate::mirror::snapshot::Granted;
+use crate::pack::meter::Halt;
+use crate::pack::trees::TreeError;
+use crate::primary::Grant;
+use crate::text::chain;
+
+/// From so many objects on, looking them up is not for an async thread.
+pub const MANY: usize = 256;
+
+/// What is published, compared with what is wanted.
+enum Reached {
+    All(Granted),
+    NotAll,
+    /// It cannot be told here.
+    Unknown(Reason),
+}
+
+impl Answers {
+    /// Opens a published state that reaches all of `wants`, waiting for a sync if need be; or says why the primary is the one
+    /// to answer.
+    pub async fn open(
+        &self,
+        repo: &Arc<Repo>,
+        grant: &Grant,
+        wants: &[ObjectId],
+    ) -> Result<Result<Granted, Reason>, Failed> {
+        match self.reaching(repo, grant, wants).await? {
+            Reached::All(granted) => return Ok(Ok(granted)),
+            Reached::Unknown(reason) => return Ok(Err(reason)),
+            Reached::NotAll => {}
+        }
+        let wait = self.mirror.settings.sync_wait;
+        if self.mirror.catch_up(repo, wants, wait).await.is_some()
+            && let Reached::All(granted) = self.reaching(repo, grant, wants).await?
+        {
+            return Ok(Ok(granted));
+        }
+        Ok(Err(Reason::UnknownWant))
+    }
+
+    /// Looks whether what the present snapshot publishes reaches all of `wants`.
+    async fn reaching(&self, repo: &Arc<Repo>, grant: &Grant, wants: &[ObjectId]) -> Result<Reached, Failed> {
+        let Some(granted) = repo.snapshot().and_then(|snapshot| snapshot.open_packs(grant)) else {
+            return Ok(Reached::NotAll);
+        };
+        // Tips are reachable by definition; only other wants need the set of all that is.
+        if wants.len() < MANY && granted.publishes_as_tips(wants) {
+            return Ok(Reached::All(granted));
+        }
+        if wants.len() < MANY && wants.iter().any(|oid| granted.stack.lookup(oid).is_none()) {
+            return Ok(Reached::NotAll);
+        }
+        if let Err(failed) = self.publish(&granted).await? {
+            return Ok(Reached::Unknown(leave(repo, &granted, &failed)));
+        }
+        let is_published = |granted: &Granted, wants: &[ObjectId]| {
+            let each = |oid| {
+                granted.publishes_as_tips(std::slice::from_ref(oid)) || granted.published(oid).is_some()
+            };
+            wants.iter().all(each)
+        };
+        if wants.len() < MANY {
+            return Ok(if is_published(&granted, wants) { Reached::All(granted) } else { Reached::NotAll });
+        }
+        let wants = wants.to_vec();
+        let all = self.compute(move |meter| {
+            for wants in wants.chunks(MANY) {
+                meter.step(wants.len() as u64)?;
+                if !is_published(&granted, wants) {
+                    return Ok(Reached::NotAll);
+                }
+            }
+            Ok::<_, Halt>(Reached::All(granted))
+        });
+        Ok(all.await??)
+    }
+
+    /// Makes the set of all that is published, unless it is there: once however many ask, in one turn. An error of the inner
+    /// kind says why it cannot be made.
+    pub(super) async fn publish(&self, granted: &Granted) -> Result<Result<(), TreeError>, Failed> {
+        let make = async || {
+            let snapshot = granted.clone();
+            let made = self.compute(move |meter| snapshot.make_reach(meter)).await.map_err(Err)?;
+            made.map_err(|e| match e {
+                TreeError::Halt(halt @ (Halt::Busy | Halt::Stopped)) => Err(halt.into()),
+                e => Ok(e),
+            })
+        };
+        match granted.reach().get_or_try_init(make).await {
+            Ok(_) => Ok(Ok(())),
+            Err(Ok(failed)) => Ok(Err(failed)),
+            Err(Err(failed)) => Err(failed),
+        }
+    }
+}
+
+/// Why the primary answers what cannot be told or planned here; what is wrong with stored data is reported.
+pub(super) fn leave(repo: &Repo, granted: &Granted, why: &TreeError) -> Reason {
+    repo.report_damage(&granted.generation, why);
+    tracing::warn!(repo = %repo.path, error = chain(why), "passed to the primary");
+    if why.costs_too_much() { Reason::TooCostly } else { Reason::BucketDown }
+}
