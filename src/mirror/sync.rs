@@ -132,7 +132,7 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, insists: bool) -> Result<Sy
     for _ in 0..MAX_ROUNDS {
         // Each round counts anew: what the last one saw is forgotten.
         let cost = Arc::new(Cost::begin(&mirror.sync_memory).await?);
-        let _end = StopOnDrop(Arc::clone(&cost));
+        let end = StopOnDrop(Arc::clone(&cost));
         let mut comparing = mirror.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
         let asked = Moment::now();
         repo.health().stage = "comparing".into();
@@ -178,8 +178,8 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, insists: bool) -> Result<Sy
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
         }
         if repairing && repair.is_none() {
-            // Then it is looked once more: another node may just have made it anew.
-            drop(comparing);
+            // Then it is looked once more: another node may just have made it anew. Who waits holds nothing that others need.
+            drop((comparing, end, cost, seen));
             repo.health().stage = "waiting for another node's repair".into();
             repair = claim(&mirror.bucket, &repo.path, base.as_ref().map_or(0, |base| base.number)).await?;
             continue;
