@@ -12,7 +12,8 @@ pub fn run(mut data: &[u8]) {
     match choice >> 1 & 3 {
         0 => advertisement(data),
         1 => {
-            let Some((refs, _)) = parse_answer(data, hash).ok().and_then(|lines| to_refs(lines, hash).ok()) else {
+            let Some((refs, _)) = parse_answer(data, hash).ok().and_then(|lines| to_refs(lines, hash).ok())
+            else {
                 return;
             };
             shown_and_stored(&refs);

@@ -25,6 +25,7 @@ pub mod graph;
 pub mod index;
 mod joins;
 pub mod layer;
+mod layout;
 mod lru;
 pub mod meter;
 pub mod negotiate;

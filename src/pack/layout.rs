@@ -1,0 +1,350 @@
+//! The layout of a plan: where entries lie in the answer, and how each names its base.
+//!
+//! Entries are laid out one after the other, each behind its base. Runs of neighbours whose distances are as stored are
+//! copied as they are; other headers are written anew, or left to the sender where the distance is not known yet.
+//!
+//! Relies on: an order without cycles, and on objects packed anew standing in front. Elsewhere: which objects these are
+//! (`plan`), stating the distances that are left (`send`).
+use gix_hash::Kind as HashKind;
+
+use super::entry::{self, Header, RawKind};
+use super::graph::NONE;
+use super::graph::view::GraphEntry;
+use super::set::{GidMap, GidSet, Gids};
+use super::{Gid, Stack};
+
+/// A piece of a pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Segment {
+    /// Bytes `start..start + len` of the pack of a layer.
+    Copy {
+        /// Index of the layer in the stack.
+        layer: u32,
+        /// First byte in that pack.
+        start: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// Bytes `start..start + len` of [`Plan::literals`].
+    Literal {
+        /// First byte.
+        start: u32,
+        /// Number of bytes.
+        len: u32,
+    },
+    /// An object, packed anew when it is sent.
+    Anew {
+        /// The object.
+        gid: Gid,
+        /// Which of [`Plan::joins`] it may be a delta by; none sends it whole.
+        join: Option<u32>,
+        /// The number, among the objects packed anew, of what it leans on, if it is to name that by distance.
+        base: Option<u32>,
+        /// Whether something names it by distance.
+        is_base: bool,
+    },
+    /// The header of a delta by distance on an object packed anew; its data follow.
+    OnAnew {
+        /// The number of the base among the objects packed anew.
+        base: u32,
+        /// Bytes of the inflated delta.
+        size: u64,
+        /// The length that the layout counts for the header.
+        planned: u8,
+    },
+    /// The header of a delta by distance whose base lies before a header of unknown length; its data follow.
+    Across {
+        /// Where the base is laid out, counted from behind the objects packed anew.
+        base: u64,
+        /// Bytes of the inflated delta.
+        size: u64,
+        /// The length that the layout counts for the header.
+        planned: u8,
+    },
+}
+
+/// A pack without its trailer, as a list of segments. The same plan always makes the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The pieces in order; the first is the pack header, and what is packed anew comes next.
+    pub segments: Vec<Segment>,
+    /// Headers that differ from the stored ones.
+    pub literals: Vec<u8>,
+    /// Number of objects.
+    pub objects: u32,
+    /// For objects packed anew as deltas: the object and those that join it to one that the client has or that was
+    /// packed anew before, which is the last. Of each two neighbours one is stored as a delta on the other, or there are
+    /// these two alone.
+    pub joins: Vec<Vec<Gid>>,
+    /// Number of objects packed anew.
+    pub anew: u32,
+    /// The most bytes of memory that packing one of them anew takes ([`super::encode::room`]).
+    pub room: u64,
+    /// The hash of the repository, and of the trailer.
+    pub hash: HashKind,
+    /// Length of the pack in bytes, trailer included, without the objects packed anew; headers whose length is not known
+    /// yet count as they are laid out.
+    pub known_len: u64,
+}
+
+impl Plan {
+    /// Gives about how many bytes of memory it takes.
+    pub fn bytes(&self) -> u64 {
+        let joins = self.joins.iter().map(|path| size_of_val(&path[..])).sum::<usize>();
+        (self.literals.len() + size_of_val(&self.segments[..]) + joins) as u64
+    }
+}
+
+/// Marks that from a position on, entries of a layer lie `shift` bytes from where they are stored.
+struct Break {
+    position: u32,
+    /// Offset in the answer minus stored offset, wrapping.
+    shift: u64,
+}
+
+/// A plan being made. Offsets count from behind the objects packed anew.
+pub(super) struct Layout<'p> {
+    stack: &'p Stack,
+    chosen: &'p GidSet,
+    /// The objects that are packed anew.
+    anew: &'p GidSet,
+    /// Entries whose base stands behind them in the order of gids.
+    forward: &'p Gids,
+    ofs_delta: bool,
+    pub plan: Plan,
+    pub out: u64,
+    /// Per layer, by position: an entry's offset in the answer is its stored one plus the last shift before it.
+    breaks: Vec<Vec<Break>>,
+    /// Layer and position that would continue the last entry.
+    next: (usize, u32),
+    /// All gids below were laid out, unless packed anew.
+    cursor: Gid,
+    /// Offsets of entries that had to go earlier than their turn.
+    early: GidMap<u64>,
+    /// Where the last header of unknown length stands.
+    late: Option<u64>,
+    scratch: Vec<u8>,
+}
+
+/// How an entry names its base.
+enum Naming {
+    /// As it is stored.
+    Kept,
+    /// By the header that was put into `scratch`.
+    Rewritten,
+    /// By a header that the sender completes, laid out with so many bytes.
+    Late(Segment, u8),
+}
+
+impl<'p> Layout<'p> {
+    /// Starts behind what is packed anew.
+    pub fn new(
+        stack: &'p Stack,
+        chosen: &'p GidSet,
+        (anew, forward): (&'p GidSet, &'p Gids),
+        ofs_delta: bool,
+    ) -> Self {
+        let plan = Plan {
+            segments: Vec::new(),
+            literals: Vec::new(),
+            objects: 0,
+            joins: Vec::new(),
+            anew: 0,
+            room: 0,
+            hash: stack.hash(),
+            known_len: 0,
+        };
+        Self {
+            stack,
+            chosen,
+            anew,
+            forward,
+            ofs_delta,
+            plan,
+            out: 0,
+            breaks: stack.layers().iter().map(|_| Vec::new()).collect(),
+            next: (0, NONE),
+            cursor: 0,
+            early: GidMap::default(),
+            late: None,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Lays out an object at its turn, after the bases that stand behind it.
+    pub fn object(&mut self, gid: Gid, layer: usize, position: u32, entry: &GraphEntry) {
+        self.cursor = gid;
+        if self.early.contains_key(&gid) {
+            return;
+        }
+        if self.forward.contains(&gid) {
+            self.bases_first(gid);
+        }
+        let shift = self.out.wrapping_sub(entry.offset);
+        if let Some(breaks) = self.breaks.get_mut(layer)
+            && (self.next != (layer, position) || breaks.last().is_none_or(|last| last.shift != shift))
+        {
+            breaks.push(Break { position, shift });
+        }
+        self.next = (layer, position + 1);
+        self.entry(layer, entry, self.ofs_delta);
+    }
+
+    /// Lays out the chain of bases of `gid` that were not laid out yet, the deepest first.
+    fn bases_first(&mut self, gid: Gid) {
+        let mut chain = Vec::new();
+        let mut at = gid;
+        while let Some(base) = self.stack.entry(at).base
+            && base > self.cursor
+            && self.chosen.contains(base)
+            && !self.anew.contains(base)
+            && !self.early.contains_key(&base)
+        {
+            chain.push(base);
+            at = base;
+        }
+        while let Some(base) = chain.pop() {
+            let (layer, position) = self.stack.layer_of(base);
+            let entry = self.stack.layers().get(layer).and_then(|held| held.graph.entry(position));
+            if let Some(entry) = entry {
+                self.early.insert(base, self.out);
+                self.next = (0, NONE);
+                self.entry(layer, &entry, false);
+            }
+        }
+    }
+
+    /// Lays out one entry. With `in_run`, a base at or behind the layer's last break is part of the
+    /// same unbroken run, so the distance to it is what it was.
+    fn entry(&mut self, layer: usize, entry: &GraphEntry, in_run: bool) {
+        let naming = match (entry.raw, entry.base) {
+            (RawKind::Whole, _) | (_, None) => Naming::Kept,
+            (RawKind::OfsDelta, Some(base)) if in_run && self.is_run(layer, base) => Naming::Kept,
+            (_, Some(base)) => self.naming(layer, entry, base),
+        };
+        let data = entry.offset + u64::from(entry.header_len);
+        match naming {
+            Naming::Kept => self.copy(layer, entry.offset, entry.end),
+            Naming::Rewritten => {
+                let header = std::mem::take(&mut self.scratch);
+                self.literal(&header);
+                self.scratch = header;
+                self.copy(layer, data, entry.end);
+            }
+            Naming::Late(header, planned) => {
+                self.late = Some(self.out);
+                self.out += u64::from(planned);
+                self.plan.segments.push(header);
+                self.copy(layer, data, entry.end);
+                // What follows is at no fixed distance from what stands before.
+                self.next = (0, NONE);
+            }
+        }
+    }
+
+    /// Says whether an entry stands behind the layer's last break.
+    fn is_run(&self, layer: usize, position: u32) -> bool {
+        let last = self.breaks.get(layer).and_then(|breaks| breaks.last());
+        last.is_some_and(|last| position >= last.position)
+    }
+
+    /// Finds how the next entry, a delta, names its base.
+    fn naming(&mut self, layer: usize, entry: &GraphEntry, base: u32) -> Naming {
+        let gid = self.stack.canonical(layer, base);
+        let size = entry.entry_size;
+        let laid = self.offset_of(gid).filter(|_| self.ofs_delta);
+        let header = match laid {
+            Some(base) => Header::OfsDelta { distance: self.out - base },
+            None => {
+                let number = if self.ofs_delta { self.number_of(gid) } else { None };
+                if let Some(base) = number {
+                    let planned = self.planned(self.out + 1, size);
+                    return Naming::Late(Segment::OnAnew { base, size, planned }, planned);
+                }
+                Header::RefDelta { base: self.stack.oid(gid) }
+            }
+        };
+        if let (Header::OfsDelta { distance }, Some(base)) = (header, laid)
+            && self.late.is_some_and(|late| late >= base)
+        {
+            let planned = self.planned(distance, size);
+            return Naming::Late(Segment::Across { base, size, planned }, planned);
+        }
+        let stored = self.stack.layers().get(layer).and_then(|held| held.graph.offset(base));
+        let is_stored = match (header, entry.raw) {
+            (Header::OfsDelta { distance }, RawKind::OfsDelta) => {
+                stored.is_some_and(|stored| distance == entry.offset - stored)
+            }
+            (Header::RefDelta { .. }, RawKind::RefDelta) => true,
+            _ => false,
+        };
+        if is_stored {
+            return Naming::Kept;
+        }
+        self.scratch.clear();
+        entry::encode(&header, size, &mut self.scratch);
+        Naming::Rewritten
+    }
+
+    /// The length of the header of a delta by distance.
+    fn planned(&mut self, distance: u64, size: u64) -> u8 {
+        self.scratch.clear();
+        entry::encode(&Header::OfsDelta { distance }, size, &mut self.scratch);
+        self.scratch.len() as u8
+    }
+
+    /// Finds the number of an object among those packed anew, and notes that it is named by distance.
+    pub fn number_of(&mut self, gid: Gid) -> Option<u32> {
+        let segments = self.plan.segments.get_mut(1..=self.plan.anew as usize)?;
+        let gid_of = |segment: &Segment| match segment {
+            Segment::Anew { gid, .. } => *gid,
+            _ => NONE,
+        };
+        let number = segments.binary_search_by_key(&gid, gid_of).ok()?;
+        if let Some(Segment::Anew { is_base, .. }) = segments.get_mut(number) {
+            *is_base = true;
+        }
+        Some(number as u32)
+    }
+
+    /// Where an object was laid out; `None` if it was packed anew or is not in the answer.
+    fn offset_of(&self, gid: Gid) -> Option<u64> {
+        if !self.chosen.contains(gid) || self.anew.contains(gid) {
+            return None;
+        }
+        if let Some(&offset) = self.early.get(&gid) {
+            return Some(offset);
+        }
+        let (layer, position) = self.stack.layer_of(gid);
+        let breaks = self.breaks.get(layer)?;
+        let last = breaks.get(breaks.partition_point(|at| at.position <= position).checked_sub(1)?)?;
+        let stored = self.stack.layers().get(layer)?.graph.offset(position)?;
+        Some(stored.wrapping_add(last.shift)).filter(|&offset| offset < self.out)
+    }
+
+    fn copy(&mut self, layer: usize, start: u64, end: u64) {
+        self.out += end - start;
+        if let Some(Segment::Copy { layer: last, start: from, len }) = self.plan.segments.last_mut()
+            && *last as usize == layer
+            && *from + *len == start
+        {
+            *len += end - start;
+            return;
+        }
+        self.plan.segments.push(Segment::Copy { layer: layer as u32, start, len: end - start });
+    }
+
+    /// Lays out bytes that are no stored ones.
+    pub fn literal(&mut self, bytes: &[u8]) {
+        self.out += bytes.len() as u64;
+        let start = self.plan.literals.len() as u32;
+        self.plan.literals.extend_from_slice(bytes);
+        if let Some(Segment::Literal { start: from, len }) = self.plan.segments.last_mut()
+            && *from + *len == start
+        {
+            *len += bytes.len() as u32;
+            return;
+        }
+        self.plan.segments.push(Segment::Literal { start, len: bytes.len() as u32 });
+    }
+}
