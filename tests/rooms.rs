@@ -7,7 +7,9 @@ use super::{code, is_for_tests, name, sources, without_tests, words};
 /// The rooms from the outside in: each uses only rooms behind it.
 const ORDER: &[&str] = &[
     "cli",
+    "node",
     "serve",
+    "answer",
     "mirror",
     "config",
     "primary",

@@ -1,10 +1,14 @@
-//! One node from start to end: opens bucket, cache and primary, listens, keeps repositories true, drains.
+//! A node out of settings, from start to end: opens bucket, cache and primary, listens, keeps repositories true, drains.
 //!
 //! The store is probed before anything is believed of it. While it cannot be reached the node is not ready and passes
 //! requests on; a store that fails the probe (it ignores create-if-absent, say) ends the node with an explanation.
+//!
+//! - `parts`: bucket, cache and primary. `measure`: gauges.
+
+mod measure;
+mod parts;
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -14,65 +18,23 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
-use crate::local::{Local, LocalOptions};
 use crate::mirror::Mirror;
-use crate::mirror::health::RepoHealth;
-use crate::mirror::repo::Phase;
-use crate::primary::{BadCredential, Credential, Grants, Location, Primary, PrimarySettings};
+use crate::node::measure::measure;
+use crate::primary::Grants;
 use crate::serve::app::App;
 use crate::serve::listen;
-use crate::store::{Bucket, StoreOptions};
-use crate::telemetry::metrics::{self as names, Recorder};
+use crate::telemetry::metrics::Recorder;
+
+pub use parts::{bucket, credential, local, primary};
 
 /// How long workers get to reach a safe point after the last request.
 const LAST_WORK: Duration = Duration::from_secs(5);
 /// How often the order in which the cache is used is remembered; also when the node ends.
 const REMEMBER_EVERY: Duration = Duration::from_secs(600);
+/// How often a node writes its health into the bucket, for `packmirror status`.
+const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How often a store that does not answer is tried again at start.
 const STORE_PAUSE: Duration = Duration::from_secs(5);
-
-/// Opens the bucket that the settings name.
-pub async fn bucket(settings: &Settings) -> anyhow::Result<Bucket> {
-    let options = StoreOptions {
-        endpoint: settings.s3.endpoint.clone(),
-        region: settings.s3.region.clone(),
-        path_style: settings.s3.path_style.then_some(true),
-        allow_http: settings.s3.allow_http,
-        ..StoreOptions::default()
-    };
-    Bucket::open(&settings.store, &options)
-        .await
-        .with_context(|| format!("opening the store {}", settings.store))
-}
-
-/// Takes the service credential that the settings hold or name, if any; it is checked now.
-pub async fn credential(settings: &Settings) -> Result<Option<Credential>, BadCredential> {
-    match (settings.credential(), &settings.credential_file) {
-        (Some(secret), _) => Credential::fixed(secret.clone()).map(Some),
-        (None, Some(path)) => Credential::file(path).await.map(Some),
-        (None, None) => Ok(None),
-    }
-}
-
-/// Opens the primary that the settings name, with the service credential.
-pub async fn primary(settings: &Settings) -> anyhow::Result<Primary> {
-    let location = Location::parse(settings.primary()?, settings.insecure_primary)?;
-    let mut to = PrimarySettings::new(location);
-    to.credential = credential(settings).await?;
-    to.ca_file = settings.primary_ca_file.clone();
-    to.allow_push = settings.allow_push;
-    to.timeouts.connect = settings.primary_connect_timeout;
-    to.timeouts.idle = settings.primary_read_timeout;
-    Ok(Primary::open(to).await?)
-}
-
-/// Opens this node's cache in `dir`.
-pub async fn local(settings: &Settings, dir: &Path, bucket: &Bucket) -> anyhow::Result<Local> {
-    let options = LocalOptions { max_bytes: settings.cache_max, ..LocalOptions::default() };
-    let (dir, bucket) = (dir.to_owned(), bucket.clone());
-    // It lists the directory and may replay an index.
-    Ok(tokio::task::spawn_blocking(move || Local::open(&dir, &options, bucket)).await??)
-}
 
 /// Runs a node until `stop`; `bound` is told the address once it listens.
 pub async fn run(
@@ -175,29 +137,3 @@ async fn keep(app: App, mut sound: bool, stop: CancellationToken) -> anyhow::Res
         }
     }
 }
-
-/// Sets what is measured rather than counted.
-fn measure(mirror: &Mirror) {
-    let cache = mirror.local.stats();
-    metrics::gauge!(names::CACHE_BYTES).set(cache.bytes as f64);
-    let unusable = ("unusable", cache.unusable);
-    for (result, n) in [("hit", cache.hits), ("miss", cache.misses), ("damaged", cache.damaged), unusable] {
-        metrics::counter!(names::CACHE_REQUESTS, "result" => result).absolute(n);
-    }
-    let health: Vec<RepoHealth> = mirror.repos().iter().map(|repo| RepoHealth::of(repo)).collect();
-    for (state, phase) in [
-        ("new", Phase::New),
-        ("syncing", Phase::Syncing),
-        ("current", Phase::Current),
-        ("failing", Phase::Failing),
-        ("gone", Phase::Gone),
-    ] {
-        let n = health.iter().filter(|repo| repo.phase == phase).count();
-        metrics::gauge!(names::REPOS, "state" => state).set(n as f64);
-    }
-    let waiting = health.iter().filter(|repo| repo.error.is_some()).count();
-    metrics::gauge!(names::BACKOFF_REPOS).set(waiting as f64);
-}
-
-/// How often a node writes its health into the bucket, for `packmirror status`.
-const HEARTBEAT: Duration = Duration::from_secs(30);

@@ -1,0 +1,53 @@
+//! The parts of a node, each out of the settings: commands that need only some of them use these too.
+
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::config::Settings;
+use crate::local::{Local, LocalOptions};
+use crate::primary::{BadCredential, Credential, Location, Primary, PrimarySettings};
+use crate::store::{Bucket, StoreOptions};
+
+/// Opens the bucket that the settings name.
+pub async fn bucket(settings: &Settings) -> anyhow::Result<Bucket> {
+    let options = StoreOptions {
+        endpoint: settings.s3.endpoint.clone(),
+        region: settings.s3.region.clone(),
+        path_style: settings.s3.path_style.then_some(true),
+        allow_http: settings.s3.allow_http,
+        ..StoreOptions::default()
+    };
+    Bucket::open(&settings.store, &options)
+        .await
+        .with_context(|| format!("opening the store {}", settings.store))
+}
+
+/// Takes the service credential that the settings hold or name, if any; it is checked now.
+pub async fn credential(settings: &Settings) -> Result<Option<Credential>, BadCredential> {
+    match (settings.credential(), &settings.credential_file) {
+        (Some(secret), _) => Credential::fixed(secret.clone()).map(Some),
+        (None, Some(path)) => Credential::file(path).await.map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Opens the primary that the settings name, with the service credential.
+pub async fn primary(settings: &Settings) -> anyhow::Result<Primary> {
+    let location = Location::parse(settings.primary()?, settings.insecure_primary)?;
+    let mut to = PrimarySettings::new(location);
+    to.credential = credential(settings).await?;
+    to.ca_file = settings.primary_ca_file.clone();
+    to.allow_push = settings.allow_push;
+    to.timeouts.connect = settings.primary_connect_timeout;
+    to.timeouts.idle = settings.primary_read_timeout;
+    Ok(Primary::open(to).await?)
+}
+
+/// Opens this node's cache in `dir`.
+pub async fn local(settings: &Settings, dir: &Path, bucket: &Bucket) -> anyhow::Result<Local> {
+    let options = LocalOptions { max_bytes: settings.cache_max, ..LocalOptions::default() };
+    let (dir, bucket) = (dir.to_owned(), bucket.clone());
+    // It lists the directory and may replay an index.
+    Ok(tokio::task::spawn_blocking(move || Local::open(&dir, &options, bucket)).await??)
+}
