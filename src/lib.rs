@@ -8,6 +8,7 @@
 //! - [`node`]: a node out of settings, from start to end.
 //! - [`serve`]: Git over HTTP for clients, health, metrics.
 //! - [`answer`]: from a request to a decision: send this, refuse, leave it to the primary.
+//! - [`work`]: what changes the bucket: syncs, repairs.
 //! - [`mirror`]: the heart: an open repository, sync, comparison, freshness.
 //! - [`primary`], [`local`], [`store`]: the other end, this node's memory, the bucket.
 //! - [`pack`], [`git`]: what is inside a pack; Git's protocol. Pure: bytes in, values out.
@@ -28,6 +29,7 @@ pub mod store;
 pub mod telemetry;
 pub mod text;
 pub mod umask;
+pub mod work;
 
 #[cfg(test)]
 #[path = "../tests/seed/mod.rs"]

@@ -9,6 +9,7 @@ const ORDER: &[&str] = &[
     "cli",
     "node",
     "serve",
+    "work",
     "answer",
     "mirror",
     "config",
@@ -32,6 +33,9 @@ const APART: &[(&str, &[&str])] = &[
     ("primary", &["pack", "git", "telemetry", "retry", "text", "umask"]),
     ("store", &["git", "folder", "retry", "text"]),
 ];
+
+/// Rooms beside each other: a node may have one without the other.
+const NEVER: &[(&str, &str)] = &[("serve", "work")];
 
 /// Arrows that point up until what they need has moved: from, to, why.
 const DEBTS: &[(&str, &str, &str)] = &[];
@@ -93,7 +97,9 @@ fn wrong(arrows: &BTreeMap<(String, String), String>) -> Vec<String> {
     let mut wrong = Vec::new();
     for ((from, to), path) in arrows {
         let is_debt = DEBTS.iter().any(|(f, t, _)| f == from && t == to);
+        let beside = NEVER.contains(&(from.as_str(), to.as_str()));
         let fits = match (rank(from), rank(to)) {
+            _ if beside => false,
             (Some(from), Some(to)) => from < to,
             _ => false,
         };
@@ -103,6 +109,17 @@ fn wrong(arrows: &BTreeMap<(String, String), String>) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// Packs are opened with a grant, but for the node's own work.
+#[test]
+fn only_work_reads_packs_without_a_grant() {
+    let readers = sources("src").into_iter().filter(|(_, text)| text.contains("blocks_for_work"));
+    let strangers: Vec<String> = readers
+        .map(|(path, _)| path)
+        .filter(|path| !path.starts_with("src/work/") && path != "src/mirror/snapshot.rs")
+        .collect();
+    assert_eq!(strangers, [""; 0]);
 }
 
 #[test]

@@ -16,6 +16,7 @@ const RECURSIVE: &[(&str, &str, &str)] = &[
     ("src/git/filter.rs", "parse_combine", MAX_NESTING),
     ("src/git/filter.rs", "Filter::put", MAX_NESTING),
     ("src/git/filter.rs", "Filter::spec", MAX_NESTING),
+    ("src/git/filter.rs", "Filter::names_a_blob", MAX_NESTING),
     (
         "src/config/layers.rs",
         "Layer::walk",

@@ -15,9 +15,10 @@ use crate::config::Loaded;
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::mirror::repo::Repo;
-use crate::mirror::sync::{SyncError, Synced, sync};
 use crate::node;
 use crate::text::chain;
+use crate::work::Work;
+use crate::work::sync::{SyncError, Synced, sync};
 
 /// How often the progress is looked at.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
@@ -55,12 +56,12 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     bucket.ensure_format().await.map_err(Failure::store)?;
     let repos = if named.is_empty() { bucket.repos().await.map_err(Failure::store)? } else { named };
     let at_once = settings.max_syncs.max(1);
-    let mirror = Mirror::new(settings, bucket, local, primary, CancellationToken::new())?;
-    mirror.store_is_sound();
+    let work = Work::new(Mirror::new(settings, bucket, local, primary, CancellationToken::new())?);
+    work.store_is_sound();
     let board = Board::new();
     let mut results: Vec<(RepoPath, Result<Synced, SyncError>)> = futures::stream::iter(repos)
         .map(|path| async {
-            let result = one(&mirror, &path, &board.task(path.as_str())).await;
+            let result = one(&work, &path, &board.task(path.as_str())).await;
             (path, result)
         })
         .buffer_unordered(at_once)
@@ -90,14 +91,14 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
 }
 
 /// Syncs one repository and shows how far it is.
-async fn one(mirror: &Arc<Mirror>, path: &RepoPath, task: &Task) -> Result<Synced, SyncError> {
+async fn one(work: &Work, path: &RepoPath, task: &Task) -> Result<Synced, SyncError> {
     let repo = Arc::new(Repo::new(path.clone()));
-    let mut work = std::pin::pin!(sync(mirror, &repo, true));
+    let mut syncing = std::pin::pin!(sync(work, &repo, true));
     let mut shown = String::new();
     let mut tick = tokio::time::interval(SHOW_EVERY);
     let result = loop {
         tokio::select! {
-            result = &mut work => break result,
+            result = &mut syncing => break result,
             _ = tick.tick() => {
                 let stage = repo.health().stage.clone();
                 let stage = stage.split(':').next().unwrap_or_default().to_owned();

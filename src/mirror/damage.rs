@@ -45,7 +45,7 @@ pub struct Damage {
 
 impl Damage {
     /// Notes what is wrong, and says whether any of it is new.
-    pub(super) fn note(&mut self, faults: Vec<(BlobRef, Fault)>) -> bool {
+    pub fn note(&mut self, faults: Vec<(BlobRef, Fault)>) -> bool {
         let mut is_new = false;
         for (blob, fault) in faults {
             let fault = if self.whole.contains(&blob.id) { Fault::Useless } else { fault };
@@ -55,7 +55,7 @@ impl Damage {
     }
 
     /// Says whether anything was reported that may still be so.
-    pub(super) fn is_known(&self) -> bool {
+    pub fn is_known(&self) -> bool {
         !self.blobs.is_empty()
     }
 
@@ -73,7 +73,7 @@ impl Damage {
     }
 
     /// Takes note that everything was made anew and published as `generation`.
-    pub(super) fn repaired(&mut self, generation: &Generation) {
+    pub fn repaired(&mut self, generation: &Generation) {
         self.repaired = Some(Instant::now());
         self.keep(Some(generation));
     }
@@ -114,11 +114,7 @@ pub fn faults(generation: &Generation, error: &(dyn Error + 'static)) -> Vec<(Bl
 
 /// Says whether anything that was reported is still wrong with the newest generation, and forgets what is not. Blobs that
 /// were lost are read in full: somebody may have brought them back.
-pub(super) async fn stands(
-    mirror: &Mirror,
-    repo: &Repo,
-    newest: Option<&Generation>,
-) -> Result<bool, StoreError> {
+pub async fn stands(mirror: &Mirror, repo: &Repo, newest: Option<&Generation>) -> Result<bool, StoreError> {
     let (reported, repaired) = {
         let mut damage = repo.damage();
         damage.keep(newest);
@@ -173,7 +169,7 @@ mod tests {
             Box::new(io::Error::other(lost(&pack))),
             Box::new(TreeError::Decode(read())),
             Box::new(WriteError::Read(io::Error::other(lost(&pack)))),
-            Box::new(crate::mirror::ingest::IngestError::Index(IndexError::Base { base, error: read() })),
+            Box::new(IndexError::Base { base, error: read() }),
         ];
         for error in errors {
             assert_eq!(faults(&record, &*error), [(pack, Fault::Lost)], "{error}");

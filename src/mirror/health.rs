@@ -87,7 +87,7 @@ impl Mirror {
 }
 
 /// Shortens what somebody wrote to what a line can show.
-pub(super) fn cut(text: &mut String) {
+pub fn cut(text: &mut String) {
     if let Some((end, _)) = text.char_indices().nth(MOST_TEXT) {
         text.truncate(end);
     }

@@ -95,13 +95,13 @@ impl Mirror {
     }
 
     /// Remembers what is known of a repository now.
-    pub(super) fn remember(&self, repo: &Repo) {
+    pub fn remember(&self, repo: &Repo) {
         let now = Remembered::of(repo);
         self.local.index().put(REPOS, repo.path.as_str(), &now);
     }
 
     /// Forgets a repository that is not mirrored any more.
-    pub(super) fn unlearn(&self, path: &RepoPath) {
+    pub fn unlearn(&self, path: &RepoPath) {
         self.local.index().remove(REPOS, path.as_str());
     }
 }

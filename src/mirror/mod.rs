@@ -1,67 +1,48 @@
-//! The heart: the repositories of this node, each with its open snapshot and its worker.
+//! The heart: the repositories of this node, and what is known of each.
 //!
-//! - [`snapshot`]: one published state, open for reading. `newest`: how it is found. [`blocks`]: the bytes of its packs.
-//! - [`repo`]: a repository's newest snapshot and its health. [`worker`]: the loop that keeps it true.
-//! - [`sync`]: one comparison and what follows. `receive`: a pack comes in. [`ingest`]: it becomes a layer. `publish`: its generation.
-//! - [`damage`]: what is wrong with stored data. `claim`: which node makes it anew. `regraph`: graphs of an older version, built again.
-//! - [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
-//! - [`trouble`]: repositories that cannot be taken in.
-//! - [`opening`]: what the bucket holds is opened. [`newcomers`]: how many repositories are taken up. `names`: under which names.
-//! - `memory`: what of it outlives a restart.
+//! - [`repo`]: a repository's newest snapshot and its health. [`snapshot`]: one published state, open for reading.
+//!   [`blocks`]: the bytes of its packs. [`damage`]: what is wrong with them.
+//! - [`opening`]: what the bucket holds is opened. [`newest`]: the newest record. `memory`: what of it outlives a restart.
+//! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
 //! - [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
 //!
-//! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: HTTP and clients (`serve`).
+//! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: what
+//! changes the bucket (`work`), HTTP and clients (`serve`).
 
 pub mod blocks;
-mod claim;
-pub mod cost;
 pub mod damage;
 pub mod export;
 pub mod health;
-pub mod ingest;
-pub mod lanes;
 mod memory;
 mod names;
 pub mod newcomers;
-mod newest;
+pub mod newest;
 pub mod opening;
-mod publish;
-mod receive;
-mod regraph;
 pub mod repo;
 pub mod snapshot;
-pub mod sync;
-pub mod trouble;
-pub mod worker;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::budget::Budget;
 use crate::config::{ConfigError, Selection, Settings};
 use crate::git::path::RepoPath;
 use crate::local::Local;
-use crate::mirror::lanes::Lanes;
 use crate::mirror::names::{Repos, folded};
 use crate::mirror::newcomers::Newcomers;
+use crate::mirror::newest::NotFound;
 use crate::mirror::opening::Opening;
 use crate::mirror::repo::Repo;
-use crate::mirror::sync::SyncError;
-use crate::mirror::trouble::LONGEST;
 use crate::primary::{Naming, Primary};
-use crate::retry::Policy;
 use crate::store::{Bucket, nonce};
 
 /// A repository from which no client was served for so long is closed.
 const IDLE: Duration = Duration::from_secs(1800);
-/// The bound of the wait after a first failed sync; it doubles up to the interval of comparisons.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// At most this many repositories wait to be taken up; others come when they are asked for again.
 const MOST_COMING: usize = 1000;
 /// How long after a question in vain the primary is asked again what kind of host it is.
@@ -83,12 +64,9 @@ pub struct Mirror {
     pub primary: Primary,
     node: String,
     selection: Selection,
-    backoff: Policy,
-    /// The pace of fetches that would fail again.
-    patience: Policy,
-    lanes: Lanes,
-    /// What all syncs may hold together.
-    sync_memory: Budget,
+    /// Where repositories that are entered here are told of, and the other end until somebody takes it.
+    enter: mpsc::UnboundedSender<Arc<Repo>>,
+    entered: Mutex<Option<mpsc::UnboundedReceiver<Arc<Repo>>>>,
     newcomers: Newcomers,
     /// How the host names repositories; held while it is asked.
     naming: tokio::sync::Mutex<Asked>,
@@ -117,16 +95,12 @@ impl Mirror {
         primary: Primary,
         stop: CancellationToken,
     ) -> Result<Arc<Self>, ConfigError> {
-        let backoff = Policy::new(FIRST_BACKOFF, settings.compare_every.max(FIRST_BACKOFF));
-        let patience = settings.compare_every.max(FIRST_BACKOFF).saturating_mul(2);
-        let patience = Policy::new(patience, LONGEST);
+        let (enter, entered) = mpsc::unbounded_channel();
         Ok(Arc::new(Self {
             node: nonce(),
             selection: settings.selection()?,
-            backoff,
-            patience,
-            lanes: Lanes::closed(),
-            sync_memory: Budget::new(settings.limits.sync_memory, "limits.sync_memory"),
+            enter,
+            entered: Mutex::new(Some(entered)),
             newcomers: Newcomers::new(settings.max_new_per_minute, settings.max_repositories),
             naming: tokio::sync::Mutex::default(),
             repos: Mutex::default(),
@@ -141,9 +115,9 @@ impl Mirror {
         }))
     }
 
-    /// Lets syncs begin: the store has shown that it keeps its promises. Before that nothing is written.
-    pub fn store_is_sound(&self) {
-        self.lanes.open(self.settings.max_syncs);
+    /// The repositories as they are entered, for the one who works for them; `None` if somebody has taken it already.
+    pub fn entered(&self) -> Option<mpsc::UnboundedReceiver<Arc<Repo>>> {
+        self.entered.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Says whether the settings select this repository for mirroring.
@@ -257,26 +231,27 @@ impl Mirror {
     }
 
     /// Lets go of a repository that its worker has given up.
-    pub(in crate::mirror) fn forget(&self, repo: &Arc<Repo>) {
+    pub fn forget(&self, repo: &Arc<Repo>) {
         let mut repos = self.lock_repos();
         if repos.by_path.get(&repo.path).is_some_and(|known| Arc::ptr_eq(known, repo)) {
             repos.remove(&repo.path);
         }
     }
 
-    /// Enters the repository, unless somebody was faster, and starts its worker.
+    /// Enters the repository, unless somebody was faster, and tells the one who works for it.
     fn start(self: &Arc<Self>, repo: Arc<Repo>) -> Arc<Repo> {
         let mut repos = self.lock_repos();
         if let Some(known) = repos.get(&repo.path) {
             return Arc::clone(known);
         }
         repos.insert(Arc::clone(&repo));
-        self.tasks.spawn(worker::run(Arc::clone(self), Arc::clone(&repo), self.stop.clone()));
+        // Nobody listens on a node that only serves.
+        let _ = self.enter.send(Arc::clone(&repo));
         repo
     }
 
     /// Opens what the bucket holds already, so that comparisons begin without waiting for clients.
-    pub async fn take_up_all(self: &Arc<Self>) -> Result<usize, SyncError> {
+    pub async fn take_up_all(self: &Arc<Self>) -> Result<usize, NotFound> {
         // What is known here costs no look: with thousands of repositories that is all but a few.
         let paths = self.bucket.repos_beside(&self.keys()).await?;
         let mut taken = 0;
@@ -305,11 +280,11 @@ impl Mirror {
     }
 
     /// When a worker that has just started compares for the first time: spread over one interval.
-    fn first_comparison(&self) -> Duration {
+    pub fn first_comparison(&self) -> Duration {
         self.settings.compare_every.mul_f64(rand::random::<f64>())
     }
 
-    /// Waits until all workers have ended; `stop` must be cancelled before.
+    /// Waits until what runs behind requests has ended; `stop` must be cancelled before.
     pub async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;

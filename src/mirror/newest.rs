@@ -10,13 +10,34 @@ use gix_hash::ObjectId;
 use crate::mirror::Mirror;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::{OpenError, Snapshot};
-use crate::mirror::sync::SyncError;
-use crate::store::Generation;
+use crate::store::{Generation, StoreError};
 use crate::text::chain;
+
+/// Why the newest state that is published is not open.
+#[derive(Debug, thiserror::Error)]
+pub enum NotFound {
+    /// The bucket could not be read.
+    #[error("the bucket: {0}")]
+    Store(#[from] StoreError),
+    /// The published generation cannot be opened just now.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store's prefix belongs to the mirror of another host: paths alone do not tell their repositories apart.
+    #[error(
+        "this store holds the mirror of {found}: give each primary a prefix of its own (--store …/PREFIX)"
+    )]
+    OtherPrimary {
+        /// The primary whose state is published there.
+        found: String,
+    },
+    /// The node is shutting down.
+    #[error("stopped")]
+    Stopped,
+}
 
 impl Mirror {
     /// Opens the newest generation of the bucket, if it is newer than what is open.
-    pub async fn refresh(&self, repo: &Repo) -> Result<Option<Arc<Snapshot>>, SyncError> {
+    pub async fn refresh(&self, repo: &Repo) -> Result<Option<Arc<Snapshot>>, NotFound> {
         match self.newest(repo).await? {
             Some(generation) => match self.open(repo, generation).await {
                 Ok(snapshot) => Ok(Some(snapshot)),
@@ -33,7 +54,7 @@ impl Mirror {
     }
 
     /// The newest published record, that of the open snapshot if none is newer.
-    pub(super) async fn newest(&self, repo: &Repo) -> Result<Option<Generation>, SyncError> {
+    pub async fn newest(&self, repo: &Repo) -> Result<Option<Generation>, NotFound> {
         let open = repo.snapshot();
         let newer = match &open {
             Some(open) => self.bucket.after(&repo.path, open.generation.number).await?,
@@ -42,14 +63,14 @@ impl Mirror {
         let newest = newer.or_else(|| open.map(|open| open.generation.clone()));
         match newest {
             Some(found) if found.primary != self.primary.name() => {
-                Err(SyncError::OtherPrimary { found: found.primary })
+                Err(NotFound::OtherPrimary { found: found.primary })
             }
             newest => Ok(newest),
         }
     }
 
     /// Opens a generation, unless it or a newer one is open; what is wrong with its data is reported.
-    pub(super) async fn open(&self, repo: &Repo, generation: Generation) -> Result<Arc<Snapshot>, OpenError> {
+    pub async fn open(&self, repo: &Repo, generation: Generation) -> Result<Arc<Snapshot>, OpenError> {
         let open = repo.snapshot();
         if let Some(open) = open.clone().filter(|open| open.generation.number >= generation.number) {
             return Ok(open);

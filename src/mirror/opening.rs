@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
+use crate::mirror::newest::NotFound;
 use crate::mirror::repo::Repo;
-use crate::mirror::sync::SyncError;
 use crate::store::StoreError;
 
 /// How long "the bucket has no such repository" is believed before the bucket is listed again.
@@ -30,7 +30,7 @@ pub(super) enum Opening {
     /// It has it; its layers are being opened.
     Found,
     /// It has ended.
-    Done(Result<Option<Arc<Repo>>, Arc<SyncError>>),
+    Done(Result<Option<Arc<Repo>>, Arc<NotFound>>),
 }
 
 /// Why a repository is not open.
@@ -41,7 +41,7 @@ pub enum NotOpen {
     Opening,
     /// The bucket could not be read.
     #[error(transparent)]
-    Failed(Arc<SyncError>),
+    Failed(Arc<NotFound>),
 }
 
 impl From<StoreError> for NotOpen {
@@ -108,7 +108,7 @@ impl Mirror {
         self.tasks.spawn(async move {
             let work = mirror.stop.run_until_cancelled(mirror.look_into_bucket(&path, &tell)).await;
             mirror.opening.lock().unwrap_or_else(PoisonError::into_inner).remove(&path);
-            tell.send_replace(Opening::Done(work.unwrap_or(Err(SyncError::Stopped)).map_err(Arc::new)));
+            tell.send_replace(Opening::Done(work.unwrap_or(Err(NotFound::Stopped)).map_err(Arc::new)));
         });
         state
     }
@@ -117,7 +117,7 @@ impl Mirror {
         self: &Arc<Self>,
         path: &RepoPath,
         tell: &watch::Sender<Opening>,
-    ) -> Result<Option<Arc<Repo>>, SyncError> {
+    ) -> Result<Option<Arc<Repo>>, NotFound> {
         if let Some(known) = self.at_hand(path) {
             return Ok(known);
         }

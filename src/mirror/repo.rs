@@ -16,7 +16,6 @@ use crate::git::caps::V2Caps;
 use crate::git::path::RepoPath;
 use crate::mirror::damage::{self, Damage};
 use crate::mirror::snapshot::Snapshot;
-use crate::mirror::trouble::Trouble;
 use crate::store::Generation;
 
 /// What a repository's worker is doing, or how its last comparison with the primary ended.
@@ -132,7 +131,6 @@ pub struct Repo {
     /// The ticket taken when a client was shown a tag that is not published yet.
     tag_news: AtomicU64,
     damage: Mutex<Damage>,
-    trouble: Mutex<Option<Trouble>>,
     received: AtomicU64,
     /// The last attempt failed, or waited long for the primary.
     unwell: AtomicBool,
@@ -155,7 +153,6 @@ impl Repo {
             wake: Notify::new(),
             tag_news: AtomicU64::new(0),
             damage: Mutex::default(),
-            trouble: Mutex::default(),
             received: AtomicU64::new(0),
             unwell: AtomicBool::new(false),
             known: RwLock::new(None),
@@ -174,7 +171,7 @@ impl Repo {
     }
 
     /// Takes note of a record, unless a newer one is known.
-    pub(super) fn know(&self, generation: Generation) {
+    pub fn know(&self, generation: Generation) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.as_ref().is_none_or(|known| known.number < generation.number) {
             *known = Some(Arc::new(generation));
@@ -187,7 +184,7 @@ impl Repo {
     }
 
     /// Closes its snapshot if no client was served from it for so long. Who reads it goes on. Says whether it did.
-    pub(super) fn close_idle(&self, idle: Duration) -> bool {
+    pub fn close_idle(&self, idle: Duration) -> bool {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         used.elapsed() >= idle && current.take().is_some()
@@ -238,7 +235,7 @@ impl Repo {
     }
 
     /// Waits until somebody waits for a ticket of this repository.
-    pub(super) async fn waited_for(&self) {
+    pub async fn waited_for(&self) {
         // An error says that the sender is gone, which `self` holds.
         let _ = self.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
     }
@@ -255,13 +252,8 @@ impl Repo {
     }
 
     /// What is known to be wrong with its stored data; hold it briefly.
-    pub(super) fn damage(&self) -> MutexGuard<'_, Damage> {
+    pub fn damage(&self) -> MutexGuard<'_, Damage> {
         self.damage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Why it could not be taken in; hold it briefly.
-    pub(super) fn trouble(&self) -> MutexGuard<'_, Option<Trouble>> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of the pack that the running sync has received.
@@ -274,26 +266,29 @@ impl Repo {
         !self.unwell.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_well(&self, well: bool) {
+    /// Takes note whether its last attempt went well.
+    pub fn set_well(&self, well: bool) {
         self.unwell.store(!well, Ordering::Relaxed);
     }
 
     /// Settles every ticket, also those that are taken from now on: nobody works for this repository any more.
-    pub(super) fn close(&self) {
+    pub fn close(&self) {
         self.done.send_modify(|done| done.settled = u64::MAX);
     }
 
-    pub(super) async fn woken(&self) {
+    /// Waits until somebody asks ([`Repo::ask`]).
+    pub async fn woken(&self) {
         self.wake.notified().await;
     }
 
-    pub(super) fn begin(&self) -> u64 {
+    /// The last ticket taken so far: what a comparison that begins now answers to.
+    pub fn begin(&self) -> u64 {
         self.asked.load(Ordering::SeqCst)
     }
 
     /// Settles the tickets that were taken before [`Repo::begin`] gave `began`; `well` says that a comparison which asked
     /// the primary after that has ended well.
-    pub(super) fn finish(&self, began: u64, well: bool) {
+    pub fn finish(&self, began: u64, well: bool) {
         self.done.send_modify(|done| {
             done.settled = done.settled.max(began);
             if well {

@@ -134,6 +134,12 @@ impl Snapshot {
         (grant.repo() == &self.generation.repo).then_some(Granted(self))
     }
 
+    /// The bytes of its packs for the node's own work, which answers nobody: only `work` asks for them, as a test of the
+    /// sources holds. For clients there is [`Snapshot::open_packs`].
+    pub fn blocks_for_work(&self) -> &Blocks {
+        &self.blocks
+    }
+
     /// Opens a generation through this node's cache.
     ///
     /// `older` is the snapshot that it follows, if there is one: layers they share are not opened again.
@@ -295,7 +301,7 @@ pub fn publishes(generation: &Generation, seen: &Refs) -> bool {
 
 /// Checks that a graph describes the pack that the record names: its block hashes are all that a pack's bytes are
 /// compared with.
-pub(super) fn belongs(named: &LayerRef, opened: &Layer) -> Result<(), Damaged> {
+pub fn belongs(named: &LayerRef, opened: &Layer) -> Result<(), Damaged> {
     let graph = &opened.graph;
     let same = graph.pack_sha256() == named.pack.id.0
         && graph.pack_len() == named.pack.len
@@ -303,7 +309,8 @@ pub(super) fn belongs(named: &LayerRef, opened: &Layer) -> Result<(), Damaged> {
     if same { Ok(()) } else { Err(Damaged::Mismatch("the pack that the record names")) }
 }
 
-pub(super) fn unusable(what: &'static str, number: u64, reason: &Damaged) -> OpenError {
+/// What a damaged layer means for its generation: one of another version is not damaged.
+pub fn unusable(what: &'static str, number: u64, reason: &Damaged) -> OpenError {
     match *reason {
         Damaged::Version(version) if version > graph::format::VERSION => OpenError::Newer { number, version },
         Damaged::Version(version) => OpenError::Older { number, version },
@@ -311,7 +318,8 @@ pub(super) fn unusable(what: &'static str, number: u64, reason: &Damaged) -> Ope
     }
 }
 
-pub(super) fn object_format(generation: &Generation) -> Result<HashKind, OpenError> {
+/// The hash of a generation's repository.
+pub fn object_format(generation: &Generation) -> Result<HashKind, OpenError> {
     match generation.object_format.as_str() {
         "sha1" => Ok(HashKind::Sha1),
         "sha256" => Ok(HashKind::Sha256),
@@ -324,11 +332,7 @@ pub(super) fn object_format(generation: &Generation) -> Result<HashKind, OpenErr
 }
 
 /// The refs of a generation out of its unpacked blob, checked as if they came from a primary.
-pub(super) fn refs_of(
-    generation: &Generation,
-    hash: HashKind,
-    packed_refs: &[u8],
-) -> Result<Refs, OpenError> {
+pub fn refs_of(generation: &Generation, hash: HashKind, packed_refs: &[u8]) -> Result<Refs, OpenError> {
     let number = generation.number;
     let bad = |reason: String| OpenError::Damaged { what: "the refs", number, reason };
     let refs = Refs::parse_packed_refs(packed_refs, hash).map_err(|e| bad(e.to_string()))?;
@@ -349,7 +353,8 @@ impl BlockHashes for HashesOf {
     }
 }
 
-pub(super) fn pack_blob(pack: &BlobRef, layer: &Arc<Layer>) -> PackBlob {
+/// The pack of an open layer, to be read in blocks.
+pub fn pack_blob(pack: &BlobRef, layer: &Arc<Layer>) -> PackBlob {
     PackBlob {
         blob: *pack,
         block_size: u64::from(layer.graph.block_size()),

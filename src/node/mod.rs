@@ -24,6 +24,7 @@ use crate::primary::Grants;
 use crate::serve::app::App;
 use crate::serve::listen;
 use crate::telemetry::metrics::Recorder;
+use crate::work::Work;
 
 pub use parts::{bucket, credential, local, primary};
 
@@ -49,8 +50,9 @@ pub async fn run(
     let grants = Grants::new(primary.clone(), settings.grant_ttl);
     let (listen, drain) = (settings.listen, settings.drain_timeout);
     // Workers outlive the last request: a push that was just answered is still to be synced.
-    let work = CancellationToken::new();
-    let mirror = Mirror::new(settings, bucket, local, primary, work.clone())?;
+    let last = CancellationToken::new();
+    let mirror = Mirror::new(settings, bucket, local, primary, last.clone())?;
+    let work = Work::new(Arc::clone(&mirror));
     let recorder = Arc::new(recorder);
     let app = App::new(Arc::clone(&mirror), grants, Arc::clone(&recorder));
 
@@ -58,9 +60,10 @@ pub async fn run(
         .await
         .with_context(|| format!("listening on {listen}; choose another address with --listen ADDR:PORT"))?;
     let address = listener.local_addr()?;
-    let sound = probe(&app).await?;
+    let sound = probe(&app, &work).await?;
+    let working = tokio::spawn(Arc::clone(&work).run(last.clone()));
     let upkeep = tokio::spawn(async move { recorder.upkeep().await });
-    let keeping = tokio::spawn(keep(app.clone(), sound, stop.clone()));
+    let keeping = tokio::spawn(keep(app.clone(), Arc::clone(&work), sound, stop.clone()));
     bound(address).context("telling the port")?;
     tracing::info!(
         primary = mirror.primary.name(),
@@ -69,8 +72,12 @@ pub async fn run(
     );
     listen::serve(listener, app, stop.clone(), drain).await?;
 
-    work.cancel();
-    if tokio::time::timeout(LAST_WORK, mirror.ended()).await.is_err() {
+    last.cancel();
+    let ended = async {
+        let _ = working.await;
+        tokio::join!(work.ended(), mirror.ended());
+    };
+    if tokio::time::timeout(LAST_WORK, ended).await.is_err() {
         tracing::warn!(
             "a sync did not reach a safe point in time; what it left is garbage that harms nobody"
         );
@@ -82,7 +89,7 @@ pub async fn run(
 }
 
 /// Tries the store's promises once. False: it does not answer. An error: it answers wrong and must not be used.
-async fn probe(app: &App) -> anyhow::Result<bool> {
+async fn probe(app: &App, work: &Work) -> anyhow::Result<bool> {
     let bucket = &app.mirror.bucket;
     match bucket.probe().await {
         Ok(_) => {}
@@ -93,7 +100,7 @@ async fn probe(app: &App) -> anyhow::Result<bool> {
         Err(failed) => return Err(failed).context("the store cannot be used"),
     }
     bucket.ensure_format().await?;
-    app.mirror.store_is_sound();
+    work.store_is_sound();
     app.ready.store(true, Ordering::SeqCst);
     tracing::info!("ready");
     Ok(true)
@@ -102,13 +109,13 @@ async fn probe(app: &App) -> anyhow::Result<bool> {
 /// Probes the store until it answers, then takes up what the bucket holds, now and at every interval.
 ///
 /// A store that answers wrong stops the node.
-async fn keep(app: App, mut sound: bool, stop: CancellationToken) -> anyhow::Result<()> {
+async fn keep(app: App, work: Arc<Work>, mut sound: bool, stop: CancellationToken) -> anyhow::Result<()> {
     let mirror = &app.mirror;
     while !sound {
         if stop.run_until_cancelled(tokio::time::sleep(STORE_PAUSE)).await.is_none() {
             return Ok(());
         }
-        sound = probe(&app).await.inspect_err(|_| stop.cancel())?;
+        sound = probe(&app, &work).await.inspect_err(|_| stop.cancel())?;
     }
     let known = mirror.recall();
     if known > 0 {

@@ -8,7 +8,7 @@
 //!
 //! Why not gix-pack's writer: it holds the compressed bytes of each entry, every object whole, and as many bases as the
 //! shape of the deltas asks for, bounded one by one only.
-//! Relies on: gix-hash, which finds SHA-1 collisions. Elsewhere: files (`mirror::ingest`), closure (`graph::build`).
+//! Relies on: gix-hash, which finds SHA-1 collisions. Elsewhere: files (`work::ingest`), closure (`graph::build`).
 
 pub mod complete;
 pub mod receive;

@@ -16,7 +16,6 @@ use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
 
 use crate::local::map_file;
-use crate::mirror::cost::Cost;
 use crate::mirror::snapshot::Snapshot;
 use crate::pack::graph::build::{self, BuildError, BuildInput};
 use crate::pack::index::complete::{self, Bases};
@@ -27,6 +26,7 @@ use crate::pack::index::{Entries, IndexError};
 use crate::pack::layer::Layer;
 use crate::pack::meter::{Halt, Held};
 use crate::pack::{DecodeError, Scratch, Source, Stack, decode};
+use crate::work::cost::Cost;
 
 /// Threads that compute the ids of one pack.
 const THREADS: usize = 2;
@@ -133,7 +133,7 @@ pub fn ingest(
 
     stage("graph");
     let idx_bytes = map_file(&idx).map_err(IngestError::Scratch)?;
-    let below = below.map(|snapshot| (&*snapshot.stack, &snapshot.blocks as &dyn Source));
+    let below = below.map(|snapshot| (&*snapshot.stack, snapshot.blocks_for_work() as &dyn Source));
     let NewGraph { file: graph, layer } = graph_of(&pack_bytes, idx_bytes, below, hash, tips, scratch, cost)?;
     Ok(Some(NewLayer { pack, idx, graph, layer }))
 }
@@ -241,7 +241,7 @@ impl Bases for Below<'_> {
     fn write(&self, id: &oid, out: &mut dyn Write) -> Result<(), IndexError> {
         let missing = || IndexError::MissingBase { base: id.to_owned() };
         let failed = |error| IndexError::Base { base: id.to_owned(), error };
-        let (stack, source) = (&*self.snapshot.stack, &self.snapshot.blocks);
+        let (stack, source) = (&*self.snapshot.stack, self.snapshot.blocks_for_work());
         let gid = stack.lookup(id).ok_or_else(missing)?;
         let entry = stack.entry(gid);
         if entry.base_local.is_none() {

@@ -13,21 +13,22 @@ use std::time::Duration;
 use gix_hash::ObjectId;
 
 use crate::git::refs::Refs;
-use crate::mirror::Mirror;
-use crate::mirror::claim::{Claim, claim};
-use crate::mirror::cost::Cost;
 use crate::mirror::damage::stands;
-use crate::mirror::ingest::{IngestError, NewLayer};
-use crate::mirror::publish::{Draft, Published, publish, seconds, store_layer};
-use crate::mirror::receive::{PATIENCE, beside_others, receive};
-use crate::mirror::regraph::regraph;
+use crate::mirror::newest::NotFound;
 use crate::mirror::repo::{Moment, Repo};
 use crate::mirror::snapshot::{OpenError, Snapshot, publishes};
-use crate::mirror::trouble::Known;
 use crate::pack::meter::Halt;
 use crate::primary::{Auth, PrimaryError};
 use crate::store::{LayerRef, StoreError};
 use crate::telemetry::metrics as names;
+use crate::work::Work;
+use crate::work::claim::{Claim, claim};
+use crate::work::cost::Cost;
+use crate::work::ingest::{IngestError, NewLayer};
+use crate::work::publish::{Draft, Published, publish, seconds, store_layer};
+use crate::work::receive::{PATIENCE, beside_others, receive};
+use crate::work::regraph::regraph;
+use crate::work::trouble::Known;
 
 /// How often a lost race or a primary that moved is followed up before it is left to the next round.
 const MAX_ROUNDS: usize = 5;
@@ -41,23 +42,15 @@ pub enum SyncError {
     /// The bucket did not.
     #[error("the bucket: {0}")]
     Store(#[from] StoreError),
-    /// The published generation cannot be opened just now.
+    /// The published generation cannot be found or opened just now.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    NotFound(#[from] NotFound),
     /// What the primary sent was not taken in.
     #[error("{0}")]
     Ingest(#[from] IngestError),
     /// This node's disk.
     #[error("scratch space of this node: {0}")]
     Scratch(#[from] io::Error),
-    /// The store's prefix belongs to the mirror of another host: paths alone do not tell their repositories apart.
-    #[error(
-        "this store holds the mirror of {found}: give each primary a prefix of its own (--store …/PREFIX)"
-    )]
-    OtherPrimary {
-        /// The primary whose state is published there.
-        found: String,
-    },
     /// There is no memory for a sync to begin.
     #[error("it could not begin: {0}")]
     Halted(#[from] Halt),
@@ -84,6 +77,12 @@ pub enum SyncError {
     /// The node is shutting down.
     #[error("stopped")]
     Stopped,
+}
+
+impl From<OpenError> for SyncError {
+    fn from(error: OpenError) -> Self {
+        NotFound::from(error).into()
+    }
 }
 
 impl SyncError {
@@ -126,17 +125,17 @@ pub enum Synced {
 /// again when it is due, or if somebody `insists`.
 ///
 /// Dropping the future ends it at its next safe point.
-pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, insists: bool) -> Result<Synced, SyncError> {
+pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced, SyncError> {
     let (mut seen_elsewhere, mut repair) = (false, None::<Claim>);
     let mut last = SyncError::Moving;
     for _ in 0..MAX_ROUNDS {
         // Each round counts anew: what the last one saw is forgotten.
-        let cost = Arc::new(Cost::begin(&mirror.sync_memory).await?);
+        let cost = Arc::new(Cost::begin(&work.sync_memory).await?);
         let end = StopOnDrop(Arc::clone(&cost));
-        let mut comparing = mirror.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
+        let mut comparing = work.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
         let asked = Moment::now();
         repo.health().stage = "comparing".into();
-        let looking = async { Ok(mirror.primary.look(&repo.path, Auth::Service, &*cost).await?) };
+        let looking = async { Ok(work.mirror.primary.look(&repo.path, Auth::Service, &*cost).await?) };
         let seen =
             beside_others(repo, &mut comparing, looking, || asked.instant.elapsed() > PATIENCE).await?;
         repo.health().capabilities = Some(Arc::new(seen.capabilities));
@@ -148,13 +147,13 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, insists: bool) -> Result<Sy
             confirmed(repo, asked);
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
         }
-        let (base, known) = tokio::join!(mirror.newest(repo), Known::read(mirror, repo));
+        let (base, known) = tokio::join!(work.mirror.newest(repo), Known::read(work, repo));
         let base = base?;
         let opened = match &base {
-            Some(record) => mirror.open(repo, record.clone()).await.map(Some),
+            Some(record) => work.mirror.open(repo, record.clone()).await.map(Some),
             None => Ok(None),
         };
-        let repairing = stands(mirror, repo, base.as_ref()).await?;
+        let repairing = stands(&work.mirror, repo, base.as_ref()).await?;
         let below = match opened {
             _ if repairing => None,
             Ok(open) => open,
@@ -162,8 +161,8 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, insists: bool) -> Result<Sy
                 // An error says that there is nothing to be built again.
                 let Some(old) = &base else { continue };
                 drop(comparing);
-                let _place = mirror.lanes.first(repo).await.ok_or(SyncError::Stopped)?;
-                regraph(mirror, repo, old, &cost).await?;
+                let _place = work.lanes.first(repo).await.ok_or(SyncError::Stopped)?;
+                regraph(work, repo, old, &cost).await?;
                 continue;
             }
             // What was reported has been found whole: it is opened once more.
@@ -181,7 +180,8 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, insists: bool) -> Result<Sy
             // Then it is looked once more: another node may just have made it anew. Who waits holds nothing that others need.
             drop((comparing, end, cost, seen));
             repo.health().stage = "waiting for another node's repair".into();
-            repair = claim(&mirror.bucket, &repo.path, base.as_ref().map_or(0, |base| base.number)).await?;
+            repair =
+                claim(&work.mirror.bucket, &repo.path, base.as_ref().map_or(0, |base| base.number)).await?;
             continue;
         }
         // The record that is open may have been published meanwhile.
@@ -193,8 +193,8 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, insists: bool) -> Result<Sy
         let digest = hex::encode(seen.digest());
         let made = match missing_tips(below.as_deref(), &seen) {
             wants if wants.is_empty() => None,
-            _ if let Some(stuck) = known.forbids(mirror, &digest).filter(|_| !insists) => return Err(stuck),
-            wants => match receive(mirror, repo, below.clone(), wants, &seen, &cost, comparing).await {
+            _ if let Some(stuck) = known.forbids(work, &digest).filter(|_| !insists) => return Err(stuck),
+            wants => match receive(work, repo, below.clone(), wants, &seen, &cost, comparing).await {
                 Ok(made) => Some(made),
                 // A tip vanished between the answer and the fetch: ask again.
                 Err(SyncError::Primary(PrimaryError::Remote(words))) if words.contains("not our ref") => {
@@ -206,14 +206,14 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, insists: bool) -> Result<Sy
                     last = e;
                     continue;
                 }
-                Err(e) => return Err(known.failed(mirror, repo, &digest, e).await),
+                Err(e) => return Err(known.failed(work, repo, &digest, e).await),
             },
         };
         let (made, _place) = made.unzip();
         repo.health().stage = "uploading".into();
         let made = made.flatten();
         let new_objects = made.as_ref().map_or(0, |(new, _)| new.layer.graph.len());
-        let layers = layers(mirror, below.as_deref(), made.as_ref().map(|(new, _)| new), &seen, repairing);
+        let layers = layers(work, below.as_deref(), made.as_ref().map(|(new, _)| new), &seen, repairing);
         let draft = Draft {
             base: base.as_ref(),
             layers: layers.await?,
@@ -221,7 +221,7 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, insists: bool) -> Result<Sy
             asked: seconds(asked.time),
             repairing,
         };
-        match publish(mirror, repo, draft).await? {
+        match publish(work, repo, draft).await? {
             Published::Won(snapshot) => {
                 if repairing {
                     metrics::counter!(names::REPAIRS).increment(1);
@@ -231,13 +231,13 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, insists: bool) -> Result<Sy
                     }
                 }
                 confirmed(repo, asked);
-                known.over(mirror, repo).await;
+                known.over(work, repo).await;
                 return Ok(Synced::Published { number: snapshot.generation.number, new_objects });
             }
             Published::Lost(winner) => {
-                if winner.primary == mirror.primary.name() {
+                if winner.primary == work.mirror.primary.name() {
                     // If it cannot be opened, the next round finds out what is to be done.
-                    let _ = mirror.open(repo, *winner).await;
+                    let _ = work.mirror.open(repo, *winner).await;
                 }
                 seen_elsewhere = true;
                 last = SyncError::Moving;
@@ -250,7 +250,7 @@ pub async fn sync(mirror: &Mirror, repo: &Arc<Repo>, insists: bool) -> Result<Sy
 /// The layers of the next generation, the new one stored. A history that shares nothing with what was there (a repository
 /// made again under its name) replaces it.
 async fn layers(
-    mirror: &Mirror,
+    work: &Work,
     below: Option<&Snapshot>,
     made: Option<&NewLayer>,
     seen: &Refs,
@@ -265,7 +265,7 @@ async fn layers(
         _ => Vec::new(),
     };
     if let Some(new) = made {
-        layers.push(store_layer(mirror, new, repairing).await?);
+        layers.push(store_layer(work, new, repairing).await?);
     }
     Ok(layers)
 }

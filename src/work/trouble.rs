@@ -12,17 +12,17 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::mirror::Mirror;
 use crate::mirror::health::cut;
-use crate::mirror::ingest::IngestError;
 use crate::mirror::repo::Repo;
-use crate::mirror::sync::SyncError;
 use crate::pack::graph::BuildError;
 use crate::pack::index::IndexError;
 use crate::pack::meter::Halt;
 use crate::primary::PrimaryError;
 use crate::store::Note;
 use crate::text::chain;
+use crate::work::Work;
+use crate::work::ingest::IngestError;
+use crate::work::sync::SyncError;
 
 /// The longest wait between two tries.
 pub const LONGEST: Duration = Duration::from_secs(6 * 3600);
@@ -64,8 +64,8 @@ pub(super) struct Known {
 
 impl Known {
     /// What this node knows, and what the nodes have noted. A note that cannot be read is as good as none.
-    pub async fn read(mirror: &Mirror, repo: &Repo) -> Self {
-        let words = mirror.bucket.note(&repo.path, Note::Trouble).await.unwrap_or_else(|e| {
+    pub async fn read(work: &Work, repo: &Repo) -> Self {
+        let words = work.mirror.bucket.note(&repo.path, Note::Trouble).await.unwrap_or_else(|e| {
             tracing::debug!(repo = %repo.path, error = e.chain(), "what others met cannot be read");
             None
         });
@@ -73,7 +73,7 @@ impl Known {
         let mut noted: Vec<Trouble> = noted.unwrap_or_default();
         noted.truncate(MOST_TRIES);
         noted.iter_mut().for_each(|trouble| cut(&mut trouble.error));
-        Self { noted, here: repo.trouble().clone() }
+        Self { noted, here: work.here().get(&repo.path).cloned() }
     }
 
     fn of(&self, digest: &str, settings: &str) -> Option<&Trouble> {
@@ -84,8 +84,8 @@ impl Known {
     }
 
     /// The reason not to fetch what the primary shows, if there is one.
-    pub fn forbids(&self, mirror: &Mirror, digest: &str) -> Option<SyncError> {
-        let trouble = self.of(digest, &settings(mirror))?;
+    pub fn forbids(&self, work: &Work, digest: &str) -> Option<SyncError> {
+        let trouble = self.of(digest, &settings(work))?;
         let until = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(trouble.until))?;
         // No clock is believed that would forbid it for longer than any node does.
         let left = until.duration_since(SystemTime::now()).ok().filter(|left| *left <= LONGEST)?;
@@ -93,11 +93,11 @@ impl Known {
     }
 
     /// Takes note of `error` if another try would end the same way; gives what is said of it.
-    pub async fn failed(mut self, mirror: &Mirror, repo: &Repo, digest: &str, error: SyncError) -> SyncError {
+    pub async fn failed(mut self, work: &Work, repo: &Repo, digest: &str, error: SyncError) -> SyncError {
         let Some(place) = lasting(repo, &error) else { return error };
-        let settings = settings(mirror);
+        let settings = settings(work);
         let failures = self.of(digest, &settings).map_or(0, |trouble| trouble.failures).saturating_add(1);
-        let until = SystemTime::now() + mirror.patience.at_least_half(failures);
+        let until = SystemTime::now() + work.patience.at_least_half(failures);
         let seconds = until.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut error = chain(&error);
         if place == Where::Here {
@@ -111,20 +111,20 @@ impl Known {
             let tries = &self.noted[self.noted.len().saturating_sub(MOST_TRIES)..];
             // Strings and numbers: serialising them cannot fail.
             let note = serde_json::to_vec(tries).unwrap_or_default();
-            if let Err(e) = mirror.bucket.rewrite_note(&repo.path, Note::Trouble, note.into()).await {
+            if let Err(e) = work.mirror.bucket.rewrite_note(&repo.path, Note::Trouble, note.into()).await {
                 tracing::debug!(repo = %repo.path, error = e.chain(), "other nodes could not be told");
             }
         }
-        *repo.trouble() = Some(trouble);
+        work.here().insert(repo.path.clone(), trouble);
         stuck(words, until, false)
     }
 
     /// Takes note that it was taken in after all.
-    pub async fn over(self, mirror: &Mirror, repo: &Repo) {
-        *repo.trouble() = None;
+    pub async fn over(self, work: &Work, repo: &Repo) {
+        work.here().remove(&repo.path);
         // A note that stays is about a state that nobody asks for any more.
         if !self.noted.is_empty()
-            && let Err(e) = mirror.bucket.remove_note(&repo.path, Note::Trouble).await
+            && let Err(e) = work.mirror.bucket.remove_note(&repo.path, Note::Trouble).await
         {
             tracing::debug!(repo = %repo.path, error = e.chain(), "a note that is outdated could not be removed");
         }
@@ -136,8 +136,8 @@ fn stuck(words: String, until: SystemTime, known: bool) -> SyncError {
 }
 
 /// What decides whether a repository can be taken in: limits, and what this program can do.
-fn settings(mirror: &Mirror) -> String {
-    let limits = &mirror.settings.limits;
+fn settings(work: &Work) -> String {
+    let limits = &work.mirror.settings.limits;
     let version = env!("CARGO_PKG_VERSION");
     format!("limits.object={} limits.sync_memory={} version={version}", limits.object, limits.sync_memory)
 }

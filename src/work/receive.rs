@@ -17,15 +17,15 @@ use tokio_util::io::SyncIoBridge;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::git::refs::Refs;
-use crate::mirror::Mirror;
-use crate::mirror::cost::Cost;
-use crate::mirror::ingest::{Expected, IngestError, NewLayer, ingest};
-use crate::mirror::lanes::Place;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
-use crate::mirror::sync::SyncError;
 use crate::pack::index::IndexError;
 use crate::primary::{FetchSpec, Pack, PrimaryError};
+use crate::work::Work;
+use crate::work::cost::Cost;
+use crate::work::ingest::{Expected, IngestError, NewLayer, ingest};
+use crate::work::lanes::Place;
+use crate::work::sync::SyncError;
 
 /// More tips than this are not named as haves: the primary finds the common history from fewer.
 const MAX_HAVES: usize = 8_192;
@@ -60,7 +60,7 @@ pub(super) async fn beside_others<T>(
 
 /// Fetches the missing history and makes a layer of it.
 pub(super) async fn receive(
-    mirror: &Mirror,
+    work: &Work,
     repo: &Arc<Repo>,
     below: Option<Arc<Snapshot>>,
     wants: Vec<ObjectId>,
@@ -72,7 +72,7 @@ pub(super) async fn receive(
     tracing::info!(repo = %repo.path, wants = wants.len(), haves = haves.len(), "fetching from the primary");
     repo.health().stage = "fetching".into();
     repo.received().store(0, Ordering::Relaxed);
-    let scratch = mirror.local.scratch()?;
+    let scratch = work.mirror.local.scratch()?;
     let spec = FetchSpec { wants, haves, hash: seen.hash };
     let teller = Arc::clone(repo);
     let on_progress = move |line: &str| teller.health().stage = format!("fetching: {line}");
@@ -81,22 +81,22 @@ pub(super) async fn receive(
     let mut waiting = comparing;
     if is_first {
         drop(waiting);
-        waiting = mirror.lanes.start(repo).await.ok_or(SyncError::Stopped)?;
+        waiting = work.lanes.start(repo).await.ok_or(SyncError::Stopped)?;
     }
     let asked = Instant::now();
     let beginning = async {
-        let mut pack = mirror.primary.fetch(&repo.path, &spec, Some(Box::new(on_progress))).await?;
+        let mut pack = work.mirror.primary.fetch(&repo.path, &spec, Some(Box::new(on_progress))).await?;
         pack.begun().await?;
         Ok(pack)
     };
     let pack = beside_others(repo, &mut waiting, beginning, || asked.elapsed() > PATIENCE).await?;
     // A place to work is taken once there is something to work on.
-    let place = if is_first { mirror.lanes.first(repo).await } else { mirror.lanes.increment(repo).await };
+    let place = if is_first { work.lanes.first(repo).await } else { work.lanes.increment(repo).await };
     let mut place = place.ok_or(SyncError::Stopped)?;
     drop(waiting);
     let flow = Arc::new(Flow::default());
     let _cut = flow.cut.clone().drop_guard();
-    let work = take_in(repo, pack, below, seen, scratch, mirror.settings.limits.object, (cost, &flow));
+    let taking = take_in(repo, pack, below, seen, scratch, work.mirror.settings.limits.object, (cost, &flow));
     let mut since = (Instant::now(), 0);
     let waits_long = || {
         let received = repo.received().load(Ordering::Relaxed);
@@ -105,7 +105,7 @@ pub(super) async fn receive(
         }
         since.0.elapsed() > STILL
     };
-    let made = beside_others(repo, &mut place, work, waits_long).await?;
+    let made = beside_others(repo, &mut place, taking, waits_long).await?;
     Ok((made, place))
 }
 

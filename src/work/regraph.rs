@@ -10,55 +10,55 @@ use gix_hash::ObjectId;
 
 use crate::git::HashKind;
 use crate::local::map_file;
-use crate::mirror::Mirror;
 use crate::mirror::blocks::Blocks;
-use crate::mirror::cost::Cost;
 use crate::mirror::damage::Fault;
-use crate::mirror::ingest::{IngestError, NewGraph, graph_of};
-use crate::mirror::publish::{Draft, Published, publish, put_file};
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::{OpenError, belongs, object_format, pack_blob, refs_of, unusable};
-use crate::mirror::sync::SyncError;
 use crate::pack::Source;
 use crate::pack::graph::{Damaged, graph_version_is_old};
 use crate::pack::layer::Layer;
 use crate::pack::stack::Stack;
 use crate::store::{BlobKind, Generation, LayerRef, StoreError};
+use crate::work::Work;
+use crate::work::cost::Cost;
+use crate::work::ingest::{IngestError, NewGraph, graph_of};
+use crate::work::publish::{Draft, Published, publish, put_file};
+use crate::work::sync::SyncError;
 
 /// Publishes `old` once more, with graphs that this program reads.
 pub(super) async fn regraph(
-    mirror: &Mirror,
+    work: &Work,
     repo: &Arc<Repo>,
     old: &Generation,
     cost: &Arc<Cost>,
 ) -> Result<Published, SyncError> {
     tracing::info!(repo = %repo.path, number = old.number, layers = old.layers.len(), "building graphs of an older version again");
     repo.health().stage = "building graphs again".into();
-    let made = layers(mirror, repo, old, cost).await;
+    let made = layers(work, repo, old, cost).await;
     let (refs, layers) = made.inspect_err(|e| {
         repo.report_damage(old, e);
     })?;
     let draft = Draft { base: Some(old), layers, refs: &refs, asked: old.verified_at, repairing: false };
-    publish(mirror, repo, draft).await
+    publish(work, repo, draft).await
 }
 
 /// The layers of `old` with graphs that this program reads, stored; and its refs.
 async fn layers(
-    mirror: &Mirror,
+    work: &Work,
     repo: &Repo,
     old: &Generation,
     cost: &Arc<Cost>,
 ) -> Result<(crate::git::refs::Refs, Vec<LayerRef>), SyncError> {
     let number = old.number;
     let store = |what| move |source| OpenError::Store { what, number, source };
-    let text = mirror.local.mapped(&old.refs).await.map_err(store("the refs"))?;
+    let text = work.mirror.local.mapped(&old.refs).await.map_err(store("the refs"))?;
     let hash = object_format(old)?;
     let refs = refs_of(old, hash, &text)?;
     let mut named: Vec<LayerRef> = Vec::with_capacity(old.layers.len());
     let mut open: Vec<Arc<Layer>> = Vec::with_capacity(old.layers.len());
     for (n, layer) in old.layers.iter().enumerate() {
-        let idx = mirror.local.mapped(&layer.idx).await.map_err(store("an index"))?;
-        let graph = mirror.local.mapped(&layer.graph).await.map_err(store("a graph"))?;
+        let idx = work.mirror.local.mapped(&layer.idx).await.map_err(store("an index"))?;
+        let graph = work.mirror.local.mapped(&layer.graph).await.map_err(store("a graph"))?;
         match Layer::open(idx.clone(), graph, hash) {
             Ok(current) => {
                 belongs(layer, &current).map_err(|e| unusable("a layer", number, &e))?;
@@ -72,7 +72,7 @@ async fn layers(
         // What the refs reach ends in the highest layer; the ones below are complete in themselves.
         let tips = if n + 1 == old.layers.len() { refs.tips() } else { Vec::new() };
         let below = (&named[..], &open[..]);
-        let built = build(mirror, layer, idx, below, (hash, tips), cost).await;
+        let built = build(work, layer, idx, below, (hash, tips), cost).await;
         let (new, _scratch) = built.inspect_err(|e| {
             // A pack from which no graph can be made serves nobody.
             if let SyncError::Ingest(IngestError::Graph(e)) = e
@@ -82,7 +82,7 @@ async fn layers(
                 repo.ask();
             }
         })?;
-        let graph = put_file(mirror, BlobKind::Graph, &new.file, false).await?;
+        let graph = put_file(work, BlobKind::Graph, &new.file, false).await?;
         named.push(LayerRef { graph, ..*layer });
         open.push(new.layer);
     }
@@ -91,18 +91,18 @@ async fn layers(
 
 /// Builds the graph of one layer on top of those below.
 async fn build(
-    mirror: &Mirror,
+    work: &Work,
     layer: &LayerRef,
     idx: bytes::Bytes,
     (named, open): (&[LayerRef], &[Arc<Layer>]),
     (hash, tips): (HashKind, Vec<ObjectId>),
     cost: &Arc<Cost>,
 ) -> Result<(NewGraph, tempfile::TempDir), SyncError> {
-    let scratch = mirror.local.scratch()?;
+    let scratch = work.mirror.local.scratch()?;
     let pack = scratch.path().join("pack");
-    mirror.bucket.download(&layer.pack, &pack).await?;
+    work.mirror.bucket.download(&layer.pack, &pack).await?;
     let packs = named.iter().zip(open).map(|(named, layer)| pack_blob(&named.pack, layer)).collect();
-    let blocks = Blocks::new(mirror.local.clone(), packs);
+    let blocks = Blocks::new(work.mirror.local.clone(), packs);
     let (below, cost) = (open.to_vec(), Arc::clone(cost));
     let made = tokio::task::spawn_blocking(move || {
         let stack = Stack::open(below).map_err(|e| IngestError::Graph(e.into()))?;

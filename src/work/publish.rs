@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::git::refs::Refs;
-use crate::mirror::Mirror;
-use crate::mirror::ingest::NewLayer;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
-use crate::mirror::sync::SyncError;
 use crate::store::{BlobKind, BlobRef, Generation, LayerRef, Publish, StoreError, VERSION, nonce};
 use crate::telemetry::metrics as names;
+use crate::work::Work;
+use crate::work::ingest::NewLayer;
+use crate::work::sync::SyncError;
 
 /// A state of a repository that is to be published.
 pub(super) struct Draft<'a> {
@@ -41,17 +41,17 @@ pub(super) enum Published {
 }
 
 /// Creates the generation that names what `draft` says, and opens it.
-pub(super) async fn publish(mirror: &Mirror, repo: &Repo, draft: Draft<'_>) -> Result<Published, SyncError> {
+pub(super) async fn publish(work: &Work, repo: &Repo, draft: Draft<'_>) -> Result<Published, SyncError> {
     let Draft { base, layers, refs: seen, asked, repairing } = draft;
     let text = zstd::bulk::compress(&seen.packed_refs(), 3)?;
-    let refs = put(mirror, BlobKind::Refs, text, repairing).await?;
+    let refs = put(work, BlobKind::Refs, text, repairing).await?;
     let mut generation = Generation {
         version: VERSION,
         repo: repo.path.clone(),
         number: base.map_or(1, |base| base.number + 1),
         parent: base.map(Generation::id),
         writer: nonce(),
-        primary: mirror.primary.name(),
+        primary: work.mirror.primary.name(),
         object_format: seen.hash.to_string(),
         head: seen.head.clone(),
         symrefs: seen.symrefs.clone(),
@@ -63,7 +63,7 @@ pub(super) async fn publish(mirror: &Mirror, repo: &Repo, draft: Draft<'_>) -> R
         verified_at: asked,
         stored: None,
     };
-    if let Publish::Lost(winner) = mirror.bucket.publish_next(&mut generation).await? {
+    if let Publish::Lost(winner) = work.mirror.bucket.publish_next(&mut generation).await? {
         metrics::counter!(names::CAS_CONFLICTS).increment(1);
         tracing::info!(repo = %repo.path, number = winner.number, writer = winner.writer, "another node published first");
         return Ok(Published::Lost(winner));
@@ -71,31 +71,31 @@ pub(super) async fn publish(mirror: &Mirror, repo: &Repo, draft: Draft<'_>) -> R
     let (number, layers) = (generation.number, generation.layers.len());
     tracing::info!(repo = %repo.path, number, layers, refs = seen.refs.len(), "published");
     // Read back through the bucket: what is served is what was stored, and mapped instead of held in memory.
-    Ok(Published::Won(mirror.open(repo, generation).await?))
+    Ok(Published::Won(work.mirror.open(repo, generation).await?))
 }
 
 /// Stores the files of a new layer.
 pub(super) async fn store_layer(
-    mirror: &Mirror,
+    work: &Work,
     new: &NewLayer,
     repairing: bool,
 ) -> Result<LayerRef, StoreError> {
     let (pack, idx, graph) = tokio::try_join!(
-        put_file(mirror, BlobKind::Pack, &new.pack, repairing),
-        put_file(mirror, BlobKind::Idx, &new.idx, repairing),
-        put_file(mirror, BlobKind::Graph, &new.graph, repairing),
+        put_file(work, BlobKind::Pack, &new.pack, repairing),
+        put_file(work, BlobKind::Idx, &new.idx, repairing),
+        put_file(work, BlobKind::Graph, &new.graph, repairing),
     )?;
     Ok(LayerRef { pack, idx, graph, objects: new.layer.graph.len() })
 }
 
 /// Stores a file as a blob. In a repair what is stored already is not believed, since it may be what is damaged.
 pub(super) async fn put_file(
-    mirror: &Mirror,
+    work: &Work,
     kind: BlobKind,
     path: &Path,
     repairing: bool,
 ) -> Result<BlobRef, StoreError> {
-    let bucket = &mirror.bucket;
+    let bucket = &work.mirror.bucket;
     let blob = bucket.put_blob_file(kind, path, None, &|_, _| {}).await?;
     if repairing && bucket.verify(&blob).await.is_err_and(|e| e.is_loss()) {
         bucket.remove_blob(&blob).await?;
@@ -104,16 +104,11 @@ pub(super) async fn put_file(
     Ok(blob)
 }
 
-async fn put(
-    mirror: &Mirror,
-    kind: BlobKind,
-    bytes: Vec<u8>,
-    repairing: bool,
-) -> Result<BlobRef, StoreError> {
+async fn put(work: &Work, kind: BlobKind, bytes: Vec<u8>, repairing: bool) -> Result<BlobRef, StoreError> {
     if repairing {
-        mirror.bucket.restore_blob(kind, bytes.into()).await
+        work.mirror.bucket.restore_blob(kind, bytes.into()).await
     } else {
-        mirror.bucket.put_blob(kind, bytes.into()).await
+        work.mirror.bucket.put_blob(kind, bytes.into()).await
     }
 }
 

@@ -14,12 +14,12 @@ use futures::FutureExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::mirror::Mirror;
 use crate::mirror::repo::{Phase, Repo};
-use crate::mirror::sync::{SyncError, Synced, sync};
 use crate::primary::PrimaryError;
 use crate::telemetry::metrics as names;
 use crate::text::chain;
+use crate::work::Work;
+use crate::work::sync::{SyncError, Synced, sync};
 
 /// How often a running sync is mentioned in the log.
 const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -27,15 +27,15 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 const GONE_FOR_GOOD: u32 = 5;
 
 /// Runs until `stop`, or until the repository is forgotten. A worker that panics is counted and started again.
-pub async fn run(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) {
+pub async fn run(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
     supervise(
         &repo,
         &stop,
-        |failures| mirror.backoff.delay(failures, None),
-        || work(Arc::clone(&mirror), Arc::clone(&repo), stop.clone()),
+        |failures| work.backoff.delay(failures, None),
+        || attend(Arc::clone(&work), Arc::clone(&repo), stop.clone()),
     )
     .await;
-    mirror.forget(&repo);
+    work.mirror.forget(&repo);
     repo.close();
 }
 
@@ -70,8 +70,8 @@ async fn supervise<F: Future<Output = ()>>(
 }
 
 /// Compares whenever it is due or somebody asked; a sync under way is told to end at its next safe point.
-async fn work(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) {
-    let mut due = Instant::now() + mirror.first_comparison();
+async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
+    let mut due = Instant::now() + work.mirror.first_comparison();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -84,7 +84,7 @@ async fn work(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) {
         if !held_off {
             let started = Instant::now();
             let outcome = tokio::select! {
-                outcome = sync(&mirror, &repo, false) => outcome,
+                outcome = sync(&work, &repo, false) => outcome,
                 // It never ends by itself.
                 () = tell(&repo) => Err(SyncError::Stopped),
                 () = stop.cancelled() => Err(SyncError::Stopped),
@@ -92,16 +92,16 @@ async fn work(mirror: Arc<Mirror>, repo: Arc<Repo>, stop: CancellationToken) {
             metrics::counter!(names::SYNC_BYTES).increment(repo.received().swap(0, Ordering::Relaxed));
             metrics::histogram!(names::SYNC_SECONDS).record(started.elapsed().as_secs_f64());
             well = outcome.is_ok();
-            record(&mirror, &repo, outcome);
-            mirror.remember(&repo);
+            record(&work, &repo, outcome);
+            work.mirror.remember(&repo);
         }
         let health = repo.health().clone();
         if health.phase == Phase::Gone && health.failures >= GONE_FOR_GOOD && repo.known().is_none() {
             tracing::info!(repo = %repo.path, "forgotten: never published, and the primary does not have it");
-            mirror.unlearn(&repo.path);
+            work.mirror.unlearn(&repo.path);
             return;
         }
-        due = health.next.unwrap_or_else(|| Instant::now() + mirror.settings.compare_every);
+        due = health.next.unwrap_or_else(|| Instant::now() + work.mirror.settings.compare_every);
         repo.finish(began, well);
     }
 }
@@ -121,7 +121,7 @@ async fn tell(repo: &Repo) {
 }
 
 /// Takes the outcome into the repository's health, the log and the counters, and says when it is tried again.
-fn record(mirror: &Mirror, repo: &Repo, outcome: Result<Synced, SyncError>) {
+fn record(work: &Work, repo: &Repo, outcome: Result<Synced, SyncError>) {
     let now = Instant::now();
     let result = match &outcome {
         Ok(Synced::Unchanged) => "unchanged",
@@ -145,7 +145,7 @@ fn record(mirror: &Mirror, repo: &Repo, outcome: Result<Synced, SyncError>) {
             health.failures = 0;
             health.error = None;
             health.not_before = None;
-            health.next = Some(now + mirror.settings.compare_every);
+            health.next = Some(now + work.mirror.settings.compare_every);
         }
         Err(SyncError::Stopped) => {}
         Err(e) => {
@@ -154,13 +154,13 @@ fn record(mirror: &Mirror, repo: &Repo, outcome: Result<Synced, SyncError>) {
                 SyncError::Primary(PrimaryError::NotFound) => Phase::Gone,
                 _ => Phase::Failing,
             };
-            let wait = mirror.backoff.delay(health.failures, e.retry_after());
+            let wait = work.backoff.delay(health.failures, e.retry_after());
             health.not_before = Some(now + wait);
             health.next = Some(now + wait);
             let error = chain(&e);
             if let SyncError::Stuck { known, .. } = e {
                 // A comparison costs little, and shows whether the primary shows something else.
-                health.next = Some(now + mirror.settings.compare_every);
+                health.next = Some(now + work.mirror.settings.compare_every);
                 if known {
                     tracing::debug!(repo = %repo.path, error, "not fetched: it could not be taken in before");
                 } else {

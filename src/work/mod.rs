@@ -1,0 +1,94 @@
+//! What changes the bucket: comparing with the primary, syncing, mending.
+//!
+//! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
+//! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it.
+//! - `claim`: which node makes damaged data anew. `regraph`: graphs of an older version, built again.
+//! - [`trouble`]: repositories that cannot be taken in.
+//! - [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
+//!
+//! Relies on: `mirror` for repositories and what is known of them, `primary`, `store` and `pack`. Elsewhere: clients (`serve`),
+//! which ask for a comparison and wait for it (`Repo::ask`); a node without this room serves what others published.
+
+mod claim;
+pub mod cost;
+pub mod ingest;
+pub mod lanes;
+mod publish;
+mod receive;
+mod regraph;
+pub mod sync;
+pub mod trouble;
+pub mod worker;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::budget::Budget;
+use crate::git::path::RepoPath;
+use crate::mirror::Mirror;
+use crate::retry::Policy;
+use crate::work::lanes::Lanes;
+use crate::work::trouble::{LONGEST, Trouble};
+
+/// The bound of the wait after a first failed sync; it doubles up to the interval of comparisons.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+
+/// What works for the repositories of one node.
+pub struct Work {
+    /// The repositories.
+    pub mirror: Arc<Mirror>,
+    backoff: Policy,
+    /// The pace of fetches that would fail again.
+    patience: Policy,
+    lanes: Lanes,
+    /// What all syncs may hold together.
+    sync_memory: Budget,
+    /// What this node alone cannot take in.
+    here: Mutex<HashMap<RepoPath, Trouble>>,
+    tasks: TaskTracker,
+}
+
+impl Work {
+    /// Puts it together. Nothing runs yet.
+    pub fn new(mirror: Arc<Mirror>) -> Arc<Self> {
+        let settings = &mirror.settings;
+        let interval = settings.compare_every.max(FIRST_BACKOFF);
+        Arc::new(Self {
+            backoff: Policy::new(FIRST_BACKOFF, interval),
+            patience: Policy::new(interval.saturating_mul(2), LONGEST),
+            lanes: Lanes::closed(),
+            sync_memory: Budget::new(settings.limits.sync_memory, "limits.sync_memory"),
+            here: Mutex::default(),
+            tasks: TaskTracker::new(),
+            mirror,
+        })
+    }
+
+    /// Lets syncs begin: the store has shown that it keeps its promises. Before that nothing is written.
+    pub fn store_is_sound(&self) {
+        self.lanes.open(self.mirror.settings.max_syncs);
+    }
+
+    /// Starts a worker for each repository that the mirror enters, until `stop`.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let Some(mut entered) = self.mirror.entered() else { return };
+        while let Some(Some(repo)) = stop.run_until_cancelled(entered.recv()).await {
+            self.tasks.spawn(worker::run(Arc::clone(&self), repo, stop.clone()));
+        }
+        self.tasks.close();
+    }
+
+    /// Waits until all workers have ended; [`Work::run`] must have been told to stop before.
+    pub async fn ended(&self) {
+        self.tasks.wait().await;
+    }
+
+    /// What this node alone cannot take in of a repository.
+    fn here(&self) -> MutexGuard<'_, HashMap<RepoPath, Trouble>> {
+        self.here.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
