@@ -10,7 +10,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -194,17 +194,21 @@ pub fn stream(
     let (pieces, queue) = mpsc::channel(1);
     // Dropped with the body, which is dropped when the client leaves.
     let left = stop.drop_guard();
-    let run = Run { pieces, held, places, patience };
+    let mut run = Run { pieces, held, places, patience };
+    // What is still on its way when the last piece is made is paid for until the client has it.
+    let last = Arc::new(OnceLock::new());
+    let paid = Arc::clone(&last);
     tokio::spawn(async move {
         let begun = Instant::now();
         let sent = run.all(Box::new(out)).await;
+        let _ = paid.set(run.held);
         match &sent {
             Ok(written) => ended(Ok(Sent { written: *written, took: begun.elapsed() })),
             Err(Cut::Gone) => {}
             Err(cut) => ended(Err(cut)),
         }
     });
-    Body::from_stream(alive(queue, framing).inspect(move |_| _ = &left))
+    Body::from_stream(alive(queue, framing).inspect(move |_| _ = (&left, &last)))
 }
 
 /// A pack that was sent.
@@ -226,7 +230,7 @@ struct Run {
 
 impl Run {
     /// Sends everything, and tells the client if that fails.
-    async fn all(mut self, out: Box<Outgoing>) -> Result<Written, Cut> {
+    async fn all(&mut self, out: Box<Outgoing>) -> Result<Written, Cut> {
         let framing = out.frame.framing();
         let sent = self.pack(out).await;
         if let Err(cut @ (Cut::Write(_) | Cut::Store(_) | Cut::Job(_))) = &sent {
@@ -245,7 +249,7 @@ impl Run {
 
     async fn pack(&mut self, mut out: Box<Outgoing>) -> Result<Written, Cut> {
         // What stands before the pack goes at once: from then on the client can be told that its pack is being made.
-        self.pieces.send(Ok(out.frame.take())).await.map_err(|_| Cut::Gone)?;
+        self.hand_over(&mut out).await?;
         loop {
             self.client(&mut out).await?;
             let filled;
@@ -261,13 +265,19 @@ impl Run {
             if written.is_some() {
                 out.frame.end();
             }
-            if !out.frame.is_empty() {
-                self.pieces.send(Ok(out.frame.take())).await.map_err(|_| Cut::Gone)?;
-            }
+            self.hand_over(&mut out).await?;
             if let Some(written) = written {
                 return Ok(written);
             }
         }
+    }
+
+    /// Gives the client what is there.
+    async fn hand_over(&self, out: &mut Outgoing) -> Result<(), Cut> {
+        if out.frame.is_empty() {
+            return Ok(());
+        }
+        self.pieces.send(Ok(out.frame.take())).await.map_err(|_| Cut::Gone)
     }
 
     /// Waits until the client has begun to take the last piece.
