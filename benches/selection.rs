@@ -15,7 +15,7 @@ use bstr::BStr;
 use bytes::Bytes;
 use gix_hash::ObjectId;
 use packmirror::git::filter::Filter;
-use packmirror::pack::graph::{self, BuildInput};
+use packmirror::pack::layer::graph::{self, BuildInput};
 use packmirror::pack::meter::Unlimited;
 use packmirror::pack::rules::{BadRules, Rules, SparseBlobs};
 use packmirror::pack::select::Limits;

@@ -80,7 +80,7 @@ impl SparseBlobs for ById<'_> {
 
     fn read(&mut self, blob: Gid) -> Result<Bytes, BadRules> {
         let mut scratch = Scratch::new(1 << 20, 1 << 30);
-        Ok(pack::decode::object(self.stack, self.packs, blob, &mut scratch, &Unlimited)
+        Ok(pack::layer::decode::object(self.stack, self.packs, blob, &mut scratch, &Unlimited)
             .map_err(TreeError::from)?
             .1)
     }

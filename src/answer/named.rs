@@ -9,7 +9,7 @@ use gix_object::Kind;
 
 use super::prepare::by_short_name;
 use crate::mirror::snapshot::Granted;
-use crate::pack::decode::{self, DecodeError, Scratch};
+use crate::pack::layer::decode::{self, DecodeError, Scratch};
 use crate::pack::meter::{Held, Meter};
 use crate::pack::object::TreeEntries;
 use crate::pack::rules::{BadRules, SparseBlobs};

@@ -8,8 +8,8 @@
 use gix_hash::Kind as HashKind;
 
 use super::entry::{self, Header, RawKind};
-use super::graph::NONE;
-use super::graph::view::GraphEntry;
+use super::layer::graph::NONE;
+use super::layer::graph::view::GraphEntry;
 use super::set::{GidMap, GidSet, Gids};
 use super::{Gid, Stack};
 
@@ -78,7 +78,7 @@ pub struct Plan {
     pub joins: Vec<Vec<Gid>>,
     /// Number of objects packed anew.
     pub anew: u32,
-    /// The most bytes of memory that packing one of them anew takes ([`super::encode::room`]).
+    /// The most bytes of memory that packing one of them anew takes ([`super::layer::encode::room`]).
     pub room: u64,
     /// The hash of the repository, and of the trailer.
     pub hash: HashKind,

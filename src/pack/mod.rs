@@ -4,24 +4,19 @@
 //! read through [`Source`], which the caller implements over files, a cache or a bucket.
 //!
 //! - [`entry`], [`delta`], [`object`]: the bytes of packs and of objects, as git defines them.
-//! - [`graph`]: what one layer knows about its objects, as a file that is mapped, not parsed.
-//! - [`layer`], [`stack`]: a pack's `.idx` and graph together; the layers of one repository.
-//! - [`decode`]: the bytes of one object through its chain of deltas.
+//! - [`layer`]: a pack as seen through its `.idx` and its graph; the layers of one repository; their objects' bytes.
 //! - [`walk`], [`shallow`], [`negotiate`], [`reach`]: questions about history, answered by the graph.
 //! - [`rules`], [`sparse`], `wildmatch`, [`trees`], `paths`: filters, and the tree walks that some requests cannot do without.
 //! - [`select`]: which objects a request gets. [`plan`]: how they lie in its pack. `joins`: what leans on what in it.
-//! - [`copies`], [`encode`], [`send`], [`write`](mod@write): the pack itself.
+//! - [`copies`], [`send`], [`write`](mod@write): the pack itself.
 //! - [`meter`], `tally`: what a job may cost in steps and memory.
 //!
 //! Elsewhere: what is asked and answered on the wire (`git`), where packs are kept (`store`, `local`).
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod copies;
-pub mod decode;
 pub mod delta;
-pub mod encode;
 pub mod entry;
-pub mod graph;
 pub mod index;
 mod joins;
 pub mod layer;
@@ -39,7 +34,6 @@ pub mod send;
 pub mod set;
 pub mod shallow;
 pub mod sparse;
-pub mod stack;
 mod tally;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -48,14 +42,14 @@ pub mod walk;
 mod wildmatch;
 pub mod write;
 
-pub use decode::{DecodeError, Scratch};
-pub use graph::{Damaged, Graph};
 pub use layer::Layer;
+pub use layer::decode::{DecodeError, Scratch};
+pub use layer::graph::{Damaged, Graph};
+pub use layer::stack::Stack;
 pub use plan::{Plan, PlanOptions};
 pub use reach::Reach;
 pub use select::{Query, Selection, select};
 pub use send::{Sender, Step};
-pub use stack::Stack;
 
 /// An object of a [`Stack`]: first gid of its layer + position of its entry in that layer's pack.
 ///

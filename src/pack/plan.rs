@@ -28,10 +28,10 @@
 //!
 //! Relies on: gids as the stack numbers them. Elsewhere: what is in the answer (`select`), how
 //! entries lie and name their bases (`layout`), turning a plan into bytes (`send`, `write`).
-use super::encode;
 use super::entry;
-use super::graph::view::GraphEntry;
 use super::joins::{self, Orphans};
+use super::layer::encode;
+use super::layer::graph::view::GraphEntry;
 use super::layout::Layout;
 pub use super::layout::{Plan, Segment};
 use super::meter::{Halt, Meter};

@@ -29,7 +29,7 @@ pub enum Step {
         /// Bytes of its pack.
         range: Range<u64>,
     },
-    /// Pack this object with [`super::encode::anew`] and feed the entry.
+    /// Pack this object with [`super::layer::encode::anew`] and feed the entry.
     NeedAnew {
         /// The object.
         gid: Gid,

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::layer::encode;
 use super::meter::Meter;
 use super::plan::Plan;
 use super::send::{SendError, Sender, Step, Written};
-use super::{DecodeError, Scratch, Source, Stack, encode};
+use super::{DecodeError, Scratch, Source, Stack};
 
 /// How much of a pack is read at once.
 pub const CHUNK: u64 = 1 << 20;

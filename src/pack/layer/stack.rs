@@ -11,11 +11,11 @@ use std::sync::Arc;
 use gix_hash::{Kind as HashKind, ObjectId, oid};
 use gix_object::Kind;
 
-use super::entry::RawKind;
 use super::graph::columns::U32Iter;
 use super::graph::{Damaged, NONE};
-use super::walk::Place;
-use super::{Gid, Layer};
+use crate::pack::entry::RawKind;
+use crate::pack::walk::Place;
+use crate::pack::{Gid, Layer};
 
 /// The layers of one repository, lowest first.
 pub struct Stack {
