@@ -6,7 +6,7 @@
 //! - [`entry`], [`delta`], [`object`]: the bytes of packs and of objects, as git defines them.
 //! - [`layer`]: a pack as seen through its `.idx` and its graph; the layers of one repository; their objects' bytes.
 //! - [`walk`], [`shallow`], [`negotiate`], [`reach`]: questions about history, answered by the graph.
-//! - [`rules`], [`sparse`], `wildmatch`, [`trees`], `paths`: filters, and the tree walks that some requests cannot do without.
+//! - [`filter`]: filters, and the walks over trees that some requests cannot do without.
 //! - [`select`]: which objects a request gets. [`plan`]: how they lie in its pack. `joins`: what leans on what in it.
 //! - [`copies`], [`send`], [`write`](mod@write): the pack itself.
 //! - [`meter`], `tally`: what a job may cost in steps and memory.
@@ -17,6 +17,7 @@
 pub mod copies;
 pub mod delta;
 pub mod entry;
+pub mod filter;
 pub mod index;
 mod joins;
 pub mod layer;
@@ -25,21 +26,16 @@ mod lru;
 pub mod meter;
 pub mod negotiate;
 pub mod object;
-mod paths;
 pub mod plan;
 pub mod reach;
-pub mod rules;
 pub mod select;
 pub mod send;
 pub mod set;
 pub mod shallow;
-pub mod sparse;
 mod tally;
 #[cfg(test)]
 pub(crate) mod testing;
-pub mod trees;
 pub mod walk;
-mod wildmatch;
 pub mod write;
 
 pub use layer::Layer;

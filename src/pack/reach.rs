@@ -9,9 +9,9 @@
 use gix_object::Kind;
 use roaring::RoaringBitmap;
 
+use super::filter::trees::{TreeError, TreeLimits, TreeWalk};
 use super::meter::Meter;
 use super::set::{GidSet, Gids};
-use super::trees::{TreeError, TreeLimits, TreeWalk};
 use super::walk::{Boundary, COMMIT, History};
 use super::{Gid, Source, Stack};
 

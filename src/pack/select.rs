@@ -19,11 +19,11 @@
 use gix_object::Kind;
 use roaring::RoaringBitmap;
 
+use super::filter::rules::Rules;
+use super::filter::trees::{TreeError, TreeLimits, TreeWalk};
 use super::meter::{Halt, Meter};
-use super::rules::Rules;
 use super::set::{GidMap, GidSet, Gids};
 use super::shallow::Shallow;
-use super::trees::{TreeError, TreeLimits, TreeWalk};
 use super::walk::{Boundary, COMMIT, History};
 use super::{Gid, Source, Stack};
 
