@@ -14,10 +14,10 @@ use pack_support::*;
 use packmirror::git::filter::Filter;
 use packmirror::pack::filter::rules::{BadRules, Rules, SparseBlobs};
 use packmirror::pack::filter::trees::TreeError;
+use packmirror::pack::history::negotiate::Negotiation;
+use packmirror::pack::history::shallow::{Deepen, Shallow, deepen};
 use packmirror::pack::meter::Unlimited;
-use packmirror::pack::negotiate::Negotiation;
 use packmirror::pack::select::Limits;
-use packmirror::pack::shallow::{Deepen, Shallow, deepen};
 use packmirror::pack::{self, Gid, PlanOptions, Query, Reach, Scratch, Stack};
 
 /// A fetch as a client would send it.

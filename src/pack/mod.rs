@@ -5,8 +5,8 @@
 //!
 //! - [`entry`], [`delta`], [`object`]: the bytes of packs and of objects, as git defines them.
 //! - [`layer`]: a pack as seen through its `.idx` and its graph; the layers of one repository; their objects' bytes.
-//! - [`walk`], [`shallow`], [`negotiate`], [`reach`]: questions about history, answered by the graph.
 //! - [`filter`]: filters, and the walks over trees that some requests cannot do without.
+//! - [`history`]: questions about history, answered by the graph.
 //! - [`select`]: which objects a request gets. [`plan`]: how they lie in its pack. `joins`: what leans on what in it.
 //! - [`copies`], [`send`], [`write`](mod@write): the pack itself.
 //! - [`meter`], `tally`: what a job may cost in steps and memory.
@@ -18,32 +18,29 @@ pub mod copies;
 pub mod delta;
 pub mod entry;
 pub mod filter;
+pub mod history;
 pub mod index;
 mod joins;
 pub mod layer;
 mod layout;
 mod lru;
 pub mod meter;
-pub mod negotiate;
 pub mod object;
 pub mod plan;
-pub mod reach;
 pub mod select;
 pub mod send;
 pub mod set;
-pub mod shallow;
 mod tally;
 #[cfg(test)]
 pub(crate) mod testing;
-pub mod walk;
 pub mod write;
 
+pub use history::reach::Reach;
 pub use layer::Layer;
 pub use layer::decode::{DecodeError, Scratch};
 pub use layer::graph::{Damaged, Graph};
 pub use layer::stack::Stack;
 pub use plan::{Plan, PlanOptions};
-pub use reach::Reach;
 pub use select::{Query, Selection, select};
 pub use send::{Sender, Step};
 

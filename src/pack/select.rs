@@ -21,10 +21,10 @@ use roaring::RoaringBitmap;
 
 use super::filter::rules::Rules;
 use super::filter::trees::{TreeError, TreeLimits, TreeWalk};
+use super::history::shallow::Shallow;
+use super::history::walk::{Boundary, COMMIT, History};
 use super::meter::{Halt, Meter};
 use super::set::{GidMap, GidSet, Gids};
-use super::shallow::Shallow;
-use super::walk::{Boundary, COMMIT, History};
 use super::{Gid, Source, Stack};
 
 /// How many haves serve as bases when a boundary's tree is walked.
@@ -37,7 +37,7 @@ const NEAR: usize = 8;
 pub struct Query<'a> {
     /// What the client asked for: objects of any type.
     pub wants: &'a [Gid],
-    /// What the client has, as far as it counts ([`super::negotiate`]).
+    /// What the client has, as far as it counts ([`super::history::negotiate`]).
     pub haves: &'a [Gid],
     /// The client's `shallow` lines that name commits of the stack.
     pub client_shallow: &'a [Gid],

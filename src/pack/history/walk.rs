@@ -7,10 +7,10 @@
 //! Elsewhere: what each commit brings along (`select`), where boundaries come from (`shallow`).
 use std::collections::BinaryHeap;
 
-use super::layer::stack::Place;
-use super::meter::{Halt, Meter};
-use super::set::{GidMap, Gids};
-use super::{Gid, Stack};
+use crate::pack::layer::stack::Place;
+use crate::pack::meter::{Halt, Meter};
+use crate::pack::set::{GidMap, Gids};
+use crate::pack::{Gid, Stack};
 
 /// What a walk needs to know of commits; gids that are no commits have no parents.
 pub trait History {
@@ -358,9 +358,9 @@ pub(crate) mod toy {
 
 #[cfg(test)]
 mod tests {
-    use super::super::meter::Unlimited;
     use super::toy::{Toy, histories};
     use super::*;
+    use crate::pack::meter::Unlimited;
     use proptest::prelude::*;
 
     fn gids(list: &[Gid]) -> Gids {
