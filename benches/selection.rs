@@ -20,7 +20,7 @@ use packmirror::pack::filter::trees::TreeError;
 use packmirror::pack::history::shallow::{Deepen, deepen};
 use packmirror::pack::layer::graph::{self, BuildInput};
 use packmirror::pack::meter::Unlimited;
-use packmirror::pack::select::Limits;
+use packmirror::pack::plan::select::Limits;
 use packmirror::pack::{self, Gid, Layer, PlanOptions, Query, Scratch, Source, Stack};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;

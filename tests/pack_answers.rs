@@ -17,7 +17,7 @@ use packmirror::pack::filter::trees::TreeError;
 use packmirror::pack::history::negotiate::Negotiation;
 use packmirror::pack::history::shallow::{Deepen, Shallow, deepen};
 use packmirror::pack::meter::Unlimited;
-use packmirror::pack::select::Limits;
+use packmirror::pack::plan::select::Limits;
 use packmirror::pack::{self, Gid, PlanOptions, Query, Reach, Scratch, Stack};
 
 /// A fetch as a client would send it.

@@ -12,7 +12,7 @@ use crate::pack::entry::{self, Header};
 use crate::pack::layer::graph::{BuildInput, build};
 use crate::pack::meter::Unlimited;
 use crate::pack::object::{TreeEntries, commit, tag};
-use crate::pack::select::{Limits, Query, select};
+use crate::pack::plan::select::{Limits, Query, select};
 use crate::pack::filter::trees::TreeLimits;
 use crate::pack::{Gid, Layer, PlanOptions, Reach, Scratch, Source, Stack, plan, write};
 use crate::pack::layer::{decode, encode};

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::byte;
 use crate::pack::layer::graph::{compress, decompress};
 use crate::pack::meter::Unlimited;
-use crate::pack::select::{Limits, Query, select};
+use crate::pack::plan::select::{Limits, Query, select};
 use crate::pack::history::shallow::{Deepen, deepen};
 use crate::pack::filter::trees::TreeLimits;
 use crate::pack::{Damaged, Graph, Layer, PlanOptions, Reach, Scratch, Selection, Source, Stack, plan};

@@ -25,8 +25,8 @@ use crate::pack::history::negotiate::Negotiation;
 use crate::pack::history::shallow::{Deepen, NoBoundary, Shallow, deepen};
 use crate::pack::layer::stack::Stack;
 use crate::pack::meter::{Halt, Meter};
+use crate::pack::plan::select::{Limits, Query, select};
 use crate::pack::plan::{Plan, PlanOptions, plan};
-use crate::pack::select::{Limits, Query, select};
 
 /// What is sent.
 pub struct Prepared {

@@ -7,7 +7,7 @@
 //! - [`layer`]: a pack as seen through its `.idx` and its graph; the layers of one repository; their objects' bytes.
 //! - [`filter`]: filters, and the walks over trees that some requests cannot do without.
 //! - [`history`]: questions about history, answered by the graph.
-//! - [`select`]: which objects a request gets. [`plan`]: how they lie in its pack. `joins`: what leans on what in it.
+//! - [`plan`]: which objects a request gets, and how they lie in its pack.
 //! - [`copies`], [`send`], [`write`](mod@write): the pack itself.
 //! - [`meter`], `tally`: what a job may cost in steps and memory.
 //!
@@ -20,14 +20,11 @@ pub mod entry;
 pub mod filter;
 pub mod history;
 pub mod index;
-mod joins;
 pub mod layer;
-mod layout;
 mod lru;
 pub mod meter;
 pub mod object;
 pub mod plan;
-pub mod select;
 pub mod send;
 pub mod set;
 mod tally;
@@ -40,8 +37,8 @@ pub use layer::Layer;
 pub use layer::decode::{DecodeError, Scratch};
 pub use layer::graph::{Damaged, Graph};
 pub use layer::stack::Stack;
+pub use plan::select::{Query, Selection, select};
 pub use plan::{Plan, PlanOptions};
-pub use select::{Query, Selection, select};
 pub use send::{Sender, Step};
 
 /// An object of a [`Stack`]: first gid of its layer + position of its entry in that layer's pack.

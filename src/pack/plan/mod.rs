@@ -29,14 +29,18 @@
 //! Relies on: gids as the stack numbers them. Elsewhere: what is in the answer (`select`), how
 //! entries lie and name their bases (`layout`), turning a plan into bytes (`send`, `write`).
 use super::entry;
-use super::joins::{self, Orphans};
+use joins::Orphans;
+mod joins;
+mod layout;
+pub mod select;
+
 use super::layer::encode;
 use super::layer::graph::view::GraphEntry;
-use super::layout::Layout;
-pub use super::layout::{Plan, Segment};
 use super::meter::{Halt, Meter};
 use super::set::{GidSet, Gids};
 use super::{Gid, Selection, Stack};
+use layout::Layout;
+pub use layout::{Plan, Segment};
 
 /// From this size on, in the pack, an object that is stored whole is worth a delta.
 const BIG: u64 = 512;

@@ -7,11 +7,11 @@
 //! (`plan`), stating the distances that are left (`send`).
 use gix_hash::Kind as HashKind;
 
-use super::entry::{self, Header, RawKind};
-use super::layer::graph::NONE;
-use super::layer::graph::view::GraphEntry;
-use super::set::{GidMap, GidSet, Gids};
-use super::{Gid, Stack};
+use crate::pack::entry::{self, Header, RawKind};
+use crate::pack::layer::graph::NONE;
+use crate::pack::layer::graph::view::GraphEntry;
+use crate::pack::set::{GidMap, GidSet, Gids};
+use crate::pack::{Gid, Stack};
 
 /// A piece of a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub struct Plan {
     pub joins: Vec<Vec<Gid>>,
     /// Number of objects packed anew.
     pub anew: u32,
-    /// The most bytes of memory that packing one of them anew takes ([`super::layer::encode::room`]).
+    /// The most bytes of memory that packing one of them anew takes ([`crate::pack::layer::encode::room`]).
     pub room: u64,
     /// The hash of the repository, and of the trailer.
     pub hash: HashKind,
