@@ -3,13 +3,14 @@
 //! Everything here is pure: bytes in, values out; no socket, clock or file. Bytes of packs are
 //! read through [`Source`], which the caller implements over files, a cache or a bucket.
 //!
-//! - [`entry`], [`delta`], [`object`]: the bytes of packs and of objects, as git defines them.
+//! - [`entry`], [`delta`], [`object`]: the bytes of packs and of objects, as git defines them. [`copies`]: what a delta can copy.
+//! - [`index`]: a pack that comes in is checked, completed and gets its `.idx`.
 //! - [`layer`]: a pack as seen through its `.idx` and its graph; the layers of one repository; their objects' bytes.
 //! - [`filter`]: filters, and the walks over trees that some requests cannot do without.
 //! - [`history`]: questions about history, answered by the graph.
 //! - [`plan`]: which objects a request gets, and how they lie in its pack.
-//! - [`copies`], [`send`], [`write`](mod@write): the pack itself.
-//! - [`meter`], `tally`: what a job may cost in steps and memory.
+//! - [`write`](mod@write): the pack itself.
+//! - [`meter`], `tally`: what a job may cost in steps and memory. [`set`]: sets of objects. `lru`: a bounded cache.
 //!
 //! Elsewhere: what is asked and answered on the wire (`git`), where packs are kept (`store`, `local`).
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
@@ -25,7 +26,6 @@ mod lru;
 pub mod meter;
 pub mod object;
 pub mod plan;
-pub mod send;
 pub mod set;
 mod tally;
 #[cfg(test)]
@@ -39,7 +39,7 @@ pub use layer::graph::{Damaged, Graph};
 pub use layer::stack::Stack;
 pub use plan::select::{Query, Selection, select};
 pub use plan::{Plan, PlanOptions};
-pub use send::{Sender, Step};
+pub use write::send::{Sender, Step};
 
 /// An object of a [`Stack`]: first gid of its layer + position of its entry in that layer's pack.
 ///
