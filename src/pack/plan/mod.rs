@@ -1,4 +1,8 @@
-//! The plan: how the objects of an answer lie in its pack, before a byte of it is read.
+//! The plan: which objects an answer holds and how they lie in its pack, before a byte of it is read.
+//!
+//! - [`select`]: which objects a request gets.
+//! - `anew`: which of them are packed anew, and `joins`: by which stored deltas they are joined to a base.
+//! - `layout`: where each entry lies, and how it names its base.
 //!
 //! Entries are copied as they are stored, in the order of the stack (layer by layer, pack order).
 //! Neighbours whose offset deltas keep their distances are one [`Segment::Copy`], so a clone is a
@@ -7,47 +11,22 @@
 //! the base is the client's (a thin pack). A client that said `ofs-delta` gets no delta by id on an object
 //! of the same pack, however it was stored: some cannot read one.
 //!
-//! Objects whose stored delta leans on nothing that the client will have are packed anew. So are big
-//! objects that are stored whole, if the client has one that is joined to them by stored deltas (an
-//! older version, most often). They are sent as deltas on that or, where the base that is left out joins
-//! them to another one of their kind, on that one ([`super::copies`]); and else whole. They come
-//! first in the pack: their length is known only when they are sent, so standing in front of all
-//! else they shift every other entry by the same amount.
-//!
-//! The distance to one of them, and so the length of a header that states it, is known only when it is sent. Such a header
-//! is a segment of its own ([`Segment::OnAnew`]), laid out with a length that may be wrong by some bytes. Deltas that
-//! span one are segments that the sender completes too ([`Segment::Across`]); all other distances are known here.
-//!
-//! The deltas of a plan form no cycle. An object packed anew has as its base an object that is not in the answer, or
-//! one that was packed anew before it. The base of any other entry, as it is stored, lies in the entry's own layer, and
-//! the canonical gid of that base lies in the same layer or in a lower one. From entry to base the layer therefore never
-//! rises, so a cycle would lie within one layer. Within a layer the entries have the bases that its pack has, and a pack
-//! has no cycle. A pack that holds an object twice is the exception, since both copies have one gid. There, and for
-//! deltas by id that stand before their base, the chain of bases is followed once before anything is laid out, and an
-//! entry whose chain leads back to it is packed anew.
-//!
-//! Relies on: gids as the stack numbers them. Elsewhere: what is in the answer (`select`), how
-//! entries lie and name their bases (`layout`), turning a plan into bytes (`send`, `write`).
-use super::entry;
-use joins::Orphans;
+//! Relies on: gids as the stack numbers them. Elsewhere: turning a plan into bytes (`write`).
+mod anew;
 mod joins;
 mod layout;
 pub mod select;
 
+use super::entry;
 use super::layer::encode;
 use super::layer::graph::view::GraphEntry;
 use super::meter::{Halt, Meter};
-use super::set::{GidSet, Gids};
+use super::set::GidSet;
 use super::{Gid, Selection, Stack};
+use anew::Anew;
 use layout::Layout;
 pub use layout::{Plan, Segment};
 
-/// From this size on, in the pack, an object that is stored whole is worth a delta.
-const BIG: u64 = 512;
-/// An object of fewer bytes is not worth a delta, however it is stored.
-const SMALL: u64 = 64;
-/// An object of more bytes is copied as it is stored, which needs no memory.
-const HUGE: u64 = 16 << 20;
 /// A plan's memory is counted whenever it has grown by so many bytes.
 const COUNTED: u64 = 1 << 20;
 
@@ -125,92 +104,4 @@ fn each_entry(
         }
     }
     Ok(())
-}
-
-/// The objects that do not go as they are stored.
-struct Anew {
-    set: GidSet,
-    /// Ways from some of them to what they are to lean on, in the order of gids.
-    joined: Vec<Vec<Gid>>,
-    /// Entries whose base stands behind them in the order of gids.
-    forward: Gids,
-}
-
-impl Anew {
-    fn find(
-        stack: &Stack,
-        chosen: &GidSet,
-        selection: &mut Selection<'_>,
-        thin: bool,
-        meter: &dyn Meter,
-    ) -> Result<Self, Halt> {
-        let set = GidSet::new(stack.len());
-        let mut anew = Self { set, joined: Vec::new(), forward: Gids::default() };
-        let thin = thin && selection.knows_client();
-        let mut forward = Vec::new();
-        let mut orphans = Orphans::default();
-        each_entry(stack, chosen, |gid, layer, _, entry| {
-            meter.step(1)?;
-            let base = entry.base.map(|base| stack.canonical(layer, base));
-            let is_big = entry.end - entry.offset >= BIG;
-            match base {
-                Some(base) if chosen.contains(base) => {
-                    if base >= gid {
-                        forward.push(gid);
-                    }
-                    return Ok(());
-                }
-                Some(base) if thin && selection.surely_has(base, meter)? => return Ok(()),
-                Some(_) => _ = anew.set.insert(gid),
-                None if is_big => {}
-                None => return Ok(()),
-            }
-            let mut to_client = None;
-            if thin && (SMALL..=HUGE).contains(&stack.size(gid)) {
-                let fits = |before: &Gid| stack.size(*before) <= HUGE && !chosen.contains(*before);
-                to_client = selection.predecessor(gid).filter(fits).map(|before| vec![gid, before]);
-                if to_client.is_none() {
-                    to_client = joins::to_client(stack, chosen, selection, gid, meter)?;
-                }
-            }
-            let path = match base {
-                Some(_) if to_client.is_none() => orphans.join(stack, gid),
-                _ => to_client,
-            };
-            if let Some(path) = path {
-                anew.set.insert(gid);
-                anew.joined.push(path);
-            }
-            Ok(())
-        })?;
-        for gid in forward {
-            if anew.leans_on_itself(stack, chosen, gid, meter)? {
-                anew.set.insert(gid);
-            } else {
-                anew.forward.insert(gid);
-            }
-        }
-        Ok(anew)
-    }
-
-    /// Follows the chain of deltas that go as stored. Every cycle has a member whose base stands behind it.
-    fn leans_on_itself(
-        &self,
-        stack: &Stack,
-        chosen: &GidSet,
-        gid: Gid,
-        meter: &dyn Meter,
-    ) -> Result<bool, Halt> {
-        let mut seen = Gids::default();
-        let mut at = gid;
-        while !self.set.contains(at) && seen.insert(at) {
-            match stack.entry(at).base.filter(|&base| chosen.contains(base)) {
-                Some(base) if base == gid => return Ok(true),
-                Some(base) => at = base,
-                None => return Ok(false),
-            }
-            meter.step(1)?;
-        }
-        Ok(false)
-    }
 }
