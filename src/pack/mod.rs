@@ -3,14 +3,16 @@
 //! Everything here is pure: bytes in, values out; no socket, clock or file. Bytes of packs are
 //! read through [`Source`], which the caller implements over files, a cache or a bucket.
 //!
-//! - [`entry`], [`delta`], [`object`]: the bytes of packs and of objects, as git defines them. [`copies`]: what a delta can copy.
-//! - [`index`]: a pack that comes in is checked, completed and gets its `.idx`.
-//! - [`layer`]: a pack as seen through its `.idx` and its graph; the layers of one repository; their objects' bytes.
-//! - [`filter`]: filters, and the walks over trees that some requests cannot do without.
-//! - [`history`]: questions about history, answered by the graph.
+//! - [`write`](mod@write): a plan becomes the bytes of a pack.
 //! - [`plan`]: which objects a request gets, and how they lie in its pack.
-//! - [`write`](mod@write): the pack itself.
+//! - [`history`]: questions about history, answered by the graph.
+//! - [`filter`]: filters, and the walks over trees that some requests cannot do without.
+//! - [`layer`]: a pack as seen through its `.idx` and its graph; the layers of one repository; their objects' bytes.
+//! - [`index`]: a pack that comes in is checked, completed and gets its `.idx`.
+//! - [`entry`], [`delta`], [`copies`], [`object`]: the bytes of packs, deltas and objects, as git defines them.
 //! - [`meter`], `tally`: what a job may cost in steps and memory. [`set`]: sets of objects. `lru`: a bounded cache.
+//!
+//! Each uses only those below it (`tests/rooms.rs`).
 //!
 //! Elsewhere: what is asked and answered on the wire (`git`), where packs are kept (`store`, `local`).
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
