@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use gix_hash::{Kind as HashKind, ObjectId};
-use packmirror::pack::graph::{self, BuildInput, Graph};
+use packmirror::pack::layer::graph::{self, BuildInput, Graph};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let Some(repo) = std::env::args().skip(1).find(|argument| !argument.starts_with("--")).map(PathBuf::from)

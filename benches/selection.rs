@@ -15,12 +15,12 @@ use bstr::BStr;
 use bytes::Bytes;
 use gix_hash::ObjectId;
 use packmirror::git::filter::Filter;
-use packmirror::pack::graph::{self, BuildInput};
+use packmirror::pack::filter::rules::{BadRules, Rules, SparseBlobs};
+use packmirror::pack::filter::trees::TreeError;
+use packmirror::pack::history::shallow::{Deepen, deepen};
+use packmirror::pack::layer::graph::{self, BuildInput};
 use packmirror::pack::meter::Unlimited;
-use packmirror::pack::rules::{BadRules, Rules, SparseBlobs};
-use packmirror::pack::select::Limits;
-use packmirror::pack::shallow::{Deepen, deepen};
-use packmirror::pack::trees::TreeError;
+use packmirror::pack::plan::select::Limits;
 use packmirror::pack::{self, Gid, Layer, PlanOptions, Query, Scratch, Source, Stack};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;

@@ -12,12 +12,12 @@ use bstr::BStr;
 use bytes::Bytes;
 use pack_support::*;
 use packmirror::git::filter::Filter;
+use packmirror::pack::filter::rules::{BadRules, Rules, SparseBlobs};
+use packmirror::pack::filter::trees::TreeError;
+use packmirror::pack::history::negotiate::Negotiation;
+use packmirror::pack::history::shallow::{Deepen, Shallow, deepen};
 use packmirror::pack::meter::Unlimited;
-use packmirror::pack::negotiate::Negotiation;
-use packmirror::pack::rules::{BadRules, Rules, SparseBlobs};
-use packmirror::pack::select::Limits;
-use packmirror::pack::shallow::{Deepen, Shallow, deepen};
-use packmirror::pack::trees::TreeError;
+use packmirror::pack::plan::select::Limits;
 use packmirror::pack::{self, Gid, PlanOptions, Query, Reach, Scratch, Stack};
 
 /// A fetch as a client would send it.
@@ -80,7 +80,7 @@ impl SparseBlobs for ById<'_> {
 
     fn read(&mut self, blob: Gid) -> Result<Bytes, BadRules> {
         let mut scratch = Scratch::new(1 << 20, 1 << 30);
-        Ok(pack::decode::object(self.stack, self.packs, blob, &mut scratch, &Unlimited)
+        Ok(pack::layer::decode::object(self.stack, self.packs, blob, &mut scratch, &Unlimited)
             .map_err(TreeError::from)?
             .1)
     }

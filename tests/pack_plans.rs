@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use gix_object::Kind;
 use pack_support::*;
+use packmirror::pack::history::shallow::{Deepen, deepen};
 use packmirror::pack::meter::Unlimited;
+use packmirror::pack::plan::select::Limits;
 use packmirror::pack::plan::{Plan, Segment};
-use packmirror::pack::select::Limits;
-use packmirror::pack::shallow::{Deepen, deepen};
 use packmirror::pack::{self, PlanOptions, Query, Scratch, Selection, Stack};
 
 fn id(hash: HashKind, object: &[u8]) -> ObjectId {

@@ -7,8 +7,8 @@ use crate::bound::{Allowed, within};
 use crate::byte;
 use crate::git::Filter;
 use crate::pack::Gid;
-use crate::pack::rules::{BadRules, Rules, SparseBlobs};
-use crate::pack::trees::TreeError;
+use crate::pack::filter::rules::{BadRules, Rules, SparseBlobs};
+use crate::pack::filter::trees::TreeError;
 
 /// Blobs that lie one behind the other in the data; a name means the one whose number is its length.
 struct Blobs<'d> {

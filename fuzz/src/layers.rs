@@ -9,12 +9,13 @@ use gix_hash::{Kind as HashKind, ObjectId};
 use gix_object::Kind;
 
 use crate::pack::entry::{self, Header};
-use crate::pack::graph::{BuildInput, build};
+use crate::pack::layer::graph::{BuildInput, build};
 use crate::pack::meter::Unlimited;
 use crate::pack::object::{TreeEntries, commit, tag};
-use crate::pack::select::{Limits, Query, select};
-use crate::pack::trees::TreeLimits;
-use crate::pack::{Gid, Layer, PlanOptions, Reach, Scratch, Source, Stack, decode, encode, plan, write};
+use crate::pack::plan::select::{Limits, Query, select};
+use crate::pack::filter::trees::TreeLimits;
+use crate::pack::{Gid, Layer, PlanOptions, Reach, Scratch, Source, Stack, plan, write};
+use crate::pack::layer::{decode, encode};
 use crate::{byte, hash};
 
 /// Objects in one input; their numbers are single bytes.

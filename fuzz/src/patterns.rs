@@ -3,7 +3,7 @@ use bytes::Bytes;
 
 use crate::bound::{Allowed, within};
 use crate::byte;
-use crate::pack::sparse::{Patterns, Verdict};
+use crate::pack::filter::sparse::{Patterns, Verdict};
 
 /// The target: a length, a path of that length, and a file of patterns.
 pub fn run(mut data: &[u8]) {

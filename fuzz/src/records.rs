@@ -7,14 +7,13 @@ use gix_hash::Kind as HashKind;
 use sha2::{Digest, Sha256};
 
 use crate::byte;
-use crate::pack::graph::{compress, decompress};
+use crate::pack::layer::graph::{compress, decompress};
 use crate::pack::meter::Unlimited;
-use crate::pack::select::{Limits, Query, select};
-use crate::pack::shallow::{Deepen, deepen};
-use crate::pack::trees::TreeLimits;
-use crate::pack::{
-    Damaged, Graph, Layer, PlanOptions, Reach, Scratch, Selection, Source, Stack, decode, plan,
-};
+use crate::pack::plan::select::{Limits, Query, select};
+use crate::pack::history::shallow::{Deepen, deepen};
+use crate::pack::filter::trees::TreeLimits;
+use crate::pack::{Damaged, Graph, Layer, PlanOptions, Reach, Scratch, Selection, Source, Stack, plan};
+use crate::pack::layer::decode;
 use crate::store::{BlobId, Generation, read};
 
 /// The index of the pack whose graph is the seed `graph-1`.
@@ -48,7 +47,7 @@ fn a_graph(data: &[u8]) {
 fn walk(graph: &Graph) {
     let n = graph.len();
     let refs = u64::from(n) + graph.externals().len() as u64;
-    let within = |mut list: crate::pack::graph::columns::U32Iter<'_>| list.all(|item| u64::from(item) < refs);
+    let within = |mut list: crate::pack::layer::graph::columns::U32Iter<'_>| list.all(|item| u64::from(item) < refs);
     let mut end = 0;
     for position in 0..n {
         let entry = graph.entry(position).expect("each position has an entry");

@@ -1,6 +1,6 @@
 //! What a `sparse:oid` filter names: blobs of the published refs, as git resolves such names.
 //!
-//! Relies on: a grant, and the set of what is published, which was made before ([`super::reaching`]). Elsewhere: what their patterns mean ([`crate::pack::sparse`]).
+//! Relies on: a grant, and the set of what is published, which was made before ([`super::reaching`]). Elsewhere: what their patterns mean ([`crate::pack::filter::sparse`]).
 
 use bstr::BStr;
 use bytes::Bytes;
@@ -9,12 +9,13 @@ use gix_object::Kind;
 
 use super::prepare::by_short_name;
 use crate::mirror::snapshot::Granted;
-use crate::pack::decode::{self, DecodeError, Scratch};
+use crate::pack::Gid;
+use crate::pack::filter::rules::{BadRules, SparseBlobs};
+use crate::pack::filter::sparse;
+use crate::pack::filter::trees::TreeError;
+use crate::pack::layer::decode::{self, DecodeError, Scratch};
 use crate::pack::meter::{Held, Meter};
 use crate::pack::object::TreeEntries;
-use crate::pack::rules::{BadRules, SparseBlobs};
-use crate::pack::trees::TreeError;
-use crate::pack::{Gid, sparse};
 
 /// Largest tree on the way to a blob.
 const MAX_TREE: u64 = 64 << 20;

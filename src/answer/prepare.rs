@@ -19,14 +19,14 @@ use crate::git::request::FetchRequest;
 use crate::git::response::{Sections, ambiguous_deepen_not, put_v0_shallow, unknown_ref};
 use crate::mirror::snapshot::Granted;
 use crate::pack::Gid;
+use crate::pack::filter::rules::{BadRules, Rules};
+use crate::pack::filter::trees::TreeError;
+use crate::pack::history::negotiate::Negotiation;
+use crate::pack::history::shallow::{Deepen, NoBoundary, Shallow, deepen};
+use crate::pack::layer::stack::Stack;
 use crate::pack::meter::{Halt, Meter};
-use crate::pack::negotiate::Negotiation;
+use crate::pack::plan::select::{Limits, Query, select};
 use crate::pack::plan::{Plan, PlanOptions, plan};
-use crate::pack::rules::{BadRules, Rules};
-use crate::pack::select::{Limits, Query, select};
-use crate::pack::shallow::{Deepen, NoBoundary, Shallow, deepen};
-use crate::pack::stack::Stack;
-use crate::pack::trees::TreeError;
 
 /// What is sent.
 pub struct Prepared {

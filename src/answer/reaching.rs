@@ -10,8 +10,8 @@ use crate::answer::reason::Reason;
 use crate::answer::{Answers, Failed};
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Granted;
+use crate::pack::filter::trees::TreeError;
 use crate::pack::meter::Halt;
-use crate::pack::trees::TreeError;
 use crate::primary::Grant;
 use crate::text::chain;
 

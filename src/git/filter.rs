@@ -1,7 +1,7 @@
 //! Object filters of partial clones: what a client asks to leave out.
 //!
 //! The grammar and the error words are those of git's `list-objects-filter-options.c`.
-//! Relies on: nothing. Elsewhere: applying a filter (`pack::select`).
+//! Relies on: nothing. Elsewhere: applying a filter (`pack::plan::select`).
 
 use super::line;
 use bstr::{BStr, BString, ByteSlice};

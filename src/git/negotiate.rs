@@ -5,7 +5,7 @@
 //! In v2 every have that is common is acknowledged, as gitprotocol-v2(5) says and git before 2.45 does. Newer git leaves out
 //! those whose child was named before, and `fetch --negotiate-only` then names fewer commits than both sides have.
 //! Relies on: haves in the order the client sent them. Elsewhere: the commit walk behind `Common`
-//! (`pack::negotiate`), the sections behind the acknowledgments (`response`).
+//! (`pack::history::negotiate`), the sections behind the acknowledgments (`response`).
 
 use super::fetch::{Ack, FetchRequest, RoundEnd, V0};
 use super::response::{AckStatus, Sections, put_ack, put_nak};

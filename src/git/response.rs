@@ -2,7 +2,7 @@
 //!
 //! Follows `send_acks`, `send_wanted_ref_info`, `send_shallow_info` and `receive_needs` in git's
 //! `upload-pack.c`, and `packet_writer_error` in `pkt-line.c`.
-//! Relies on: nothing. Elsewhere: what to say (`negotiate`, `pack::shallow`), the pack itself (`pack::plan`).
+//! Relies on: nothing. Elsewhere: what to say (`negotiate`, `pack::history::shallow`), the pack itself (`pack::plan`).
 
 use super::pkt;
 use bstr::BStr;

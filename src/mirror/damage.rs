@@ -17,7 +17,7 @@ use crate::mirror::Mirror;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::OpenError;
 use crate::pack::DecodeError;
-use crate::pack::trees::TreeError;
+use crate::pack::filter::trees::TreeError;
 use crate::pack::write::WriteError;
 use crate::store::{BlobId, BlobRef, Generation, StoreError};
 

@@ -21,12 +21,12 @@ use crate::git::refs::Refs;
 use crate::local::{BlockHashes, Local, PackBlob};
 use crate::mirror::blocks::Blocks;
 use crate::pack::Gid;
-use crate::pack::graph::{self, Damaged};
+use crate::pack::filter::trees::{TreeError, TreeLimits};
+use crate::pack::history::reach::Reach;
 use crate::pack::layer::Layer;
+use crate::pack::layer::graph::{self, Damaged};
+use crate::pack::layer::stack::Stack;
 use crate::pack::meter::Meter;
-use crate::pack::reach::Reach;
-use crate::pack::stack::Stack;
-use crate::pack::trees::{TreeError, TreeLimits};
 use crate::primary::Grant;
 use crate::store::{BlobRef, Generation, LayerRef, StoreError};
 

@@ -3,59 +3,45 @@
 //! Everything here is pure: bytes in, values out; no socket, clock or file. Bytes of packs are
 //! read through [`Source`], which the caller implements over files, a cache or a bucket.
 //!
-//! - [`entry`], [`delta`], [`object`]: the bytes of packs and of objects, as git defines them.
-//! - [`graph`]: what one layer knows about its objects, as a file that is mapped, not parsed.
-//! - [`layer`], [`stack`]: a pack's `.idx` and graph together; the layers of one repository.
-//! - [`decode`]: the bytes of one object through its chain of deltas.
-//! - [`walk`], [`shallow`], [`negotiate`], [`reach`]: questions about history, answered by the graph.
-//! - [`rules`], [`sparse`], `wildmatch`, [`trees`], `paths`: filters, and the tree walks that some requests cannot do without.
-//! - [`select`]: which objects a request gets. [`plan`]: how they lie in its pack. `joins`: what leans on what in it.
-//! - [`copies`], [`encode`], [`send`], [`write`](mod@write): the pack itself.
-//! - [`meter`], `tally`: what a job may cost in steps and memory.
+//! - [`write`](mod@write): a plan becomes the bytes of a pack.
+//! - [`plan`]: which objects a request gets, and how they lie in its pack.
+//! - [`history`]: questions about history, answered by the graph.
+//! - [`filter`]: filters, and the walks over trees that some requests cannot do without.
+//! - [`layer`]: a pack as seen through its `.idx` and its graph; the layers of one repository; their objects' bytes.
+//! - [`index`]: a pack that comes in is checked, completed and gets its `.idx`.
+//! - [`entry`], [`delta`], [`copies`], [`object`]: the bytes of packs, deltas and objects, as git defines them.
+//! - [`meter`], `tally`: what a job may cost in steps and memory. [`set`]: sets of objects. `lru`: a bounded cache.
+//!
+//! Each uses only those below it (`tests/rooms.rs`).
 //!
 //! Elsewhere: what is asked and answered on the wire (`git`), where packs are kept (`store`, `local`).
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod copies;
-pub mod decode;
 pub mod delta;
-pub mod encode;
 pub mod entry;
-pub mod graph;
+pub mod filter;
+pub mod history;
 pub mod index;
-mod joins;
 pub mod layer;
-mod layout;
 mod lru;
 pub mod meter;
-pub mod negotiate;
 pub mod object;
-mod paths;
 pub mod plan;
-pub mod reach;
-pub mod rules;
-pub mod select;
-pub mod send;
 pub mod set;
-pub mod shallow;
-pub mod sparse;
-pub mod stack;
 mod tally;
 #[cfg(test)]
 pub(crate) mod testing;
-pub mod trees;
-pub mod walk;
-mod wildmatch;
 pub mod write;
 
-pub use decode::{DecodeError, Scratch};
-pub use graph::{Damaged, Graph};
+pub use history::reach::Reach;
 pub use layer::Layer;
+pub use layer::decode::{DecodeError, Scratch};
+pub use layer::graph::{Damaged, Graph};
+pub use layer::stack::Stack;
+pub use plan::select::{Query, Selection, select};
 pub use plan::{Plan, PlanOptions};
-pub use reach::Reach;
-pub use select::{Query, Selection, select};
-pub use send::{Sender, Step};
-pub use stack::Stack;
+pub use write::send::{Sender, Step};
 
 /// An object of a [`Stack`]: first gid of its layer + position of its entry in that layer's pack.
 ///

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use bytes::Bytes;
 use gix_hash::{Kind as HashKind, ObjectId};
 
-use super::graph::{BuildError, BuildInput, Draft, build};
+use super::layer::graph::{BuildError, BuildInput, Draft, build};
 use super::meter::{Halt, Meter};
 use super::{Layer, Source, Stack};
 

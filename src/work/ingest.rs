@@ -3,7 +3,7 @@
 //! Everything happens in a scratch directory that is removed with the value; nothing is published here.
 //! Blocking and CPU-bound: run it off the async threads.
 //! Relies on: `pack::index` for receiving and indexing (checks the trailer and every object's hash, with collision
-//! detection) and `pack::graph::build` for the proof that nothing is missing, both on the sync's meter ([`Cost`]).
+//! detection) and `pack::layer::graph::build` for the proof that nothing is missing, both on the sync's meter ([`Cost`]).
 //! Elsewhere: uploading and publishing (`sync`).
 
 use std::fs::File;
@@ -17,15 +17,16 @@ use gix_object::Kind;
 
 use crate::local::map_file;
 use crate::mirror::snapshot::Snapshot;
-use crate::pack::graph::build::{self, BuildError, BuildInput};
 use crate::pack::index::complete::{self, Bases};
 use crate::pack::index::receive::receive;
 use crate::pack::index::resolve::{Keep, Resolve, resolve};
 use crate::pack::index::write::write;
 use crate::pack::index::{Entries, IndexError};
 use crate::pack::layer::Layer;
+use crate::pack::layer::decode;
+use crate::pack::layer::graph::build::{self, BuildError, BuildInput};
 use crate::pack::meter::{Halt, Held};
-use crate::pack::{DecodeError, Scratch, Source, Stack, decode};
+use crate::pack::{DecodeError, Scratch, Source, Stack};
 use crate::work::cost::Cost;
 
 /// Threads that compute the ids of one pack.
@@ -175,7 +176,7 @@ pub fn graph_of(
     drop(draft);
     let open = map_file(&plain).map_err(IngestError::Scratch)?;
     let file = scratch.join("graph.zst");
-    writing(&file, |out| Ok(crate::pack::graph::compress_to(&open, out)?))?;
+    writing(&file, |out| Ok(crate::pack::layer::graph::compress_to(&open, out)?))?;
     let layer =
         Layer::open(idx, open, hash).map_err(|e| IngestError::Scratch(io::Error::other(e.to_string())))?;
     Ok(NewGraph { file, layer: Arc::new(layer) })

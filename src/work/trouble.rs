@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::mirror::health::cut;
 use crate::mirror::repo::Repo;
-use crate::pack::graph::BuildError;
 use crate::pack::index::IndexError;
+use crate::pack::layer::graph::BuildError;
 use crate::pack::meter::Halt;
 use crate::primary::PrimaryError;
 use crate::store::Note;

@@ -12,8 +12,9 @@ use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use packmirror::pack::entry::{self, Header};
-use packmirror::pack::graph::{self, BuildInput};
-use packmirror::pack::{Gid, Layer, Source, Stack, encode};
+use packmirror::pack::layer::encode;
+use packmirror::pack::layer::graph::{self, BuildInput};
+use packmirror::pack::{Gid, Layer, Source, Stack};
 
 #[path = "../seed/mod.rs"]
 pub mod seed;

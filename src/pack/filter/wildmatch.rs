@@ -8,7 +8,7 @@
 //! Elsewhere: what is matched with what (`sparse`).
 use bstr::ByteSlice;
 
-use super::meter::{Halt, Meter};
+use crate::pack::meter::{Halt, Meter};
 
 /// Comparisons that cost about what a step of a [`Meter`] stands for.
 const COMPARISONS: u64 = 16;

@@ -3,15 +3,20 @@
 //! Entries are laid out one after the other, each behind its base. Runs of neighbours whose distances are as stored are
 //! copied as they are; other headers are written anew, or left to the sender where the distance is not known yet.
 //!
+//! The distance to an object packed anew, and so the length of a header that states it, is known only when that object is
+//! sent. Such a header is a segment of its own ([`Segment::OnAnew`]), laid out with a length that may be wrong by some
+//! bytes. The sender also completes the headers of deltas whose distance spans such a header ([`Segment::Across`]); all
+//! other distances are known here.
+//!
 //! Relies on: an order without cycles, and on objects packed anew standing in front. Elsewhere: which objects these are
-//! (`plan`), stating the distances that are left (`send`).
+//! (`anew`), stating the distances that are left (`write::send`).
 use gix_hash::Kind as HashKind;
 
-use super::entry::{self, Header, RawKind};
-use super::graph::NONE;
-use super::graph::view::GraphEntry;
-use super::set::{GidMap, GidSet, Gids};
-use super::{Gid, Stack};
+use crate::pack::entry::{self, Header, RawKind};
+use crate::pack::layer::graph::NONE;
+use crate::pack::layer::graph::view::GraphEntry;
+use crate::pack::set::{GidMap, GidSet, Gids};
+use crate::pack::{Gid, Stack};
 
 /// A piece of a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +83,7 @@ pub struct Plan {
     pub joins: Vec<Vec<Gid>>,
     /// Number of objects packed anew.
     pub anew: u32,
-    /// The most bytes of memory that packing one of them anew takes ([`super::encode::room`]).
+    /// The most bytes of memory that packing one of them anew takes ([`crate::pack::layer::encode::room`]).
     pub room: u64,
     /// The hash of the repository, and of the trailer.
     pub hash: HashKind,

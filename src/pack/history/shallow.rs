@@ -8,10 +8,10 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::Gid;
-use super::meter::{Halt, Meter};
-use super::set::{GidMap, Gids};
 use super::walk::{Boundary, COMMIT, History};
+use crate::pack::Gid;
+use crate::pack::meter::{Halt, Meter};
+use crate::pack::set::{GidMap, Gids};
 
 /// The depth that stands for "all of it" (`INFINITE_DEPTH` in git's `shallow.h`).
 pub const INFINITE: u32 = 0x7fff_ffff;
@@ -289,9 +289,9 @@ fn by_date<H: History>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::meter::Unlimited;
     use super::super::walk::toy::{Toy, histories};
     use super::*;
+    use crate::pack::meter::Unlimited;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 

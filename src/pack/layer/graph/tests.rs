@@ -7,9 +7,10 @@ use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::*;
+use crate::pack::layer::decode;
 use crate::pack::meter::Unlimited;
 use crate::pack::testing::{Packed, Packs, Repo, random_history};
-use crate::pack::{Layer, Scratch, Stack, decode};
+use crate::pack::{Layer, Scratch, Stack};
 
 fn sample() -> &'static (Vec<Packed>, Vec<Bytes>) {
     static SAMPLE: OnceLock<(Vec<Packed>, Vec<Bytes>)> = OnceLock::new();

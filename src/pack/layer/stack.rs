@@ -11,11 +11,10 @@ use std::sync::Arc;
 use gix_hash::{Kind as HashKind, ObjectId, oid};
 use gix_object::Kind;
 
-use super::entry::RawKind;
 use super::graph::columns::U32Iter;
 use super::graph::{Damaged, NONE};
-use super::walk::Place;
-use super::{Gid, Layer};
+use crate::pack::entry::RawKind;
+use crate::pack::{Gid, Layer};
 
 /// The layers of one repository, lowest first.
 pub struct Stack {
@@ -297,6 +296,19 @@ impl Stack {
             Some(external) => row.externals.get(external as usize).copied().unwrap_or(NONE),
         }
     }
+}
+
+/// A commit and the trunk of its layer, a chain of commits each of which has the one before as its first parent.
+///
+/// Links are counted from the chain's root. Whether one commit is an ancestor of another can often be told from this alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The layer. A commit's ancestors are in its own layer and below.
+    pub layer: usize,
+    /// The first link that has the commit among its ancestors, or is it; `u32::MAX` if none has.
+    pub joins: u32,
+    /// 1 + the last link that the commit has among its ancestors, or is; 0 if none.
+    pub leaves: u32,
 }
 
 /// A commit of a stack.

@@ -6,10 +6,12 @@ use gix_object::Kind;
 use gix_zlib::stream::deflate::{Compress, FlushCompress};
 use gix_zlib::{Compression, Status};
 
-use super::copies::Copies;
-use super::entry::{self, Header};
-use super::meter::{Halt, Held, Meter};
-use super::{DecodeError, Gid, Scratch, Source, Stack, decode};
+use super::decode::{self, DecodeError, Scratch};
+use super::stack::Stack;
+use crate::pack::copies::Copies;
+use crate::pack::entry::{self, Header};
+use crate::pack::meter::{Halt, Held, Meter};
+use crate::pack::{Gid, Source};
 
 /// Makes the entry of the object `gid`: a delta on the last object of `path`, or whole where that does not pay.
 ///

@@ -11,9 +11,10 @@ use super::entries::Entries;
 use super::{BYTES_PER_STEP, BuildError, Damaged, Link, NONE};
 use crate::pack::delta;
 use crate::pack::entry::kind_from_code;
+use crate::pack::layer::decode;
 use crate::pack::lru::ByteLru;
 use crate::pack::meter::{Held, Meter};
-use crate::pack::{Gid, Scratch, Source, Stack, decode};
+use crate::pack::{Gid, Scratch, Source, Stack};
 
 /// The largest commit, tree or tag that is read. git hosts refuse far smaller ones.
 const MAX_OBJECT: u64 = 1 << 30;

@@ -1,12 +1,21 @@
-//! A layer: one self-contained pack as seen through its `.idx` and its graph.
+//! A layer: one self-contained pack as seen through its `.idx` and its graph; and the layers of one repository.
 //!
-//! Elsewhere: the bytes of the pack ([`Source`](super::Source)), layers on top of each other (`stack`).
+//! - [`graph`]: what one layer knows about its objects, as a file that is mapped, not parsed.
+//! - [`stack`]: the layers of one repository on top of each other, their objects numbered through.
+//! - [`decode`], [`encode`]: the bytes of one object of a stack, through its chain of deltas; its entry made anew.
+//!
+//! Elsewhere: where the bytes of packs come from ([`Source`](super::Source)), the bytes themselves (`entry`, `delta`).
+pub mod decode;
+pub mod encode;
+pub mod graph;
+pub mod stack;
+
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use gix_hash::{Kind as HashKind, ObjectId, oid};
 
-use super::graph::{Damaged, Graph};
+use graph::{Damaged, Graph};
 
 /// A pack's `.idx` and graph, opened together.
 pub struct Layer {

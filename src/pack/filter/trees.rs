@@ -15,13 +15,14 @@ use bytes::Bytes;
 use gix_hash::ObjectId;
 use gix_object::Kind;
 
-use super::meter::{Halt, Held, Meter};
-use super::object::{Malformed, TreeEntries};
 use super::paths::Paths;
 use super::rules::Rules;
-use super::set::{GidMap, GidSet};
-use super::tally::Tally;
-use super::{DecodeError, Gid, Scratch, Source, Stack, decode};
+use crate::pack::layer::decode;
+use crate::pack::meter::{Halt, Held, Meter};
+use crate::pack::object::{Malformed, TreeEntries};
+use crate::pack::set::{GidMap, GidSet};
+use crate::pack::tally::Tally;
+use crate::pack::{DecodeError, Gid, Scratch, Source, Stack};
 
 /// Trees of the client that are read beside one tree.
 const BASES: usize = 4;

@@ -19,13 +19,13 @@
 use gix_object::Kind;
 use roaring::RoaringBitmap;
 
-use super::meter::{Halt, Meter};
-use super::rules::Rules;
-use super::set::{GidMap, GidSet, Gids};
-use super::shallow::Shallow;
-use super::trees::{TreeError, TreeLimits, TreeWalk};
-use super::walk::{Boundary, COMMIT, History};
-use super::{Gid, Source, Stack};
+use crate::pack::filter::rules::Rules;
+use crate::pack::filter::trees::{TreeError, TreeLimits, TreeWalk};
+use crate::pack::history::shallow::Shallow;
+use crate::pack::history::walk::{Boundary, COMMIT, History};
+use crate::pack::meter::{Halt, Meter};
+use crate::pack::set::{GidMap, GidSet, Gids};
+use crate::pack::{Gid, Source, Stack};
 
 /// How many haves serve as bases when a boundary's tree is walked.
 const BASES: usize = 2;
@@ -37,7 +37,7 @@ const NEAR: usize = 8;
 pub struct Query<'a> {
     /// What the client asked for: objects of any type.
     pub wants: &'a [Gid],
-    /// What the client has, as far as it counts ([`super::negotiate`]).
+    /// What the client has, as far as it counts ([`crate::pack::history::negotiate`]).
     pub haves: &'a [Gid],
     /// The client's `shallow` lines that name commits of the stack.
     pub client_shallow: &'a [Gid],

@@ -6,8 +6,8 @@
 //! Elsewhere: wildcards (`wildmatch`), the patterns of one request (`rules`), walking trees with them (`paths`).
 use bytes::Bytes;
 
-use super::meter::{Halt, Held, Meter};
 use super::wildmatch::{Work, is_special, wildmatch};
+use crate::pack::meter::{Halt, Held, Meter};
 
 /// Files of patterns larger than this are refused (`PATTERN_MAX_FILE_SIZE` in git's `dir.c`).
 pub const MAX_FILE: usize = 100 * 1024 * 1024;

@@ -5,10 +5,10 @@
 //! A have is any object of the stack, whether or not a published ref reaches it: the client names what it has.
 //!
 //! Elsewhere: acknowledgments on the wire (`git::response`), the walk that makes the answer (`walk`).
-use super::Gid;
-use super::meter::{Halt, Meter};
-use super::set::{GidMap, Gids};
 use super::walk::{COMMIT, History};
+use crate::pack::Gid;
+use crate::pack::meter::{Halt, Meter};
+use crate::pack::set::{GidMap, Gids};
 
 /// What is known of the client so far.
 #[derive(Debug)]
@@ -122,9 +122,9 @@ impl<'h, H: History> Negotiation<'h, H> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::meter::Unlimited;
     use super::super::walk::toy::{Toy, histories};
     use super::*;
+    use crate::pack::meter::Unlimited;
     use proptest::prelude::*;
 
     #[test]

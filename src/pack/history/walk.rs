@@ -7,9 +7,10 @@
 //! Elsewhere: what each commit brings along (`select`), where boundaries come from (`shallow`).
 use std::collections::BinaryHeap;
 
-use super::meter::{Halt, Meter};
-use super::set::{GidMap, Gids};
-use super::{Gid, Stack};
+use crate::pack::layer::stack::Place;
+use crate::pack::meter::{Halt, Meter};
+use crate::pack::set::{GidMap, Gids};
+use crate::pack::{Gid, Stack};
 
 /// What a walk needs to know of commits; gids that are no commits have no parents.
 pub trait History {
@@ -23,19 +24,6 @@ pub trait History {
     fn place(&self, commit: Gid) -> Option<Place>;
     /// The commit that `gid` is or, through tags, leads to.
     fn to_commit(&self, gid: Gid) -> Option<Gid>;
-}
-
-/// A commit and the trunk of its layer, a chain of commits each of which has the one before as its first parent.
-///
-/// Links are counted from the chain's root. Whether one commit is an ancestor of another can often be told from this alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// The layer. A commit's ancestors are in its own layer and below.
-    pub layer: usize,
-    /// The first link that has the commit among its ancestors, or is it; `u32::MAX` if none has.
-    pub joins: u32,
-    /// 1 + the last link that the commit has among its ancestors, or is; 0 if none.
-    pub leaves: u32,
 }
 
 /// What is known of the client's commits in one layer.
@@ -370,9 +358,9 @@ pub(crate) mod toy {
 
 #[cfg(test)]
 mod tests {
-    use super::super::meter::Unlimited;
     use super::toy::{Toy, histories};
     use super::*;
+    use crate::pack::meter::Unlimited;
     use proptest::prelude::*;
 
     fn gids(list: &[Gid]) -> Gids {

@@ -9,11 +9,11 @@
 use gix_object::Kind;
 use roaring::RoaringBitmap;
 
-use super::meter::Meter;
-use super::set::{GidSet, Gids};
-use super::trees::{TreeError, TreeLimits, TreeWalk};
 use super::walk::{Boundary, COMMIT, History};
-use super::{Gid, Source, Stack};
+use crate::pack::filter::trees::{TreeError, TreeLimits, TreeWalk};
+use crate::pack::meter::Meter;
+use crate::pack::set::{GidSet, Gids};
+use crate::pack::{Gid, Source, Stack};
 
 /// The objects reachable from a set of tips.
 #[derive(Debug, Clone, PartialEq, Eq)]

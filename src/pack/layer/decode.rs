@@ -6,11 +6,11 @@ use bytes::Bytes;
 use gix_object::Kind;
 use gix_zlib::Inflate;
 
-use super::delta::{self, BadData};
-use super::lru::ByteLru;
-use super::meter::{Halt, Meter};
 use super::stack::Entry;
-use super::{Gid, Source, Stack};
+use crate::pack::delta::{self, BadData};
+use crate::pack::lru::ByteLru;
+use crate::pack::meter::{Halt, Meter};
+use crate::pack::{Gid, Source, Stack};
 
 /// An object could not be decoded.
 #[derive(Debug, thiserror::Error)]

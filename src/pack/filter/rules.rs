@@ -15,11 +15,11 @@ use bytes::Bytes;
 use gix_hash::ObjectId;
 use gix_object::Kind;
 
-use super::Gid;
-use super::meter::{Halt, Meter};
 use super::sparse::Patterns;
 use super::trees::TreeError;
 use crate::git::filter::Filter;
+use crate::pack::Gid;
+use crate::pack::meter::{Halt, Meter};
 
 /// Names that the `sparse:oid` filters of one request may give; clients give one.
 const MAX_NAMES: usize = 64;

@@ -6,10 +6,11 @@ use gix_hash::{Kind as HashKind, ObjectId};
 use proptest::prelude::*;
 
 use super::*;
+use crate::pack::Layer;
 use crate::pack::entry::RawKind;
+use crate::pack::layer::decode;
 use crate::pack::meter::Unlimited;
 use crate::pack::testing::{Packed, Packs, Random, Repo, id, random_history, stack};
-use crate::pack::{Layer, decode};
 
 /// What git says about every commit of a repository.
 struct Oracle {

@@ -5,10 +5,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::meter::{Halt, Meter};
 use super::rules::Rules;
 use super::sparse::Verdict;
-use super::tally::Tally;
+use crate::pack::meter::{Halt, Meter};
+use crate::pack::tally::Tally;
 
 /// What a directory takes beside its name.
 const DIRECTORY: usize = 160;
@@ -118,9 +118,9 @@ mod tests {
     use super::*;
     use crate::git::filter::Filter;
     use crate::pack::Gid;
-    use crate::pack::rules::{BadRules, SparseBlobs};
+    use crate::pack::filter::rules::{BadRules, SparseBlobs};
+    use crate::pack::filter::trees::TreeError;
     use crate::pack::testing::Allowed;
-    use crate::pack::trees::TreeError;
 
     /// Two blobs of patterns.
     struct Two;

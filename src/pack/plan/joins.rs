@@ -2,9 +2,9 @@
 //!
 //! Relies on: stored deltas forming trees within a layer. Elsewhere: which objects need one (`plan`), the delta that a way
 //! makes (`copies`).
-use super::meter::{Halt, Meter};
-use super::set::{GidMap, GidSet, Gids};
-use super::{Gid, Selection, Stack};
+use crate::pack::meter::{Halt, Meter};
+use crate::pack::set::{GidMap, GidSet, Gids};
+use crate::pack::{Gid, Selection, Stack};
 
 /// How many objects are looked at to find one that the client has.
 const JOIN_SEARCH: usize = 200;

@@ -13,9 +13,9 @@ use bytes::Bytes;
 use gix_hash::{Kind as HashKind, ObjectId};
 use sha2::Digest;
 
-use super::Gid;
-use super::entry::{self, Header};
-use super::plan::{Plan, Segment};
+use crate::pack::Gid;
+use crate::pack::entry::{self, Header};
+use crate::pack::plan::{Plan, Segment};
 
 /// What the loop around a sender has to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub enum Step {
         /// Bytes of its pack.
         range: Range<u64>,
     },
-    /// Pack this object with [`super::encode::anew`] and feed the entry.
+    /// Pack this object with [`crate::pack::layer::encode::anew`] and feed the entry.
     NeedAnew {
         /// The object.
         gid: Gid,

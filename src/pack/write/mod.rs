@@ -1,16 +1,19 @@
-//! Writing a pack: the blocking loop around a [`Sender`].
+//! Writing a pack: its bytes step by step ([`send`]), and the blocking loop around that.
 //!
-//! For files, and as the reference for the async loop of the server.
-//! Elsewhere: what the pack holds (`plan`), its bytes step by step (`send`).
+//! The loop is for files, and the reference for the async loop of the server.
+//! Elsewhere: what the pack holds (`plan`).
+pub mod send;
+
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::layer::encode;
 use super::meter::Meter;
 use super::plan::Plan;
-use super::send::{SendError, Sender, Step, Written};
-use super::{DecodeError, Scratch, Source, Stack, encode};
+use super::{DecodeError, Scratch, Source, Stack};
+use send::{SendError, Sender, Step, Written};
 
 /// How much of a pack is read at once.
 pub const CHUNK: u64 = 1 << 20;
