@@ -16,7 +16,7 @@ use crate::answer::{Answers, Decision, Failed, Ready};
 use crate::budget::Room;
 use crate::config::Freshness;
 use crate::git::object_info::ObjectInfo;
-use crate::git::request::FetchRequest;
+use crate::git::request::{FetchRequest, Wire};
 use crate::git::response::unknown_ref;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Granted;
@@ -58,7 +58,7 @@ impl Answers {
                 None => return Ok(Decision::Refuse(unknown_ref(name.as_ref()))),
             }
         }
-        if request.v0.is_some() && !granted.are_tips_or_commits(&wants) {
+        if request.wire != Wire::V2 && !granted.are_tips_or_commits(&wants) {
             // v0 serves what the advertised refs reach; for other objects than commits that depends on settings we cannot see.
             return Ok(Decision::Pass(Reason::NotOurs));
         }
@@ -77,7 +77,7 @@ impl Answers {
             return Some(Reason::NotOurs);
         }
         let capabilities = repo.health().capabilities.clone();
-        if request.v0.is_none() && capabilities.is_some_and(|caps| request.unoffered(&caps).is_some()) {
+        if capabilities.is_some_and(|caps| request.unoffered(&caps).is_some()) {
             return Some(Reason::NotOffered);
         }
         let settings = &self.mirror.settings;

@@ -35,10 +35,7 @@ impl Key {
         normal.wants.sort_unstable();
         normal.want_refs.sort_unstable();
         normal.shallow.sort_unstable();
-        if let Some(v0) = &mut normal.v0 {
-            v0.agent = None;
-            v0.session_id = None;
-        }
+        normal.wire.forget_client();
         let generation = &snapshot.generation;
         let mut hasher = Hasher(Sha256::new());
         // Writing into a hasher does not fail.

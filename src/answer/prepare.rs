@@ -15,7 +15,7 @@ use crate::answer::named::Named;
 use crate::budget::Room;
 use crate::git::filter::Filter;
 use crate::git::negotiate::{Common, Have, Next, answer_v0, answer_v2};
-use crate::git::request::FetchRequest;
+use crate::git::request::{FetchRequest, Wire};
 use crate::git::response::{Sections, ambiguous_deepen_not, put_v0_shallow, unknown_ref};
 use crate::mirror::snapshot::Granted;
 use crate::pack::Gid;
@@ -129,34 +129,28 @@ pub fn prepare(
     let mut talk = Talk { stack, wants: &wants, negotiation, meter, told: None, halted: None };
 
     // v0 states the boundary before the negotiation, v2 after it.
-    let (shallow, next) = match &request.v0 {
-        Some(v0) => {
+    let (shallow, next) = match &request.wire {
+        Wire::V0(v0) => {
             let shallow = boundary(granted, request, &wants, &client_shallow, meter)?;
             if let Some(shallow) = &shallow {
                 put_v0_shallow(&mut head, &oids(stack, &shallow.shallow), &oids(stack, &shallow.unshallow));
             }
             (shallow, answer_v0(request, v0, &mut talk, &mut head))
         }
-        None => {
-            let next = answer_v2(request, &mut talk, &mut head);
-            let goes_on = next == Next::Pack;
-            (if goes_on { boundary(granted, request, &wants, &client_shallow, meter)? } else { None }, next)
-        }
+        Wire::V2 => match answer_v2(request, &mut talk, &mut head) {
+            Next::Stop => (None, Next::Stop),
+            Next::Pack => {
+                let shallow = boundary(granted, request, &wants, &client_shallow, meter)?;
+                put_sections(granted, request, shallow.as_ref(), &mut head)?;
+                (shallow, Next::Pack)
+            }
+        },
     };
     if let Some(halt) = talk.halted {
         return Err(halt.into());
     }
     if next == Next::Stop {
         return Ok(Prepared::new(head, None));
-    }
-    if request.v0.is_none() {
-        let mut sections = Sections::new(&mut head, request.sideband_all);
-        sections.wanted_refs(wanted_refs(granted, &request.want_refs)?);
-        if shallow.is_some() || !request.shallow.is_empty() {
-            let change = shallow.clone().unwrap_or_default();
-            sections.shallow_info(&oids(stack, &change.shallow), &oids(stack, &change.unshallow));
-        }
-        sections.packfile();
     }
     let rules = compile(granted, request, meter)?;
     let tags = if request.include_tag { tags_of(granted) } else { Vec::new() };
@@ -209,6 +203,25 @@ impl Common for Talk<'_> {
         self.told = Some((common, ready));
         ready
     }
+}
+
+/// Writes the sections of v2 that stand between the acknowledgments and the pack.
+fn put_sections(
+    granted: &Granted,
+    request: &FetchRequest,
+    shallow: Option<&Shallow>,
+    head: &mut Vec<u8>,
+) -> Result<(), Trouble> {
+    let mut sections = Sections::new(head, request.sideband_all);
+    sections.wanted_refs(wanted_refs(granted, &request.want_refs)?);
+    if shallow.is_some() || !request.shallow.is_empty() {
+        let unchanged = Shallow::default();
+        let change = shallow.unwrap_or(&unchanged);
+        sections
+            .shallow_info(&oids(&granted.stack, &change.shallow), &oids(&granted.stack, &change.unshallow));
+    }
+    sections.packfile();
+    Ok(())
 }
 
 fn oids(stack: &Stack, gids: &[Gid]) -> Vec<ObjectId> {
