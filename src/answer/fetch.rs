@@ -83,11 +83,10 @@ impl Answers {
         if capabilities.is_some_and(|caps| request.unoffered(&caps).is_some()) {
             return Some(Reason::NotOffered);
         }
-        let settings = &self.mirror.settings;
-        if !request.want_refs.is_empty() && settings.freshness == Freshness::Strict {
+        if !request.want_refs.is_empty() && self.freshness == Freshness::Strict {
             // The names are to be read as they stand now, and no `ls-refs` of this client says how that is.
             let ticket = repo.ask();
-            let confirmed = tokio::time::timeout(settings.sync_wait, repo.settled(ticket)).await;
+            let confirmed = tokio::time::timeout(self.sync_wait, repo.settled(ticket)).await;
             if confirmed != Ok(true) {
                 return Some(Reason::NotConfirmed);
             }
@@ -95,7 +94,7 @@ impl Answers {
         if request.include_tag
             && let Some(ticket) = repo.tags_on_their_way()
         {
-            let _ = tokio::time::timeout(settings.sync_wait, repo.settled(ticket)).await;
+            let _ = tokio::time::timeout(self.sync_wait, repo.settled(ticket)).await;
         }
         None
     }

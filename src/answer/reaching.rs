@@ -41,8 +41,7 @@ impl Answers {
             Reached::Unknown(reason) => return Ok(Err(reason)),
             Reached::NotAll => {}
         }
-        let wait = self.mirror.settings.sync_wait;
-        if self.mirror.catch_up(repo, wants, wait).await.is_some()
+        if self.mirror.catch_up(repo, wants, self.sync_wait).await.is_some()
             && let Reached::All(granted, wants) = self.reaching(repo, grant, wants).await?
         {
             return Ok(Ok((granted, wants)));

@@ -105,7 +105,7 @@ async fn send(app: &App, repo: &Arc<Repo>, ready: Ready) -> Result<Response, Fai
         Err(Cut::Store(e)) => _ = repo.report_damage(&generation, e),
         Err(Cut::Gone | Cut::Job(_)) => {}
     };
-    let patience = app.mirror.settings.limits.client_timeout;
+    let patience = app.terms.limits.client_timeout;
     Ok(upload_pack_result(stream(out, held, Arc::clone(places), patience, stop, ended)))
 }
 
