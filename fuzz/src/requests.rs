@@ -2,7 +2,7 @@
 use crate::git::ls_refs::{self, parse_answer};
 use crate::git::negotiate::{Next, Questions, answer_v0, answer_v2};
 use crate::git::request::{Command, Limits, parse_v2};
-use crate::git::v0::{RoundEnd, parse_v0};
+use crate::git::v0::{RoundEnd, Wire, parse_v0};
 use crate::git::{HashKind, Head, Ref, Refs, V2Caps};
 use crate::{byte, hash, must_be_packets};
 use gix_hash::ObjectId;
@@ -50,7 +50,7 @@ fn v2(body: &[u8], hash: HashKind) {
 
 fn v0(body: &[u8], hash: HashKind) {
     let Ok(request) = parse_v0(body, &LIMITS, hash) else { return };
-    let v0 = request.v0.clone().expect("a v0 request says what only v0 says");
+    let Wire::V0(v0) = request.wire.clone() else { panic!("a v0 request is one of v0") };
     assert_eq!(request.done, v0.end == RoundEnd::Done);
     assert!(request.wants.len() <= LIMITS.max_wants && request.haves.len() <= LIMITS.max_haves);
     let mut common = Questions::new(|id: &ObjectId| id.as_slice()[0] & 1 == 0, || true);

@@ -6,20 +6,21 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gix_hash::ObjectId;
+use gix_object::Kind;
 
+use crate::answer::numbers::Numbers;
 use crate::answer::plans::Key;
-use crate::answer::prepare::{Trouble, named, needs_reach, prepare};
+use crate::answer::prepare::{Trouble, needs_reach, prepare};
 use crate::answer::reaching::{MANY, leave};
 use crate::answer::reason::Reason;
 use crate::answer::{Answers, Decision, Failed, Ready};
 use crate::budget::Room;
 use crate::config::Freshness;
 use crate::git::object_info::ObjectInfo;
-use crate::git::request::FetchRequest;
-use crate::git::response::unknown_ref;
+use crate::git::request::{FetchRequest, Wire};
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Granted;
+use crate::pack::Gid;
 use crate::pack::filter::trees::TreeError;
 use crate::pack::meter::Halt;
 use crate::pack::plan::Plan;
@@ -47,27 +48,29 @@ impl Answers {
         if let Some(reason) = self.not_ours(repo, &request).await {
             return Ok(Decision::Pass(reason));
         }
-        let granted = match self.open(repo, grant, &request.wants).await? {
-            Ok(granted) => granted,
+        let (granted, wants) = match self.open(repo, grant, &request.wants).await? {
+            Ok(opened) => opened,
             Err(reason) => return Ok(Decision::Pass(reason)),
         };
-        let mut wants = request.wants.clone();
-        for name in &request.want_refs {
-            match named(&granted, name.as_ref()) {
-                Some(oid) => wants.push(oid),
-                None => return Ok(Decision::Refuse(unknown_ref(name.as_ref()))),
+        if request.wire != Wire::V2 {
+            // v0 serves what the advertised refs reach; for other objects than commits that depends on settings we cannot see.
+            let is_commit = |want: Gid| granted.stack.kind(want) == Kind::Commit;
+            let mut each = request.wants.iter().zip(&wants);
+            if !each.all(|(oid, want)| granted.is_tip(oid) || is_commit(*want)) {
+                return Ok(Decision::Pass(Reason::NotOurs));
             }
         }
-        if request.v0.is_some() && !granted.are_tips_or_commits(&wants) {
-            // v0 serves what the advertised refs reach; for other objects than commits that depends on settings we cannot see.
-            return Ok(Decision::Pass(Reason::NotOurs));
-        }
+        let request = Arc::new(request);
+        let (numbers, key) = match self.look_up(&granted, &request, wants).await? {
+            Ok(found) => found,
+            Err(words) => return Ok(Decision::Refuse(words)),
+        };
         if needs_reach(&request)
             && let Err(failed) = self.publish(&granted).await?
         {
             return Ok(Decision::Pass(leave(repo, &granted, &failed)));
         }
-        self.plan(repo, granted, Arc::new(request), wants).await
+        self.plan(repo, granted, request, numbers, key).await
     }
 
     /// Why the request is not for this node, as far as that can be told without a look at what is published; waits until what
@@ -77,14 +80,13 @@ impl Answers {
             return Some(Reason::NotOurs);
         }
         let capabilities = repo.health().capabilities.clone();
-        if request.v0.is_none() && capabilities.is_some_and(|caps| request.unoffered(&caps).is_some()) {
+        if capabilities.is_some_and(|caps| request.unoffered(&caps).is_some()) {
             return Some(Reason::NotOffered);
         }
-        let settings = &self.mirror.settings;
-        if !request.want_refs.is_empty() && settings.freshness == Freshness::Strict {
+        if !request.want_refs.is_empty() && self.freshness == Freshness::Strict {
             // The names are to be read as they stand now, and no `ls-refs` of this client says how that is.
             let ticket = repo.ask();
-            let confirmed = tokio::time::timeout(settings.sync_wait, repo.settled(ticket)).await;
+            let confirmed = tokio::time::timeout(self.sync_wait, repo.settled(ticket)).await;
             if confirmed != Ok(true) {
                 return Some(Reason::NotConfirmed);
             }
@@ -92,7 +94,7 @@ impl Answers {
         if request.include_tag
             && let Some(ticket) = repo.tags_on_their_way()
         {
-            let _ = tokio::time::timeout(settings.sync_wait, repo.settled(ticket)).await;
+            let _ = tokio::time::timeout(self.sync_wait, repo.settled(ticket)).await;
         }
         None
     }
@@ -102,13 +104,13 @@ impl Answers {
         repo: &Arc<Repo>,
         granted: Granted,
         request: Arc<FetchRequest>,
-        wants: Vec<ObjectId>,
+        numbers: Numbers,
+        key: Key,
     ) -> Result<Decision, Failed> {
         let begun = Instant::now();
-        let key = self.key(&granted, &request).await?;
         let make = async {
             let (granted, request) = (granted.clone(), Arc::clone(&request));
-            let made = self.compute(move |meter| prepare(&granted, &request, &wants, meter)).await?;
+            let made = self.compute(move |meter| prepare(&granted, &request, &numbers, meter)).await?;
             let mut prepared = made?;
             prepared.hold(self.readers.try_take(prepared.size() as u64).map_err(Failed::from)?);
             Ok::<_, Unprepared>(prepared)
@@ -141,13 +143,23 @@ impl Answers {
         Ok(Decision::Send(Box::new(Ready { granted, request, prepared })))
     }
 
-    /// The key of a request's plan.
-    async fn key(&self, granted: &Granted, request: &Arc<FetchRequest>) -> Result<Key, Failed> {
-        if request.wants.len().max(request.haves.len()) < MANY {
-            return Ok(Key::of(granted, request));
+    /// Looks up what a request names, and makes the key of its plan. An error of the inner kind refuses it in git's words.
+    async fn look_up(
+        &self,
+        granted: &Granted,
+        request: &Arc<FetchRequest>,
+        wants: Vec<Gid>,
+    ) -> Result<Result<(Numbers, Key), String>, Failed> {
+        let look_up = |granted: &Granted, request: &FetchRequest, wants| {
+            let numbers = Numbers::of(granted, request, wants)?;
+            let key = Key::of(granted, request, &numbers);
+            Ok((numbers, key))
+        };
+        if request.wants.len().max(request.haves.len()).max(request.shallow.len()) < MANY {
+            return Ok(look_up(granted, request, wants));
         }
         let (granted, request) = (granted.clone(), Arc::clone(request));
-        self.compute(move |_| Key::of(&granted, &request)).await
+        self.compute(move |_| look_up(&granted, &request, wants)).await
     }
 
     /// The answer to `object-info`, with what it takes of the memory for readers; or why the primary gives it.
@@ -157,15 +169,16 @@ impl Answers {
         grant: &Grant,
         request: ObjectInfo,
     ) -> Result<Result<(Vec<u8>, Room), Reason>, Failed> {
-        let granted = match self.open(repo, grant, &request.oids).await? {
-            Ok(granted) => granted,
+        let (granted, numbers) = match self.open(repo, grant, &request.oids).await? {
+            Ok(opened) => opened,
             Err(reason) => return Ok(Err(reason)),
         };
         let room = self.readers.try_take(OBJECT_INFO * request.oids.len() as u64)?;
         let body = self.compute(move |_| {
             let mut body = Vec::new();
-            // `open` has found all of them published.
-            let size = |oid: &ObjectId| granted.stack.lookup(oid).map(|gid| granted.stack.size(gid));
+            // It asks for the size of each in turn.
+            let mut numbers = numbers.into_iter();
+            let size = |_: &_| numbers.next().map(|number| granted.stack.size(number));
             request.answer(size, &mut body);
             body
         });

@@ -3,6 +3,7 @@
 //! - [`fetch`]: the decision about a fetch, and about `object-info`. [`reaching`]: whether what is published reaches what is
 //!   wanted.
 //! - [`prepare`]: what a fetch gets. [`plans`]: kept for the next one. `named`: blobs that a filter names.
+//!   `numbers`: the objects that a request names, looked up.
 //! - [`compute`], [`turns`], [`meter`]: what computing for a request may take.
 //!
 //! No HTTP here: whoever asks has a grant in hand, and passes on or sends himself. Relies on: `mirror` for repositories that
@@ -12,6 +13,7 @@ pub mod compute;
 pub mod fetch;
 pub mod meter;
 mod named;
+mod numbers;
 pub mod plans;
 pub mod prepare;
 pub mod reaching;
@@ -19,12 +21,14 @@ pub mod reason;
 pub mod turns;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::answer::plans::Plans;
 use crate::answer::prepare::Prepared;
 use crate::answer::reason::Reason;
 use crate::answer::turns::Turns;
 use crate::budget::Budget;
+use crate::config::{Freshness, Settings};
 use crate::git::request::FetchRequest;
 use crate::mirror::Mirror;
 use crate::mirror::snapshot::Granted;
@@ -88,6 +92,9 @@ impl From<Failed> for Decision {
 #[derive(Clone)]
 pub struct Answers {
     mirror: Arc<Mirror>,
+    freshness: Freshness,
+    /// How long a client waits for a sync.
+    sync_wait: Duration,
     plans: Arc<Plans>,
     turns: Arc<Turns>,
     /// For plans and answers that are held.
@@ -97,11 +104,18 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Decides out of the repositories of `mirror`, on so many cores.
-    pub fn new(mirror: Arc<Mirror>, cores: usize, readers: Budget, work: Budget) -> Self {
+    /// Decides out of the repositories of `mirror`, as fresh as `settings` ask for, on so many cores.
+    pub fn new(
+        mirror: Arc<Mirror>,
+        settings: &Settings,
+        cores: usize,
+        readers: Budget,
+        work: Budget,
+    ) -> Self {
         let plans = Arc::new(Plans::new(readers.most() / 4));
         // Selection and planning are pure computation: more at once than cores only makes all of them slower.
         let turns = Arc::new(Turns::new(cores.max(2)));
-        Self { mirror, plans, turns, readers, work }
+        let (freshness, sync_wait) = (settings.freshness, settings.sync_wait);
+        Self { mirror, freshness, sync_wait, plans, turns, readers, work }
     }
 }

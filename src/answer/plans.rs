@@ -9,11 +9,11 @@
 use std::fmt::{self, Write};
 use std::sync::Arc;
 
-use gix_hash::ObjectId;
 use quick_cache::sync::{Cache, DefaultLifecycle, EntryAction, EntryResult};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use sha2::{Digest, Sha256};
 
+use crate::answer::numbers::Numbers;
 use crate::answer::prepare::{Prepared, needs_reach};
 use crate::git::request::FetchRequest;
 use crate::mirror::snapshot::Snapshot;
@@ -29,23 +29,22 @@ const OVERHEAD: u64 = 512;
 pub struct Key([u8; 32]);
 
 impl Key {
-    /// The key of `request` for what `snapshot` publishes.
-    pub fn of(snapshot: &Snapshot, request: &FetchRequest) -> Self {
+    /// The key of `request`, whose objects are `numbers`, for what `snapshot` publishes.
+    pub fn of(snapshot: &Snapshot, request: &FetchRequest, numbers: &Numbers) -> Self {
         let mut normal = request.clone();
         normal.wants.sort_unstable();
         normal.want_refs.sort_unstable();
-        normal.shallow.sort_unstable();
-        if let Some(v0) = &mut normal.v0 {
-            v0.agent = None;
-            v0.session_id = None;
-        }
+        let mut shallow: Vec<_> = request.shallow.iter().zip(&numbers.shallow).collect();
+        shallow.sort_unstable();
+        normal.shallow = shallow.iter().map(|(oid, _)| **oid).collect();
+        normal.wire.forget_client();
         let generation = &snapshot.generation;
         let mut hasher = Hasher(Sha256::new());
         // Writing into a hasher does not fail.
         let _ = write!(hasher, "{}\0{normal:?}\0", generation.repo);
         // Objects that the client names and that come with a later layer change the answer.
-        let known = |oid: &ObjectId| u8::from(snapshot.stack.lookup(oid).is_some());
-        hasher.0.update(normal.haves.iter().chain(&normal.shallow).map(known).collect::<Vec<_>>());
+        let numbers = numbers.haves.iter().chain(shallow.into_iter().map(|(_, number)| number));
+        hasher.0.update(numbers.map(|number| u8::from(number.is_some())).collect::<Vec<_>>());
         if request.include_tag {
             hasher.0.update(snapshot.tags_digest());
         }

@@ -7,16 +7,17 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bstr::{BStr, BString};
+use bstr::{BStr, ByteSlice};
 use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
 
 use crate::answer::named::Named;
+use crate::answer::numbers::Numbers;
 use crate::budget::Room;
 use crate::git::filter::Filter;
 use crate::git::negotiate::{Common, Have, Next, answer_v0, answer_v2};
-use crate::git::request::FetchRequest;
-use crate::git::response::{Sections, ambiguous_deepen_not, put_v0_shallow, unknown_ref};
+use crate::git::request::{FetchRequest, Wire};
+use crate::git::response::{Sections, ambiguous_deepen_not, put_v0_shallow};
 use crate::mirror::snapshot::Granted;
 use crate::pack::Gid;
 use crate::pack::filter::rules::{BadRules, Rules};
@@ -108,40 +109,43 @@ pub fn needs_reach(request: &FetchRequest) -> bool {
     moves || request.filter.as_ref().is_some_and(Filter::names_a_blob)
 }
 
-/// Prepares the answer to `request`, whose wants (by name and by id) are `wants`.
+/// Prepares the answer to `request`, whose objects are `numbers`.
 ///
 /// The work counts on `meter`, and what is held until it is done. Where [`needs_reach`] says so, the set of what is published
 /// has been made before.
 pub fn prepare(
     granted: &Granted,
     request: &FetchRequest,
-    wants: &[ObjectId],
+    numbers: &Numbers,
     meter: &dyn Meter,
 ) -> Result<Prepared, Trouble> {
     let stack = &*granted.stack;
     meter.hold(SETS * u64::from(stack.len()).div_ceil(8))?;
-    let gids = |oids: &[ObjectId]| -> Vec<Gid> { oids.iter().filter_map(|oid| stack.lookup(oid)).collect() };
-    let wants = gids(wants);
+    let wants = &numbers.wants;
     let client_shallow: Vec<Gid> =
-        gids(&request.shallow).into_iter().filter(|gid| stack.kind(*gid) == Kind::Commit).collect();
+        numbers.shallow.iter().flatten().copied().filter(|gid| stack.kind(*gid) == Kind::Commit).collect();
     let mut head = Vec::new();
     let negotiation = Negotiation::new(stack);
-    let mut talk = Talk { stack, wants: &wants, negotiation, meter, told: None, halted: None };
+    let haves = numbers.haves.iter();
+    let mut talk = Talk { wants, haves, negotiation, meter, told: None, halted: None };
 
     // v0 states the boundary before the negotiation, v2 after it.
-    let (shallow, next) = match &request.v0 {
-        Some(v0) => {
-            let shallow = boundary(granted, request, &wants, &client_shallow, meter)?;
+    let (shallow, next) = match &request.wire {
+        Wire::V0(v0) => {
+            let shallow = boundary(granted, request, wants, &client_shallow, meter)?;
             if let Some(shallow) = &shallow {
                 put_v0_shallow(&mut head, &oids(stack, &shallow.shallow), &oids(stack, &shallow.unshallow));
             }
             (shallow, answer_v0(request, v0, &mut talk, &mut head))
         }
-        None => {
-            let next = answer_v2(request, &mut talk, &mut head);
-            let goes_on = next == Next::Pack;
-            (if goes_on { boundary(granted, request, &wants, &client_shallow, meter)? } else { None }, next)
-        }
+        Wire::V2 => match answer_v2(request, &mut talk, &mut head) {
+            Next::Stop => (None, Next::Stop),
+            Next::Pack => {
+                let shallow = boundary(granted, request, wants, &client_shallow, meter)?;
+                put_sections(stack, request, &numbers.want_refs, shallow.as_ref(), &mut head);
+                (shallow, Next::Pack)
+            }
+        },
     };
     if let Some(halt) = talk.halted {
         return Err(halt.into());
@@ -149,19 +153,10 @@ pub fn prepare(
     if next == Next::Stop {
         return Ok(Prepared::new(head, None));
     }
-    if request.v0.is_none() {
-        let mut sections = Sections::new(&mut head, request.sideband_all);
-        sections.wanted_refs(wanted_refs(granted, &request.want_refs)?);
-        if shallow.is_some() || !request.shallow.is_empty() {
-            let change = shallow.clone().unwrap_or_default();
-            sections.shallow_info(&oids(stack, &change.shallow), &oids(stack, &change.unshallow));
-        }
-        sections.packfile();
-    }
     let rules = compile(granted, request, meter)?;
     let tags = if request.include_tag { tags_of(granted) } else { Vec::new() };
     let query = Query {
-        wants: &wants,
+        wants,
         haves: talk.negotiation.common(),
         client_shallow: &client_shallow,
         shallow: shallow.as_ref(),
@@ -175,8 +170,9 @@ pub fn prepare(
 
 /// The negotiation's questions, answered by the commit graph.
 struct Talk<'a> {
-    stack: &'a Stack,
     wants: &'a [Gid],
+    /// Of the haves that were not asked about yet.
+    haves: std::slice::Iter<'a, Option<Gid>>,
     negotiation: Negotiation<'a, Stack>,
     meter: &'a dyn Meter,
     /// With how many common haves it was asked last whether they are enough, and whether they were.
@@ -185,8 +181,8 @@ struct Talk<'a> {
 }
 
 impl Common for Talk<'_> {
-    fn have(&mut self, oid: &ObjectId) -> Have {
-        match self.stack.lookup(oid) {
+    fn have(&mut self, _: &ObjectId) -> Have {
+        match self.haves.next().copied().flatten() {
             None => Have::Unknown,
             Some(gid) if self.negotiation.got(gid) => Have::New,
             Some(_) => Have::Implied,
@@ -209,6 +205,24 @@ impl Common for Talk<'_> {
         self.told = Some((common, ready));
         ready
     }
+}
+
+/// Writes the sections of v2 that stand between the acknowledgments and the pack.
+fn put_sections(
+    stack: &Stack,
+    request: &FetchRequest,
+    want_refs: &[ObjectId],
+    shallow: Option<&Shallow>,
+    head: &mut Vec<u8>,
+) {
+    let mut sections = Sections::new(head, request.sideband_all);
+    sections.wanted_refs(request.want_refs.iter().map(|name| name.as_bstr()).zip(want_refs.iter().copied()));
+    if shallow.is_some() || !request.shallow.is_empty() {
+        let unchanged = Shallow::default();
+        let change = shallow.unwrap_or(&unchanged);
+        sections.shallow_info(&oids(stack, &change.shallow), &oids(stack, &change.unshallow));
+    }
+    sections.packfile();
 }
 
 fn oids(stack: &Stack, gids: &[Gid]) -> Vec<ObjectId> {
@@ -261,19 +275,6 @@ pub(super) fn by_short_name(granted: &Granted, name: &BStr) -> Option<ObjectId> 
     let mut found = full.filter_map(|full| granted.refs.find(&full));
     let first = found.next()?;
     found.next().is_none().then_some(first.oid)
-}
-
-fn wanted_refs<'r>(granted: &Granted, names: &'r [BString]) -> Result<Vec<(&'r BStr, ObjectId)>, Trouble> {
-    let found = |name: &'r BString| {
-        let oid = named(granted, name.as_ref());
-        oid.map(|oid| (name.as_ref(), oid)).ok_or_else(|| Trouble::Refuse(unknown_ref(name.as_ref())))
-    };
-    names.iter().map(found).collect()
-}
-
-/// What a full ref name, or HEAD, points to.
-pub fn named(granted: &Granted, name: &BStr) -> Option<ObjectId> {
-    if name == "HEAD" { granted.refs.head_oid() } else { granted.refs.find(name).map(|r| r.oid) }
 }
 
 /// Annotated tags, which `include-tag` sends along with what they lead to.

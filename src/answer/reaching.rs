@@ -7,9 +7,10 @@ use std::sync::Arc;
 use gix_hash::ObjectId;
 
 use crate::answer::reason::Reason;
-use crate::answer::{Answers, Failed};
+use crate::answer::{Answers, Failed, numbers};
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Granted;
+use crate::pack::Gid;
 use crate::pack::filter::trees::TreeError;
 use crate::pack::meter::Halt;
 use crate::primary::Grant;
@@ -20,31 +21,30 @@ pub const MANY: usize = 256;
 
 /// What is published, compared with what is wanted.
 enum Reached {
-    All(Granted),
+    All(Granted, Vec<Gid>),
     NotAll,
     /// It cannot be told here.
     Unknown(Reason),
 }
 
 impl Answers {
-    /// Opens a published state that reaches all of `wants`, waiting for a sync if need be; or says why the primary is the one
-    /// to answer.
+    /// Opens a published state that reaches all of `wants`, waiting for a sync if need be, and gives their numbers there; or
+    /// says why the primary is the one to answer.
     pub async fn open(
         &self,
         repo: &Arc<Repo>,
         grant: &Grant,
         wants: &[ObjectId],
-    ) -> Result<Result<Granted, Reason>, Failed> {
+    ) -> Result<Result<(Granted, Vec<Gid>), Reason>, Failed> {
         match self.reaching(repo, grant, wants).await? {
-            Reached::All(granted) => return Ok(Ok(granted)),
+            Reached::All(granted, wants) => return Ok(Ok((granted, wants))),
             Reached::Unknown(reason) => return Ok(Err(reason)),
             Reached::NotAll => {}
         }
-        let wait = self.mirror.settings.sync_wait;
-        if self.mirror.catch_up(repo, wants, wait).await.is_some()
-            && let Reached::All(granted) = self.reaching(repo, grant, wants).await?
+        if self.mirror.catch_up(repo, wants, self.sync_wait).await.is_some()
+            && let Reached::All(granted, wants) = self.reaching(repo, grant, wants).await?
         {
-            return Ok(Ok(granted));
+            return Ok(Ok((granted, wants)));
         }
         Ok(Err(Reason::UnknownWant))
     }
@@ -54,34 +54,32 @@ impl Answers {
         let Some(granted) = repo.snapshot().and_then(|snapshot| snapshot.open_packs(grant)) else {
             return Ok(Reached::NotAll);
         };
-        // Tips are reachable by definition; only other wants need the set of all that is.
-        if wants.len() < MANY && granted.publishes_as_tips(wants) {
-            return Ok(Reached::All(granted));
-        }
-        if wants.len() < MANY && wants.iter().any(|oid| granted.stack.lookup(oid).is_none()) {
-            return Ok(Reached::NotAll);
+        if wants.len() < MANY {
+            let Some(numbers) = numbers::all(&granted, wants) else { return Ok(Reached::NotAll) };
+            // Tips are reachable by definition; only other wants need the set of all that is.
+            if wants.iter().all(|oid| granted.is_tip(oid)) {
+                return Ok(Reached::All(granted, numbers));
+            }
+            if let Err(failed) = self.publish(&granted).await? {
+                return Ok(Reached::Unknown(leave(repo, &granted, &failed)));
+            }
+            let all = are_published(&granted, wants, &numbers);
+            return Ok(if all { Reached::All(granted, numbers) } else { Reached::NotAll });
         }
         if let Err(failed) = self.publish(&granted).await? {
             return Ok(Reached::Unknown(leave(repo, &granted, &failed)));
         }
-        let is_published = |granted: &Granted, wants: &[ObjectId]| {
-            let each = |oid| {
-                granted.publishes_as_tips(std::slice::from_ref(oid)) || granted.published(oid).is_some()
-            };
-            wants.iter().all(each)
-        };
-        if wants.len() < MANY {
-            return Ok(if is_published(&granted, wants) { Reached::All(granted) } else { Reached::NotAll });
-        }
         let wants = wants.to_vec();
         let all = self.compute(move |meter| {
+            let mut numbers = Vec::with_capacity(wants.len());
             for wants in wants.chunks(MANY) {
                 meter.step(wants.len() as u64)?;
-                if !is_published(&granted, wants) {
-                    return Ok(Reached::NotAll);
+                match numbers::all(&granted, wants) {
+                    Some(more) if are_published(&granted, wants, &more) => numbers.extend(more),
+                    _ => return Ok(Reached::NotAll),
                 }
             }
-            Ok::<_, Halt>(Reached::All(granted))
+            Ok::<_, Halt>(Reached::All(granted, numbers))
         });
         Ok(all.await??)
     }
@@ -103,6 +101,13 @@ impl Answers {
             Err(Err(failed)) => Err(failed),
         }
     }
+}
+
+/// Says whether what is published reaches each of `oids`, whose numbers are `numbers`.
+fn are_published(granted: &Granted, oids: &[ObjectId], numbers: &[Gid]) -> bool {
+    let reach = granted.reach().get();
+    let reached = |number| reach.is_some_and(|reach| reach.contains(number));
+    oids.iter().zip(numbers).all(|(oid, number)| granted.is_tip(oid) || reached(*number))
 }
 
 /// Why the primary answers what cannot be told or planned here; what is wrong with stored data is reported.

@@ -53,8 +53,36 @@ pub struct FetchRequest {
     pub packfile_uris: Vec<BString>,
     /// Argument lines we do not know; git refuses them.
     pub unknown: Vec<BString>,
-    /// What only v0 says; `None` in v2.
-    pub v0: Option<V0>,
+    /// The version of the protocol that the client speaks.
+    pub wire: Wire,
+}
+
+/// In which version of the protocol a fetch is asked for and answered, with what only that version says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Wire {
+    /// v2: the answer has sections, and the pack is on the large side band.
+    #[default]
+    V2,
+    /// v0, or v1, which is the same behind the advertisement.
+    V0(V0),
+}
+
+impl Wire {
+    /// Gives the side band of the pack.
+    pub fn band(&self) -> Band {
+        match self {
+            Self::V2 => Band::Large,
+            Self::V0(v0) => v0.band,
+        }
+    }
+
+    /// Forgets with which program the client asks, and in which session: no answer depends on it.
+    pub fn forget_client(&mut self) {
+        if let Self::V0(v0) = self {
+            v0.agent = None;
+            v0.session_id = None;
+        }
+    }
 }
 
 /// What only a v0 request says.
@@ -132,8 +160,12 @@ impl FetchRequest {
         self.deepen_since.is_some() || !self.deepen_not.is_empty()
     }
 
-    /// Finds the first thing the request uses that `caps` do not offer, in git's words for it.
+    /// Finds the first thing a v2 request uses that `caps` do not offer, in git's words for it. What is offered in v0 stands
+    /// in another advertisement.
     pub fn unoffered(&self, caps: &V2Caps) -> Option<String> {
+        if self.wire != Wire::V2 {
+            return None;
+        }
         let filter = self.filter.as_ref().map(|filter| format!("filter {}", filter.spec()));
         let want_ref = self.want_refs.first().map(|name| format!("want-ref {name}"));
         let sideband_all = self.sideband_all.then(|| "sideband-all".to_string());

@@ -26,7 +26,7 @@ pub enum Have {
 
 /// Knows the repository; git's `got_oid` and `ok_to_give_up`.
 pub trait Common {
-    /// Notes that the client has `oid`.
+    /// Notes that the client has `oid`. Asked once for each have of the request, in its order.
     fn have(&mut self, oid: &ObjectId) -> Have;
 
     /// Says whether every want reaches something the client has, as far as noted. Asked only after a

@@ -2,7 +2,7 @@
 
 use super::negotiate::{Common, Have, Next, answer_v0, answer_v2};
 use super::request::parse_v2;
-use super::v0::{Ack, Band, RoundEnd, V0, parse_v0};
+use super::v0::{Ack, Band, RoundEnd, V0, Wire, parse_v0};
 use super::*;
 use crate::git::advert::{V0Offer, write_v0};
 use crate::git::object_info::ObjectInfo;
@@ -433,7 +433,7 @@ fn v0_negotiation_is_gits() {
                     haves: haves.clone(),
                     no_progress: true,
                     done: end == RoundEnd::Done,
-                    v0: Some(v0.clone()),
+                    wire: Wire::V0(v0.clone()),
                     ..FetchRequest::default()
                 };
                 let body = v0::tests::encode(&request);
@@ -493,7 +493,7 @@ fn shallow_lines_are_gits() {
         no_progress: true,
         ..FetchRequest::default()
     };
-    let v0_request = FetchRequest { v0: Some(V0::default()), ..request.clone() };
+    let v0_request = FetchRequest { wire: Wire::V0(V0::default()), ..request.clone() };
     let mut out = Vec::new();
     response::put_v0_shallow(&mut out, &[parent], &[tip]);
     assert_same(&out, &repo.answer(0, &v0::tests::encode(&v0_request)), "v0");
@@ -553,7 +553,7 @@ fn a_want_that_is_not_ours_is_refused_in_gits_words() {
     let frame = CommandRequest::new(Command::Fetch(Box::new(request.clone())));
     assert_same(&words, &repo.upload_pack(&[], 2, &frame.encode()).stdout, "v2");
     let v0 = V0 { end: RoundEnd::Done, ..V0::default() };
-    let request = FetchRequest { v0: Some(v0), ..request };
+    let request = FetchRequest { wire: Wire::V0(v0), ..request };
     assert_same(&words, &repo.upload_pack(&[], 0, &v0::tests::encode(&request)).stdout, "v0");
 }
 

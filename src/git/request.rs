@@ -8,7 +8,7 @@
 
 use super::args::{Args, push};
 pub use super::args::{BadRequest, Limits};
-pub use super::fetch::FetchRequest;
+pub use super::fetch::{FetchRequest, Wire};
 use super::fetch::{encode_fetch, parse_fetch};
 use super::ls_refs::LsRefs;
 use super::object_info::ObjectInfo;

@@ -7,7 +7,7 @@
 
 use super::args::{BadRequest, Limits, Unique, push};
 use super::fetch::{self, FetchRequest};
-pub use super::fetch::{Ack, Band, RoundEnd, V0};
+pub use super::fetch::{Ack, Band, RoundEnd, V0, Wire};
 use super::line;
 use super::pkt::{Packet, Packets};
 use bstr::{BString, ByteSlice};
@@ -47,7 +47,7 @@ pub fn parse_v0(body: &[u8], limits: &Limits, hash: HashKind) -> Result<FetchReq
         v0.end = read_round(&mut packets, &mut request, limits, hash)?;
     }
     request.done = v0.end == RoundEnd::Done;
-    request.v0 = Some(v0);
+    request.wire = Wire::V0(v0);
     Ok(request)
 }
 
@@ -106,9 +106,16 @@ pub(crate) mod tests {
     const A: &str = "0101010101010101010101010101010101010101";
     const B: &str = "0202020202020202020202020202020202020202";
 
+    fn v0_of(request: &FetchRequest) -> V0 {
+        match &request.wire {
+            Wire::V0(v0) => v0.clone(),
+            Wire::V2 => V0::default(),
+        }
+    }
+
     /// Writes a request as git's client does (`fetch-pack.c` `find_common`).
     pub(crate) fn encode(request: &FetchRequest) -> Vec<u8> {
-        let v0 = request.v0.clone().unwrap_or_default();
+        let v0 = v0_of(request);
         let mut features = String::new();
         let flags = [
             (v0.ack == Ack::MultiDetailed, "multi_ack_detailed"),
@@ -162,7 +169,7 @@ pub(crate) mod tests {
         assert_eq!(request.wants, [oid(1), oid(2)]);
         assert_eq!(request.haves, [oid(1), oid(1)]);
         assert!(request.thin_pack && request.ofs_delta && !request.no_progress && !request.done);
-        let v0 = request.v0.unwrap();
+        let v0 = v0_of(&request);
         assert_eq!((v0.ack, v0.no_done, v0.band), (Ack::MultiDetailed, true, Band::Large));
         assert_eq!((v0.end, v0.agent), (RoundEnd::Flush, Some("git/2.47.3".into())));
     }
@@ -170,7 +177,7 @@ pub(crate) mod tests {
     #[test]
     fn knows_how_a_round_ends() {
         let want = format!("want {A}");
-        let end = |lines: &[&str]| parse(lines).map(|request| request.v0.unwrap().end);
+        let end = |lines: &[&str]| parse(lines).map(|request| v0_of(&request).end);
         assert_eq!(end(&["."]), Ok(RoundEnd::NoRound));
         assert_eq!(end(&[".", "junk"]), Ok(RoundEnd::NoRound));
         assert_eq!(end(&[&want, "deepen 1", "."]), Ok(RoundEnd::NoRound));
@@ -239,7 +246,7 @@ pub(crate) mod tests {
                 v0.end = RoundEnd::Flush;
             }
             request.done = v0.end == RoundEnd::Done;
-            request.v0 = Some(v0);
+            request.wire = Wire::V0(v0);
             prop_assert_eq!(parse_v0(&encode(&request), &Limits::default(), HashKind::Sha1).unwrap(), request);
         }
 

@@ -136,6 +136,8 @@ struct Stream {
     last: Option<At>,
     /// The block that a read failed for.
     absent: Option<At>,
+    /// The block that was fetched last.
+    missed: Option<At>,
     /// Blocks that were fetched for the step that the stream is at, for a disk that does not keep them.
     fetched: HashMap<At, Bytes>,
 }
@@ -150,8 +152,16 @@ impl Reader {
     pub async fn fetch(&self, (layer, n): (usize, u64)) -> Result<(), StoreError> {
         let pack =
             self.blocks.pack(layer).map_err(|e| StoreError::unavailable("find a pack", e.to_string()))?;
-        let block = self.blocks.local.block(pack, n).await?;
-        if let Some(stream) = &self.stream {
+        let Some(stream) = &self.stream else { return Ok(()) };
+        let local = &self.blocks.local;
+        // A crowd that waits for one block maps it once it is on the disk, instead of reading a copy each. One that is there
+        // and cannot be mapped is read.
+        let again = lock(stream).missed.replace((layer, n)) == Some((layer, n));
+        if !again && local.has_block(pack, n) {
+            return Ok(());
+        }
+        let block = local.block(pack, n).await?;
+        if again || !local.has_block(pack, n) {
             lock(stream).fetched.insert((layer, n), block);
         }
         Ok(())

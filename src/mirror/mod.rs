@@ -54,14 +54,14 @@ const ENOUGH_QUESTIONS: u32 = 3;
 
 /// Everything a node knows and uses. Shared; all methods take `&self`.
 pub struct Mirror {
-    /// The settings the node was started with.
-    pub settings: Settings,
     /// The shared objects.
     pub bucket: Bucket,
     /// This node's cache.
     pub local: Local,
     /// The other end.
     pub primary: Primary,
+    /// How long a client waits for an opening.
+    sync_wait: Duration,
     node: String,
     selection: Selection,
     /// Where repositories that are entered here are told of, and the other end until somebody takes it.
@@ -87,9 +87,9 @@ struct Asked {
 }
 
 impl Mirror {
-    /// Puts the parts together. Nothing runs yet; workers start with the repositories they belong to.
+    /// Puts the parts together, with what `settings` say of repositories. Nothing runs yet; workers start with the repositories they belong to.
     pub fn new(
-        settings: Settings,
+        settings: &Settings,
         bucket: Bucket,
         local: Local,
         primary: Primary,
@@ -97,6 +97,7 @@ impl Mirror {
     ) -> Result<Arc<Self>, ConfigError> {
         let (enter, entered) = mpsc::unbounded_channel();
         Ok(Arc::new(Self {
+            sync_wait: settings.sync_wait,
             node: nonce(),
             selection: settings.selection()?,
             enter,
@@ -107,7 +108,6 @@ impl Mirror {
             absent: Mutex::default(),
             opening: Mutex::default(),
             tasks: TaskTracker::new(),
-            settings,
             bucket,
             local,
             primary,
@@ -277,11 +277,6 @@ impl Mirror {
     /// The keys of the repositories that are known here.
     fn keys(&self) -> HashSet<String> {
         self.lock_repos().by_path.keys().map(RepoPath::key).collect()
-    }
-
-    /// When a worker that has just started compares for the first time: spread over one interval.
-    pub fn first_comparison(&self) -> Duration {
-        self.settings.compare_every.mul_f64(rand::random::<f64>())
     }
 
     /// Waits until what runs behind requests has ended; `stop` must be cancelled before.

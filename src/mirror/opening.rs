@@ -86,7 +86,7 @@ impl Mirror {
             }
         }
         let done = opening.wait_for(|state| matches!(state, Opening::Done(_)));
-        match tokio::time::timeout(self.settings.sync_wait, done).await {
+        match tokio::time::timeout(self.sync_wait, done).await {
             Ok(Ok(state)) => match &*state {
                 Opening::Done(result) => result.clone().map_err(NotOpen::Failed),
                 Opening::Looking | Opening::Found => Err(NotOpen::Opening),

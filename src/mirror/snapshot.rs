@@ -11,7 +11,6 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use gix_hash::{ObjectId, oid};
-use gix_object::Kind;
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 
@@ -264,25 +263,14 @@ impl Snapshot {
         self.stack.lookup(oid).filter(|gid| reach.contains(*gid))
     }
 
-    /// Says whether each of `oids` is what a ref or HEAD names: then no walk is needed to know that it is published.
-    pub fn publishes_as_tips(&self, oids: &[ObjectId]) -> bool {
-        oids.iter().all(|oid| self.is_tip(oid))
-    }
-
-    /// What a tag leads to is shown beside it, and clients of other makes ask for that like for any tip.
-    fn is_tip(&self, oid: &ObjectId) -> bool {
+    /// Says whether a ref or HEAD names `oid`: then no walk is needed to know that it is published. What a tag leads to is
+    /// shown beside it, and clients of other makes ask for that like for any tip.
+    pub fn is_tip(&self, oid: &ObjectId) -> bool {
         let tips = self.tip_set.get_or_init(|| {
             let peeled = self.refs.refs.iter().filter_map(|r| r.peeled);
             self.refs.tips().into_iter().chain(peeled).collect()
         });
         tips.contains(oid)
-    }
-
-    /// Says whether each of `oids` is what a ref names, or a commit here.
-    pub fn are_tips_or_commits(&self, oids: &[ObjectId]) -> bool {
-        let is_commit =
-            |oid: &ObjectId| self.stack.lookup(oid).is_some_and(|gid| self.stack.kind(gid) == Kind::Commit);
-        oids.iter().all(|oid| self.is_tip(oid) || is_commit(oid))
     }
 
     /// Says whether `seen` is the state that this generation publishes.

@@ -49,12 +49,13 @@ pub async fn run(
     let local = local(&settings, &settings.cache_dir, &bucket).await?;
     let grants = Grants::new(primary.clone(), settings.grant_ttl);
     let (listen, drain) = (settings.listen, settings.drain_timeout);
+    let pace = settings.compare_every.min(HEARTBEAT);
     // Workers outlive the last request: a push that was just answered is still to be synced.
     let last = CancellationToken::new();
-    let mirror = Mirror::new(settings, bucket, local, primary, last.clone())?;
-    let work = Work::new(Arc::clone(&mirror));
+    let mirror = Mirror::new(&settings, bucket, local, primary, last.clone())?;
+    let work = Work::new(Arc::clone(&mirror), &settings);
     let recorder = Arc::new(recorder);
-    let app = App::new(Arc::clone(&mirror), grants, Arc::clone(&recorder));
+    let app = App::new(&settings, Arc::clone(&mirror), grants, Arc::clone(&recorder));
 
     let listener = TcpListener::bind(listen)
         .await
@@ -63,7 +64,7 @@ pub async fn run(
     let sound = probe(&app, &work).await?;
     let working = tokio::spawn(Arc::clone(&work).run(last.clone()));
     let upkeep = tokio::spawn(async move { recorder.upkeep().await });
-    let keeping = tokio::spawn(keep(app.clone(), Arc::clone(&work), sound, stop.clone()));
+    let keeping = tokio::spawn(keep(app.clone(), Arc::clone(&work), pace, sound, stop.clone()));
     bound(address).context("telling the port")?;
     tracing::info!(
         primary = mirror.primary.name(),
@@ -106,10 +107,16 @@ async fn probe(app: &App, work: &Work) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Probes the store until it answers, then takes up what the bucket holds, now and at every interval.
+/// Probes the store until it answers, then takes up what the bucket holds, now and every `pace`.
 ///
 /// A store that answers wrong stops the node.
-async fn keep(app: App, work: Arc<Work>, mut sound: bool, stop: CancellationToken) -> anyhow::Result<()> {
+async fn keep(
+    app: App,
+    work: Arc<Work>,
+    pace: Duration,
+    mut sound: bool,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let mirror = &app.mirror;
     while !sound {
         if stop.run_until_cancelled(tokio::time::sleep(STORE_PAUSE)).await.is_none() {
@@ -138,7 +145,7 @@ async fn keep(app: App, work: Arc<Work>, mut sound: bool, stop: CancellationToke
         if let Err(e) = mirror.tell_health().await {
             tracing::debug!(error = %e, "this node's health could not be written");
         }
-        let pause = tokio::time::sleep(mirror.settings.compare_every.min(HEARTBEAT));
+        let pause = tokio::time::sleep(pace);
         if stop.run_until_cancelled(pause).await.is_none() {
             return Ok(());
         }

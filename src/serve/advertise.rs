@@ -40,10 +40,10 @@ struct Known {
 
 /// The published state, if `when` allows to show it to this client. Anything in doubt is for the primary.
 async fn known(app: &App, path: &RepoPath, client: &ClientHeaders, when: When) -> Option<Known> {
-    let settings = &app.mirror.settings;
+    let terms = &app.terms;
     let allowed = match when {
-        When::Fresh => settings.freshness == Freshness::Bounded,
-        When::PrimaryDown => settings.on_primary_down == OnPrimaryDown::ServeVerified,
+        When::Fresh => terms.freshness == Freshness::Bounded,
+        When::PrimaryDown => terms.on_primary_down == OnPrimaryDown::ServeVerified,
     };
     if !allowed {
         return None;
@@ -54,7 +54,7 @@ async fn known(app: &App, path: &RepoPath, client: &ClientHeaders, when: When) -
         let health = repo.health();
         (health.asked?.instant.elapsed(), health.capabilities.clone()?)
     };
-    if when == When::Fresh && age > settings.max_age {
+    if when == When::Fresh && age > terms.max_age {
         // Whoever comes next finds it fresh again.
         repo.ask();
         return None;

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
 use crate::answer::Answers;
 use crate::budget::Budget;
+use crate::config::{Freshness, Limits, OnPrimaryDown, Settings, Unselected};
 use crate::mirror::Mirror;
 use crate::primary::Grants;
 use crate::telemetry::metrics::Recorder;
@@ -14,6 +16,8 @@ use crate::telemetry::metrics::Recorder;
 /// A node, as its handlers see it. Cheap to clone.
 #[derive(Clone)]
 pub struct App {
+    /// How clients are served.
+    pub terms: Arc<Terms>,
     /// The repositories.
     pub mirror: Arc<Mirror>,
     /// Who may read, as the primary says.
@@ -32,11 +36,13 @@ pub struct App {
 
 impl App {
     /// A node that is not ready yet.
-    pub fn new(mirror: Arc<Mirror>, grants: Grants, recorder: Arc<Recorder>) -> Self {
+    pub fn new(settings: &Settings, mirror: Arc<Mirror>, grants: Grants, recorder: Arc<Recorder>) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let memory = Memory::new(mirror.settings.limits.memory);
-        let answers = Answers::new(Arc::clone(&mirror), cores, memory.readers.clone(), memory.work.clone());
+        let memory = Memory::new(settings.limits.memory);
+        let (readers, work) = (memory.readers.clone(), memory.work.clone());
+        let answers = Answers::new(Arc::clone(&mirror), settings, cores, readers, work);
         Self {
+            terms: Arc::new(Terms::of(settings)),
             mirror,
             grants,
             recorder,
@@ -44,6 +50,33 @@ impl App {
             ready: Arc::default(),
             memory,
             filling: Filling::new(cores),
+        }
+    }
+}
+
+/// How clients are served: what the settings say of it.
+#[derive(Debug)]
+pub struct Terms {
+    /// Whether each answer asks the primary.
+    pub freshness: Freshness,
+    /// How old the last comparison may be in bounded mode.
+    pub max_age: Duration,
+    /// What happens while the primary does not answer.
+    pub on_primary_down: OnPrimaryDown,
+    /// What happens to a repository that is not selected.
+    pub unselected: Unselected,
+    /// Bounds of requests and connections.
+    pub limits: Limits,
+}
+
+impl Terms {
+    fn of(settings: &Settings) -> Self {
+        Self {
+            freshness: settings.freshness,
+            max_age: settings.max_age,
+            on_primary_down: settings.on_primary_down,
+            unselected: settings.unselected,
+            limits: settings.limits.clone(),
         }
     }
 }

@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 use crate::answer::meter::JobMeter;
 use crate::answer::reason::Reason;
 use crate::answer::{Decision, Ready};
-use crate::git::pkt;
 use crate::git::request::{Command, CommandRequest, FetchRequest};
 use crate::mirror::repo::Repo;
 use crate::pack::Sender;
@@ -79,10 +78,7 @@ async fn send(app: &App, repo: &Arc<Repo>, ready: Ready) -> Result<Response, Fai
     };
     let held = Holding::begin(&app.memory.readers, plan.anew > 0).await?;
     counted("fetch");
-    let mut frame = Frame::new(match &request.v0 {
-        None => Framing::Band(pkt::MAX_BAND),
-        Some(v0) => v0.band.max().map_or(Framing::Bare, Framing::Band),
-    });
+    let mut frame = Frame::new(request.wire.band().max().map_or(Framing::Bare, Framing::Band));
     frame.plain(&prepared.head);
     if !request.no_progress {
         tell(&mut frame, &plan);
@@ -109,7 +105,7 @@ async fn send(app: &App, repo: &Arc<Repo>, ready: Ready) -> Result<Response, Fai
         Err(Cut::Store(e)) => _ = repo.report_damage(&generation, e),
         Err(Cut::Gone | Cut::Job(_)) => {}
     };
-    let patience = app.mirror.settings.limits.client_timeout;
+    let patience = app.terms.limits.client_timeout;
     Ok(upload_pack_result(stream(out, held, Arc::clone(places), patience, stop, ended)))
 }
 

@@ -84,11 +84,11 @@ async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
     check(&parts.method, &endpoint, &parts.headers, &mut body).await?;
     let version = Version::of(&parts.headers);
     let selected = app.mirror.selects(&path);
-    if !selected && app.mirror.settings.unselected == Unselected::Refuse {
+    if !selected && app.terms.unselected == Unselected::Refuse {
         return Err(Failure::NotSelected);
     }
     if selected && parts.method == Method::POST && endpoint == Endpoint::UploadPack {
-        let limits = &app.mirror.settings.limits;
+        let limits = &app.terms.limits;
         let begun = body::begin(&parts.headers, body, limits, &app.memory.strangers).await?;
         return upload_pack(app, path, client, version, begun).await;
     }
@@ -142,7 +142,7 @@ async fn info_refs(
 /// While live grants are honoured without the primary, a client that has shown no credential is asked for one: git sends
 /// its credentials only when asked, and the grant is theirs. It tells nothing about the repository.
 fn or_challenge(app: &App, client: &ClientHeaders, down: Failure) -> Failure {
-    let honours = app.mirror.settings.on_primary_down == OnPrimaryDown::ServeVerified;
+    let honours = app.terms.on_primary_down == OnPrimaryDown::ServeVerified;
     if honours && client.get(&http::header::AUTHORIZATION).is_none() { Failure::WhoAreYou } else { down }
 }
 
@@ -207,7 +207,7 @@ async fn upload_pack(
             if let Err(refused) = grant(app, repo, &path, &client).await? {
                 return Ok(refused);
             }
-            more.whole(&app.mirror.settings.limits, &app.memory.readers).await?
+            more.whole(&app.terms.limits, &app.memory.readers).await?
         }
     };
     let asked = Asked { path, client, version, sent };

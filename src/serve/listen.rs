@@ -60,7 +60,7 @@ pub async fn serve(
     stop: CancellationToken,
     drain: Duration,
 ) -> io::Result<()> {
-    let limits = &app.mirror.settings.limits;
+    let limits = &app.terms.limits;
     let most = files::room_for(limits.connections);
     let places = Places::new(most, limits.client_timeout, stop.clone());
     let watching = Arc::clone(&places);

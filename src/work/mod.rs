@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
+use crate::config::{Limits, Settings};
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::retry::Policy;
@@ -41,6 +42,10 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 pub struct Work {
     /// The repositories.
     pub mirror: Arc<Mirror>,
+    /// The pace of comparisons.
+    compare_every: Duration,
+    max_syncs: usize,
+    limits: Limits,
     backoff: Policy,
     /// The pace of fetches that would fail again.
     patience: Policy,
@@ -53,11 +58,13 @@ pub struct Work {
 }
 
 impl Work {
-    /// Puts it together. Nothing runs yet.
-    pub fn new(mirror: Arc<Mirror>) -> Arc<Self> {
-        let settings = &mirror.settings;
+    /// Works at the pace and within the limits of `settings`. Nothing runs yet.
+    pub fn new(mirror: Arc<Mirror>, settings: &Settings) -> Arc<Self> {
         let interval = settings.compare_every.max(FIRST_BACKOFF);
         Arc::new(Self {
+            compare_every: settings.compare_every,
+            max_syncs: settings.max_syncs,
+            limits: settings.limits.clone(),
             backoff: Policy::new(FIRST_BACKOFF, interval),
             patience: Policy::new(interval.saturating_mul(2), LONGEST),
             lanes: Lanes::closed(),
@@ -70,7 +77,7 @@ impl Work {
 
     /// Lets syncs begin: the store has shown that it keeps its promises. Before that nothing is written.
     pub fn store_is_sound(&self) {
-        self.lanes.open(self.mirror.settings.max_syncs);
+        self.lanes.open(self.max_syncs);
     }
 
     /// Starts a worker for each repository that the mirror enters, until `stop`.

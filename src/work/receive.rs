@@ -96,7 +96,7 @@ pub(super) async fn receive(
     drop(waiting);
     let flow = Arc::new(Flow::default());
     let _cut = flow.cut.clone().drop_guard();
-    let taking = take_in(repo, pack, below, seen, scratch, work.mirror.settings.limits.object, (cost, &flow));
+    let taking = take_in(repo, pack, below, seen, scratch, work.limits.object, (cost, &flow));
     let mut since = (Instant::now(), 0);
     let waits_long = || {
         let received = repo.received().load(Ordering::Relaxed);

@@ -137,7 +137,7 @@ fn stuck(words: String, until: SystemTime, known: bool) -> SyncError {
 
 /// What decides whether a repository can be taken in: limits, and what this program can do.
 fn settings(work: &Work) -> String {
-    let limits = &work.mirror.settings.limits;
+    let limits = &work.limits;
     let version = env!("CARGO_PKG_VERSION");
     format!("limits.object={} limits.sync_memory={} version={version}", limits.object, limits.sync_memory)
 }

@@ -71,7 +71,8 @@ async fn supervise<F: Future<Output = ()>>(
 
 /// Compares whenever it is due or somebody asked; a sync under way is told to end at its next safe point.
 async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
-    let mut due = Instant::now() + work.mirror.first_comparison();
+    // Spread over one interval.
+    let mut due = Instant::now() + work.compare_every.mul_f64(rand::random::<f64>());
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -101,7 +102,7 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
             work.mirror.unlearn(&repo.path);
             return;
         }
-        due = health.next.unwrap_or_else(|| Instant::now() + work.mirror.settings.compare_every);
+        due = health.next.unwrap_or_else(|| Instant::now() + work.compare_every);
         repo.finish(began, well);
     }
 }
@@ -145,7 +146,7 @@ fn record(work: &Work, repo: &Repo, outcome: Result<Synced, SyncError>) {
             health.failures = 0;
             health.error = None;
             health.not_before = None;
-            health.next = Some(now + work.mirror.settings.compare_every);
+            health.next = Some(now + work.compare_every);
         }
         Err(SyncError::Stopped) => {}
         Err(e) => {
@@ -160,7 +161,7 @@ fn record(work: &Work, repo: &Repo, outcome: Result<Synced, SyncError>) {
             let error = chain(&e);
             if let SyncError::Stuck { known, .. } = e {
                 // A comparison costs little, and shows whether the primary shows something else.
-                health.next = Some(now + work.mirror.settings.compare_every);
+                health.next = Some(now + work.compare_every);
                 if known {
                     tracing::debug!(repo = %repo.path, error, "not fetched: it could not be taken in before");
                 } else {
