@@ -39,7 +39,7 @@ pub fn anew(
     Ok(out)
 }
 
-/// What needs no more than this at once is not counted object by object: it is part of what a stream holds anyway.
+/// What needs no more than this at once is not counted object by object: so few objects are packed anew at the same time.
 pub const SMALL: u64 = 1 << 20;
 /// Deflating so many bytes counts as one step.
 const BYTES_A_STEP: u64 = 16;
