@@ -1,10 +1,10 @@
 //! Files on this node's disk: within a bound, the least recently used going first.
 //!
 //! A listing at start says what lies on the disk; after that the node keeps a table of it in memory (`entries`) and does
-//! not look again. A file is used only after its content was proven in this process; a change of its size, time or inode makes it unproven again. Only files whose
-//! names are ours are counted, replaced or removed. A file that cannot be opened or mapped at the moment is not damaged: it
-//! stays, and the caller gets nothing. All calls block: they belong on a blocking thread. Relies on: a directory that is
-//! ours ([`super::home`]), and this process alone writing below it.
+//! not list it again. A file is used only after its content was proven in this process; a change of its size, time or inode
+//! makes it unproven again. Only files whose names are ours are counted, replaced or removed. A file that cannot be
+//! opened or mapped at the moment is not damaged: it stays, and the caller gets nothing. All calls block: they belong on
+//! a blocking thread. Relies on: a directory that is ours ([`super::home`]), and this process alone writing below it.
 
 use std::collections::HashMap;
 use std::fs::File;

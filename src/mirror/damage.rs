@@ -1,9 +1,9 @@
 //! What is known to be wrong with the stored data of a repository, and whether it still is.
 //!
-//! A reader of stored data that meets an error reports it with the record that named the data
-//! ([`Repo::report_damage`]). The report stays until the newest generation no longer names the blob, or until the blob is
-//! found whole in the bucket (and then reads without an error); a sync that ends well does not clear it. So a report that comes while a sync runs is looked
-//! at after it, and a node whose report was answered by another node's repair asks the primary nothing.
+//! A reader of stored data that meets an error reports it with the record that named the data ([`Repo::report_damage`]).
+//! The report stays until the newest generation no longer names the blob, or until the blob is found whole in the bucket
+//! (and then reads without an error); a sync that ends well does not clear it. So a report that comes while a sync runs
+//! is looked at after it, and a node whose report was answered by another node's repair asks the primary nothing.
 //! Elsewhere: the sync (`work::sync`), which asks [`stands`] before it decides what to build on.
 
 use std::collections::{HashMap, HashSet};

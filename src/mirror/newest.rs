@@ -1,6 +1,7 @@
 //! The newest generation of a repository: found in the bucket, and opened.
 //!
-//! Relies on: `store` for records, `snapshot` for opening them. Elsewhere: what is done about one that does not open (`work::sync`).
+//! Relies on: `store` for records, `snapshot` for opening them. Elsewhere: what is done about one that does not open
+//! (`work::sync`).
 
 use std::sync::Arc;
 use std::time::Duration;

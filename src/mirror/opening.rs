@@ -1,7 +1,8 @@
 //! Opening the repositories that the bucket holds, for clients that wait and behind those that do not.
 //!
-//! A repository is opened once however many ask, by a task of its own: a client that goes away or
-//! stops waiting does not stop it, and the next client waits for the rest only. Relies on: `store` for what is published, `snapshot` for opening it.
+//! A repository is opened once however many ask, by a task of its own: a client that goes away or stops waiting does not
+//! stop it, and the next client waits for the rest only. Relies on: `store` for what is published, `snapshot` for opening
+//! it.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;

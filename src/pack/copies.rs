@@ -6,7 +6,8 @@
 //! those deltas. That is how the newest version of a file, which git stores whole and the older ones as deltas on it,
 //! is sent as a delta on the version that the client has. Where no such path is known, [`Copies::between`] compares.
 //!
-//! Relies on: the bytes of deltas (`delta`). Elsewhere: which stored deltas join two objects (`plan::joins`), the entry that is made (`layer::encode`).
+//! Relies on: the bytes of deltas (`delta`). Elsewhere: which stored deltas join two objects (`plan::joins`), the entry
+//! that is made (`layer::encode`).
 use super::delta::{self, BadData, Command};
 
 /// A shorter copy costs about as much as its bytes.

@@ -1,9 +1,9 @@
 //! Wildcards, matched as git's `wildmatch.c` matches them, case-sensitive.
 //!
 //! git's own function calls itself for each star, as deep as the pattern has stars. Here the last star is tried again
-//! further on, and that is enough: the earliest match of the text between two stars leaves the most for what follows. (gix-glob, whose
-//! function calls itself as well, says "no match" beyond 64 stars, where git goes on.)
-//! The work is at most the pattern's length times the text's, and counted.
+//! further on, and that is enough: the earliest match of the text between two stars leaves the most for what follows.
+//! (gix-glob, whose function calls itself as well, says "no match" beyond 64 stars, where git goes on.) The work is at
+//! most the pattern's length times the text's, and counted.
 //!
 //! Elsewhere: what is matched with what (`sparse`).
 use bstr::ByteSlice;

@@ -205,8 +205,8 @@ impl Meter for Counting {
     }
 }
 
-/// A comb: every object has two deltas on it, one that is the base of nothing, and one that the rest depends on. Holding all bases
-/// that still have children holds the whole comb.
+/// A comb: every object has two deltas on it, one that is the base of nothing, and one that the rest depends on. Holding
+/// all bases that still have children holds the whole comb.
 #[test]
 fn few_bases_are_held_whatever_leans_on_them() {
     let (teeth, len) = (500, 20_000);
