@@ -9,7 +9,7 @@
 //! - [`serve`]: Git over HTTP for clients, health, metrics.
 //! - [`answer`]: from a request to a decision: send this, refuse, leave it to the primary.
 //! - [`work`]: what changes the bucket: syncs, repairs.
-//! - [`mirror`]: the heart: an open repository, sync, comparison, freshness.
+//! - [`mirror`]: the heart: repositories, what is known of them, open snapshots, export.
 //! - [`primary`], [`local`], [`store`]: the other end, this node's memory, the bucket.
 //! - [`pack`], [`git`]: what is inside a pack; Git's protocol. Pure: bytes in, values out.
 pub mod answer;

@@ -1,7 +1,7 @@
 //! The decision about a fetch.
 //!
 //! Nothing is sent before everything that could still lead to the primary is decided: every want is reachable from what is
-//! published, the plan stands, and its first bytes are at hand. Follows the order of git's `upload-pack.c`.
+//! published, the plan is made, and its first bytes could be read. Follows the order of git's `upload-pack.c`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ const BUCKET_PATIENCE: Duration = Duration::from_secs(10);
 const OBJECT_INFO: u64 = 96;
 
 impl Answers {
-    /// Decides about a fetch of one who holds `grant`.
+    /// Decides about a fetch of the client that holds `grant`.
     pub async fn fetch(&self, repo: &Arc<Repo>, grant: &Grant, request: FetchRequest) -> Decision {
         self.decide(repo, grant, request).await.unwrap_or_else(Decision::from)
     }

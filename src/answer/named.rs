@@ -1,6 +1,7 @@
 //! What a `sparse:oid` filter names: blobs of the published refs, as git resolves such names.
 //!
-//! Relies on: a grant, and the set of what is published, which was made before ([`super::reaching`]). Elsewhere: what their patterns mean ([`crate::pack::filter::sparse`]).
+//! Relies on: a grant, and the set of what is published, which was made before ([`super::reaching`]). Elsewhere: what
+//! their patterns mean ([`crate::pack::filter::sparse`]).
 
 use bstr::BStr;
 use bytes::Bytes;

@@ -3,7 +3,7 @@
 //!
 //! Follows the order of git's `upload-pack.c`: negotiation, shallow boundary, then what to send.
 //! Relies on: wants that were found reachable already. Elsewhere: grants, waiting and passing on (`fetch`), sending
-//! (`send`).
+//! (`serve::send`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 

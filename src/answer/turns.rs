@@ -70,7 +70,7 @@ impl Turns {
     }
 }
 
-/// One who waits for a long place.
+/// A job that waits for a long place.
 struct Waiting<'p>(&'p AtomicUsize);
 
 impl<'p> Waiting<'p> {

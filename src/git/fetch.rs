@@ -27,7 +27,7 @@ pub struct FetchRequest {
     pub done: bool,
     /// Do not send the pack before `done`, even if enough is known.
     pub wait_for_done: bool,
-    /// Deltas may lean on objects the client has.
+    /// Deltas may have bases that only the client has.
     pub thin_pack: bool,
     /// No progress text.
     pub no_progress: bool,

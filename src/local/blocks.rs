@@ -1,7 +1,7 @@
 //! Blocks of packs: fetched once, proven by their hash, kept on disk.
 //!
 //! A pack is read in blocks of equal size, the last one shorter. Nothing is handed out before its SHA-256 is what the
-//! layer's graph says. However many readers want a block, it is fetched once; a reader that goes away disturbs nobody.
+//! layer's graph says. However many readers want a block, it is fetched once; a reader that goes away does not stop the fetch.
 //! Memory holds only blocks in flight: their number is bounded, and a block is dropped once it is on disk and its readers
 //! have it. Relies on: block hashes that come from a proven graph.
 
@@ -91,7 +91,7 @@ impl Fetching {
 }
 
 impl Local {
-    /// Says whether block `n` of a pack is on this node's disk, by heart.
+    /// Says whether block `n` of a pack is on this node's disk, without looking at the disk.
     pub fn has_block(&self, pack: &PackBlob, n: u64) -> bool {
         pack.block(n).is_ok_and(|(key, _)| self.inner.disk.has(Name::Block(key.0, key.1)))
     }
@@ -120,7 +120,7 @@ impl Local {
                 tokio::spawn(async move { lead.finish(inner.block(&pack, n).await) });
             }
             match wait.value().await {
-                // What went wrong for a read ahead, or for a flight about to end, need not for us.
+                // A read ahead, or a flight that was about to end, may fail where this read does not.
                 Some(Err(error)) if !own && error.is_transient() => {}
                 Some(answer) => return answer,
                 // The task died: ask again.
@@ -135,7 +135,7 @@ impl Local {
     pub fn read_ahead(&self, pack: &PackBlob, blocks: Range<u64>) {
         let inner = &self.inner;
         if inner.disk.is_resting() {
-            // What cannot be kept would be fetched twice.
+            // A block that cannot be kept would be fetched twice.
             return;
         }
         let longest = (RUN / pack.block_size.max(1)).max(1);
@@ -201,7 +201,7 @@ impl Inner {
                     return Ok(bytes);
                 }
                 Found::Absent => {}
-                // It is kept already, and what keeps it from being read would keep it from being written.
+                // It is kept already. What prevents reading it would also prevent writing it.
                 Found::NotNow => keep = false,
             }
         }
@@ -228,7 +228,7 @@ impl Inner {
         Err(StoreError::Damaged { key: pack.blob.to_string(), what: format!("block {n} has another hash") })
     }
 
-    /// Fetches neighbours with one request and tells everybody.
+    /// Fetches neighbours with one request and gives them to all who wait.
     async fn fetch_run(self: Arc<Self>, pack: PackBlob, run: Vec<Claim>, room: OwnedSemaphorePermit) {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
         let (start, end) = (pack.range(first.n).start, pack.range(last.n).end);
@@ -258,7 +258,7 @@ impl Inner {
         drop(room);
     }
 
-    /// Proves a block and puts it on disk; none if it is not the right one. A disk that refuses is no obstacle.
+    /// Proves a block and puts it on disk; none if it is not the right one. If the disk refuses it, the block is still given.
     fn keep(&self, key: Key, hash: &[u8; 32], bytes: Bytes) -> Option<Bytes> {
         if !is(&bytes, hash) {
             return None;

@@ -1,10 +1,10 @@
 //! Files on this node's disk: within a bound, the least recently used going first.
 //!
-//! What lies on the disk is known from a listing at start and from then on by heart. A file is believed only after its
-//! content was proven in this process; a change of its size, time or inode makes it unproven again. Only files whose
-//! names are ours are counted, replaced or removed. What cannot be opened or mapped at the moment is not damage: it
-//! stays, and the caller does without. All calls block: they belong on a blocking thread. Relies on: a directory that is
-//! ours ([`super::home`]), and this process alone writing below it.
+//! A listing at start says what lies on the disk; after that the node keeps a table of it in memory (`entries`) and does
+//! not list it again. A file is used only after its content was proven in this process; a change of its size, time or inode
+//! makes it unproven again. Only files whose names are ours are counted, replaced or removed. A file that cannot be
+//! opened or mapped at the moment is not damaged: it stays, and the caller gets nothing. All calls block: they belong on
+//! a blocking thread. Relies on: a directory that is ours ([`super::home`]), and this process alone writing below it.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,13 +22,13 @@ use super::listing::{empty_temp, list};
 use super::maps::{Map, Maps};
 use crate::folder::{Facts, Folder, Kind, is_foreign};
 
-/// How long a disk that refused a write is left alone by those who need not write.
+/// How long nothing is written that need not be, after the disk refused a write.
 const REST: Duration = Duration::from_secs(10);
 
-/// How often it is told that files are here and cannot be used.
+/// How often the log mentions that files are here and cannot be used.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-/// How many mappings are kept for the next one who asks, as long as nobody needs their room.
+/// How many mappings are kept for the next reader, as long as their room is not needed.
 const KEPT: usize = 4096;
 
 /// How many files of another make may stand where one in the making is to be put.
@@ -37,7 +37,7 @@ const TEMP_TRIES: usize = 1000;
 /// How looking for a file ended.
 #[derive(Debug)]
 pub(super) enum Found<T> {
-    /// Here it is, proven.
+    /// It is here, proven.
     Here(T),
     /// It is not here, or no longer.
     Absent,

@@ -1,4 +1,4 @@
-//! The files of the cache as they are known by heart: their names, what is proven of them, the order of their use.
+//! The table of the cache's files, in memory: their names, what is proven of them, the order of their use.
 //!
 //! Elsewhere: the files themselves (`disk`), what a start finds (`listing`).
 
@@ -61,7 +61,7 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    /// Of a file as it is.
+    /// Reads it from a file as it is now.
     pub fn of(facts: &Facts) -> Self {
         Self { len: facts.len, modified: facts.modified, inode: facts.inode }
     }
@@ -76,7 +76,7 @@ pub(super) struct Entry {
     pub mapped: Weak<Map>,
 }
 
-/// What lies on the disk, by heart.
+/// What lies on the disk, as far as this process knows without looking.
 #[derive(Default)]
 pub(super) struct State {
     pub entries: HashMap<Name, Entry>,

@@ -1,7 +1,7 @@
 //! Single flight: however many ask for the same thing, it is fetched once.
 //!
-//! The first to ask gets a [`Lead`] and does the work, usually in a task of its own, so that nobody's hanging up
-//! disturbs the others. A lead that is dropped unfinished sends the waiting back to ask again.
+//! The first caller for a key gets a [`Lead`] and does the work, usually in a task of its own, so that a caller that goes
+//! away does not stop it for the others. If a lead is dropped unfinished, those who wait are told to ask again.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -22,14 +22,14 @@ impl<K, V> Default for Flights<K, V> {
     }
 }
 
-/// Held by the one who fetches for all that ask: it tells them what came, or, dropped, that they have to ask again.
+/// Held by the caller that fetches for all. [`Lead::finish`] gives the others the value; dropping it tells them to ask again.
 pub(super) struct Lead<K: Hash + Eq, V> {
     running: Arc<Mutex<HashMap<K, Slot<V>>>>,
     key: Option<K>,
     tell: watch::Sender<Option<V>>,
 }
 
-/// Waits for what the one who fetches has to tell.
+/// Waits for the value from the holder of the [`Lead`].
 pub(super) struct Wait<V>(Slot<V>);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -37,7 +37,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
-    /// Joins the flight for `key`; with a lead if it is the caller who has to fly.
+    /// Joins the flight for `key`. The caller gets a lead if nobody else has it, and then has to fetch.
     pub(super) fn join(&self, key: &K) -> (Option<Lead<K, V>>, Wait<V>) {
         let mut running = lock(&self.running);
         if let Some(slot) = running.get(key) {
@@ -48,14 +48,14 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
         (Some(Lead { running: self.running.clone(), key: Some(key.clone()), tell }), Wait(slot))
     }
 
-    /// Takes the lead for `key` unless somebody has it.
+    /// Takes the lead for `key`, unless another caller has it.
     pub(super) fn claim(&self, key: &K) -> Option<Lead<K, V>> {
         self.join(key).0
     }
 }
 
 impl<K: Hash + Eq, V> Lead<K, V> {
-    /// Tells everybody who waits. From now on `key` can be asked for anew.
+    /// Gives the value to all who wait. From now on `key` can be asked for anew.
     pub(super) fn finish(mut self, value: V) {
         self.land();
         self.tell.send_replace(Some(value));

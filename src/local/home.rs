@@ -17,7 +17,7 @@ use crate::folder::{Folder, Kind, is_foreign};
 /// The file that makes a directory ours.
 const MARK: &str = "CACHEDIR.TAG";
 
-/// What stands in it: the signature that all such tags begin with, and our line.
+/// Its content: the signature that all such tags begin with, and our line.
 const MARK_TEXT: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
     # packmirror cache directory, version 1: packmirror deletes what lies in it. All of it can be fetched again.\n";
 
@@ -130,7 +130,7 @@ fn origin(folder: &Folder) -> Result<Origin, LocalError> {
             match text.lines().nth(1).and_then(|line| line.strip_prefix(MARK_LINE)) {
                 Some(rest) if rest.starts_with("1:") => return Ok(Origin::Marked),
                 Some(_) => return Err(LocalError::Newer { dir: folder.path().to_owned() }),
-                // Left by a start that was cut short, or spoilt by the disk: what else lies here decides.
+                // Left by a start that was interrupted, or damaged by the disk: the other entries decide.
                 None if is_like_mark(&bytes) => {}
                 None => return Err(foreign(OsStr::new(MARK))),
             }
@@ -249,7 +249,7 @@ fn take_lock(folder: &Folder, origin: &Origin) -> Result<std::fs::File, LocalErr
         }
         Err(TryLockError::Error(error)) => return Err(unusable(&path)(error)),
     }
-    // Only for the other's message: a disk that is full must not keep the node from starting.
+    // The number is there only for the message of a second process: a full disk must not keep the node from starting.
     let _ =
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
     Ok(file)

@@ -2,7 +2,8 @@
 //!
 //! Thousands of records, never one per Git object (sled takes gigabytes for a million). Nothing in it is the truth:
 //! damage and every panic of sled mean "start empty", and so does an index made for another bucket or by another version.
-//! What the system refuses for lack of something is no damage: the node goes on without the index, which stays.
+//! If the system refuses to open it for lack of files or memory, that is no damage: the node goes on without the index,
+//! which stays.
 //! No other module knows sled, which opens its files by path: that they are no links is looked up before. Calls are short
 //! but touch the disk.
 
@@ -162,9 +163,9 @@ fn full_key(table: &str, key: &str) -> Vec<u8> {
 
 /// Why a database does not open.
 enum Unopened {
-    /// It is of no use, whoever tries.
+    /// It is damaged: every try ends the same way.
     Useless(String),
-    /// The system lacks something: it may be as good as ever.
+    /// The system lacks something (files, memory): the index may be whole.
     Want(String),
 }
 
@@ -190,7 +191,7 @@ fn open_or_start_empty(home: &Path, identity: &str) -> Option<sled::Db> {
     None
 }
 
-/// Says whether an error of sled tells of a lack and not of damage.
+/// Says whether an error of sled means that the system lacks something, and not damage.
 fn is_want(error: &sled::Error) -> bool {
     let sled::Error::Io(error) = error else { return false };
     use std::io::ErrorKind::*;
@@ -241,7 +242,7 @@ fn only_sled(index: &Folder) -> std::io::Result<Option<std::ffi::OsString>> {
 }
 
 /// Opens a database that an earlier handle may still be letting go of: sled frees its lock file from a thread of its own,
-/// after the handle was dropped, and tells nobody. The cache directory's own lock keeps other processes out.
+/// after the handle was dropped, and gives no sign of it. The cache directory's own lock keeps other processes out.
 fn open_when_free(config: &sled::Config) -> sled::Result<sled::Db> {
     let mut tries = 0;
     loop {
@@ -260,7 +261,7 @@ fn is_locked(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
 }
 
-/// Opens the database in a thread of its own: sled panics on some damaged files, and nobody knows whether it ends on all.
+/// Opens the database in a thread of its own: sled panics on some damaged files, and may run forever on others.
 fn open(path: &Path, identity: &str) -> Result<sled::Db, Unopened> {
     use Unopened::{Useless, Want};
     let made = path.parent().zip(path.file_name()).map(|(home, name)| Folder::at(home)?.make_folder(name));
@@ -282,7 +283,7 @@ fn open(path: &Path, identity: &str) -> Result<sled::Db, Unopened> {
             let fits = db.get(IDENTITY)?.is_some_and(|found| *found == *identity.as_bytes());
             Ok(fits.then_some(db))
         };
-        // Nobody listens any more if it took too long.
+        // The receiver is gone if it took too long.
         let _ = tell.send(catch_unwind(AssertUnwindSafe(open)));
     });
     start.map_err(|error| Want(error.to_string()))?;

@@ -101,7 +101,7 @@ impl Inner {
                 return Ok(Arc::new(held));
             }
             Found::Absent => {}
-            // It is kept already: what keeps it from being read would keep it from being written.
+            // It is kept already. What prevents reading it would also prevent writing it.
             Found::NotNow => {
                 self.miss(1);
                 return self.load_to_memory(blob).await;
@@ -163,7 +163,7 @@ impl Inner {
         .await?
     }
 
-    /// For a disk that gives or takes nothing: as far as there is memory for such blobs.
+    /// Holds the blob in memory because the disk can be neither read nor written; as far as there is memory for such blobs.
     async fn load_to_memory(&self, blob: BlobRef) -> Loaded {
         let take = |bytes| self.memory.try_take(bytes).map_err(|halt| no_memory(&blob, &halt));
         let paid = take(blob.len)?;
@@ -203,7 +203,7 @@ fn unpack_file(disk: &Disk, blob: &BlobRef, from: Temp) -> Result<(Temp, u64), S
     let (ready, file) = open().map_err(|error| local(blob, error))?;
     let mut to = Hashing { file: io::BufWriter::new(file), hasher: Sha256::new(), len: 0, failed: false };
     if let Err(error) = unpack(&from.file, blob, disk.usage().1, &mut to) {
-        // Told apart because a full disk is not the blob's fault.
+        // A full disk is told apart from damage: the blob is not at fault.
         return Err(if to.failed { local(blob, error) } else { bad_frame(blob, &error) });
     }
     let Hashing { mut file, hasher, len, .. } = to;
@@ -243,7 +243,7 @@ fn no_memory(blob: &BlobRef, halt: &crate::pack::meter::Halt) -> StoreError {
     local(blob, io::Error::new(io::ErrorKind::OutOfMemory, halt.to_string()))
 }
 
-/// Bytes in memory that are paid for as they come.
+/// Bytes in memory, counted on the budget as they come.
 struct Paid {
     content: Vec<u8>,
     budget: Budget,

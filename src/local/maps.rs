@@ -1,6 +1,6 @@
 //! Mappings of files, counted: the system gives one process only so many.
 //!
-//! Where there are too many, files are read into memory instead, which costs more and never fails for this reason.
+//! Beyond that number files are read into memory instead, which costs more and does not fail for this reason.
 
 use std::fs::File;
 use std::io;

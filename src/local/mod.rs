@@ -1,4 +1,4 @@
-//! This node's memory: what it fetched from the bucket, on its own disk, bounded, proven, and of no lasting value.
+//! This node's memory: what it fetched from the bucket, on its own disk, bounded, proven, and replaceable.
 //!
 //! Everything here can be rebuilt from the bucket. A damaged file is fetched again, a damaged index starts empty, a full
 //! disk makes the node slower but not wrong, and the whole directory may be deleted while the node is stopped. Layout:

@@ -16,7 +16,7 @@ use crate::pack::Source;
 use crate::pack::plan::{Plan, Segment};
 use crate::store::StoreError;
 
-/// How many blocks a stream is ahead of itself: at 1 MiB each what a fast connection takes in a store's round trip.
+/// How many blocks are fetched ahead of a stream: at 1 MiB each what a fast connection takes in a store's round trip.
 const AHEAD: u64 = 16;
 
 /// How many blocks one request holds on to, where the cache is large enough. They are mapped files, not memory.
@@ -143,7 +143,7 @@ struct Stream {
 }
 
 impl Reader {
-    /// The block that the last read failed for, if it failed since it would have had to wait.
+    /// The block that the last read lacked, if the read failed because it would have had to wait.
     pub fn absent(&self) -> Option<(usize, u64)> {
         self.stream.as_ref().and_then(|stream| lock(stream).absent.take())
     }
@@ -176,7 +176,7 @@ impl Reader {
         }
     }
 
-    /// Lets go of all that is held, since nothing is read for a while.
+    /// Drops all held blocks, since nothing is read for a while.
     pub fn rest(&self) {
         lock(&self.held).clear();
         if let Some(stream) = &self.stream {

@@ -1,10 +1,10 @@
 //! What is known to be wrong with the stored data of a repository, and whether it still is.
 //!
-//! Whoever reads stored data and meets an error reports it with the record that named the data
-//! ([`Repo::report_damage`]). The report stays until the newest generation no longer names the blob, or until the blob is
-//! found whole in the bucket (and then reads without an error); a sync that ends well does not clear it. So a report that comes while a sync runs is looked
-//! at after it, and a node whose report was answered by another node's repair asks the primary nothing.
-//! Relies on: the sync (`sync`), which asks [`stands`] before it decides what to build on.
+//! A reader of stored data that meets an error reports it with the record that named the data ([`Repo::report_damage`]).
+//! The report stays until the newest generation no longer names the blob, or until the blob is found whole in the bucket
+//! (and then reads without an error); a sync that ends well does not clear it. So a report that comes while a sync runs
+//! is looked at after it, and a node whose report was answered by another node's repair asks the primary nothing.
+//! Elsewhere: the sync (`work::sync`), which asks [`stands`] before it decides what to build on.
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
@@ -21,8 +21,8 @@ use crate::pack::filter::trees::TreeError;
 use crate::pack::write::WriteError;
 use crate::store::{BlobId, BlobRef, Generation, StoreError};
 
-/// After a repair, data that is whole but of no use is believed in for so long: where making it anew does not help, it is
-/// not made anew for each client that asks.
+/// For so long after a repair, data that is whole but of no use is not repaired again: if a repair did not help, it is not
+/// repeated for each client that asks.
 const NO_USE_AGAIN: Duration = Duration::from_secs(3600);
 
 /// What is wrong with a blob.
@@ -30,7 +30,7 @@ const NO_USE_AGAIN: Duration = Duration::from_secs(3600);
 pub enum Fault {
     /// The bucket does not have it, or has other bytes under its name.
     Lost,
-    /// It is what its name says, and of no use: written wrong.
+    /// Its bytes have the hash that names them, but it was written wrong and is of no use.
     Useless,
 }
 
@@ -79,7 +79,7 @@ impl Damage {
     }
 }
 
-/// What `error`, met while the data of `generation` was read, says about it. Nothing where the data was only not to be had.
+/// What `error`, met while the data of `generation` was read, says about it. Nothing if the data could only not be reached.
 pub fn faults(generation: &Generation, error: &(dyn Error + 'static)) -> Vec<(BlobRef, Fault)> {
     let graphs = || generation.layers.iter().map(|layer| (layer.graph, Fault::Useless));
     let mut cause = Some(error);
@@ -90,7 +90,7 @@ pub fn faults(generation: &Generation, error: &(dyn Error + 'static)) -> Vec<(Bl
         if let Some(key) = store.and_then(StoreError::lost) {
             let named = generation.blobs().filter(|blob| key.contains(&blob.id.to_string()));
             let named: Vec<_> = named.map(|blob| (blob, Fault::Lost)).collect();
-            // It was read under a name that this record does not give: any blob may be meant.
+            // This record does not name the blob that was read: any of its blobs may be meant.
             let any = || generation.blobs().map(|blob| (blob, Fault::Lost)).collect();
             return if named.is_empty() { any() } else { named };
         }
@@ -113,7 +113,7 @@ pub fn faults(generation: &Generation, error: &(dyn Error + 'static)) -> Vec<(Bl
 }
 
 /// Says whether anything that was reported is still wrong with the newest generation, and forgets what is not. Blobs that
-/// were lost are read in full: somebody may have brought them back.
+/// were lost are read in full: they may have been restored.
 pub async fn stands(mirror: &Mirror, repo: &Repo, newest: Option<&Generation>) -> Result<bool, StoreError> {
     let (reported, repaired) = {
         let mut damage = repo.damage();

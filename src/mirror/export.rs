@@ -15,7 +15,7 @@ use crate::git::refs::{Head, MOST_PACKED_REFS, Refs};
 use crate::mirror::snapshot::{OpenError, object_format, refs_of};
 use crate::store::{Bucket, Generation, StoreError, frame};
 
-/// The file in an unfinished export that says whose it is: another try may then delete it.
+/// The file that marks an unfinished export as ours, so that another try may delete it.
 const MARK: &str = "packmirror-export";
 
 /// Why there is no exported repository. What was written so far stays in a folder named `….part` beside the target, which
@@ -31,7 +31,7 @@ pub enum ExportError {
     /// Something that no export left is where this one is to be made.
     #[error("`{}` is in the way and was not made by an export; move it away", .0.display())]
     InTheWay(PathBuf),
-    /// What lies in the bucket is no repository.
+    /// The data in the bucket do not make a repository.
     #[error("this repository in the bucket cannot be used")]
     Unusable(#[from] OpenError),
     /// The bucket.
@@ -73,7 +73,7 @@ pub async fn export(
     done(so_far, total);
     for layer in &generation.layers {
         let name = packs.join(format!("pack-{}", layer.pack.id));
-        // The pack first: an index without its pack is what git complains about.
+        // The pack first: git complains about an index without its pack.
         for (blob, ending) in [(&layer.pack, "pack"), (&layer.idx, "idx")] {
             bucket.download(blob, &name.with_extension(ending)).await?;
             so_far += blob.len;

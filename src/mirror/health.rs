@@ -20,7 +20,7 @@ const MOST_TEXT: usize = 1000;
 /// One node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NodeHealth {
-    /// When it said this.
+    /// When it wrote this.
     #[serde(with = "humantime_serde")]
     pub at: SystemTime,
     /// The program's version.
@@ -46,7 +46,7 @@ pub struct RepoHealth {
     pub next: Option<SystemTime>,
     /// The last failure.
     pub error: Option<String>,
-    /// What a running sync is at.
+    /// What a running sync does at the moment.
     pub stage: String,
     /// Bytes of the pack that it has received.
     pub received: u64,
@@ -86,14 +86,14 @@ impl Mirror {
     }
 }
 
-/// Shortens what somebody wrote to what a line can show.
+/// Shortens foreign text to what a line can show.
 pub fn cut(text: &mut String) {
     if let Some((end, _)) = text.char_indices().nth(MOST_TEXT) {
         text.truncate(end);
     }
 }
 
-/// All nodes that spoke lately. Older words are removed on the way, words of a newer version passed over.
+/// All nodes that wrote lately. Older records are removed on the way, those of a newer version are passed over.
 pub async fn nodes(bucket: &crate::store::Bucket) -> Result<Vec<NodeHealth>, StoreError> {
     let mut nodes = Vec::new();
     for (name, words) in bucket.nodes().await? {

@@ -35,7 +35,7 @@ impl Remembered {
     fn of(repo: &Repo) -> Self {
         let record = repo.known().and_then(|generation| {
             let bytes = generation.encode();
-            // One with more in it than this version writes would come back as another.
+            // A record with more in it than this version writes would be read back as another one.
             let same = generation.stored.is_none_or(|id| id == crate::store::BlobId::of(&bytes));
             let text = same.then(|| String::from_utf8(bytes).ok()).flatten()?;
             Some((generation.number, text))

@@ -45,11 +45,11 @@ use crate::store::{Bucket, nonce};
 const IDLE: Duration = Duration::from_secs(1800);
 /// At most this many repositories wait to be taken up; others come when they are asked for again.
 const MOST_COMING: usize = 1000;
-/// How long after a question in vain the primary is asked again what kind of host it is.
+/// How long after a question without an answer the primary is asked again what kind of host it is.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// The same after [`ENOUGH_QUESTIONS`].
 const ASK_AGAIN_LATE: Duration = Duration::from_secs(600);
-/// After so many questions in vain the primary is taken to be a host that minds case.
+/// After so many questions without an answer the primary counts as a host that does not ignore case.
 const ENOUGH_QUESTIONS: u32 = 3;
 
 /// Everything a node knows and uses. Shared; all methods take `&self`.
@@ -64,7 +64,7 @@ pub struct Mirror {
     sync_wait: Duration,
     node: String,
     selection: Selection,
-    /// Where repositories that are entered here are told of, and the other end until somebody takes it.
+    /// The channel to `work` for repositories that are entered here, and its other end until it is taken.
     enter: mpsc::UnboundedSender<Arc<Repo>>,
     entered: Mutex<Option<mpsc::UnboundedReceiver<Arc<Repo>>>>,
     newcomers: Newcomers,
@@ -87,7 +87,8 @@ struct Asked {
 }
 
 impl Mirror {
-    /// Puts the parts together, with what `settings` say of repositories. Nothing runs yet; workers start with the repositories they belong to.
+    /// Puts the parts together, with what `settings` say of repositories. Nothing runs yet. Each repository that is entered
+    /// later is sent to `work` ([`Mirror::entered`]).
     pub fn new(
         settings: &Settings,
         bucket: Bucket,
@@ -115,7 +116,7 @@ impl Mirror {
         }))
     }
 
-    /// The repositories as they are entered, for the one who works for them; `None` if somebody has taken it already.
+    /// The repositories as they are entered, for `work`; `None` if it was taken already.
     pub fn entered(&self) -> Option<mpsc::UnboundedReceiver<Arc<Repo>>> {
         self.entered.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -175,7 +176,7 @@ impl Mirror {
     /// Takes up a repository that is not known here under this spelling. `None`: there are too many new ones, or it is
     /// not known yet how the host names repositories.
     async fn take_up(self: &Arc<Self>, path: &RepoPath) -> Option<Arc<Repo>> {
-        // One at a time: a crowd that comes with many spellings is let in by what the first of them finds out.
+        // One at a time: of many requests with different spellings, the first asks the host and the others use its answer.
         let mut asked = self.naming.lock().await;
         let naming = self.naming(&mut asked).await?;
         let (known, count) = {
@@ -200,7 +201,7 @@ impl Mirror {
             Some(known) => known,
             None => match self.primary.own_spelling(path, interface).await {
                 Some(own) => own,
-                // One that all nodes would choose.
+                // A spelling that every node would choose.
                 None => RepoPath::parse(&folded(path)).unwrap_or_else(|_| path.clone()),
             },
         };
@@ -208,7 +209,7 @@ impl Mirror {
     }
 
     /// How the host names repositories: asked once, and again after a while if it gave no answer. A host that never
-    /// answers is taken to mind case.
+    /// answers counts as one that does not ignore case.
     async fn naming(&self, asked: &mut Asked) -> Option<Naming> {
         let pause = if asked.failures < ENOUGH_QUESTIONS { ASK_AGAIN } else { ASK_AGAIN_LATE };
         if asked.naming.is_none() && asked.failed.is_none_or(|failed| failed.elapsed() >= pause) {
@@ -230,7 +231,7 @@ impl Mirror {
         asked.naming.or((asked.failures >= ENOUGH_QUESTIONS).then_some(Naming::Exact))
     }
 
-    /// Lets go of a repository that its worker has given up.
+    /// Forgets a repository that its worker has given up.
     pub fn forget(&self, repo: &Arc<Repo>) {
         let mut repos = self.lock_repos();
         if repos.by_path.get(&repo.path).is_some_and(|known| Arc::ptr_eq(known, repo)) {
@@ -238,21 +239,21 @@ impl Mirror {
         }
     }
 
-    /// Enters the repository, unless somebody was faster, and tells the one who works for it.
+    /// Enters the repository, unless it is known already, and sends it to `work`.
     fn start(self: &Arc<Self>, repo: Arc<Repo>) -> Arc<Repo> {
         let mut repos = self.lock_repos();
         if let Some(known) = repos.get(&repo.path) {
             return Arc::clone(known);
         }
         repos.insert(Arc::clone(&repo));
-        // Nobody listens on a node that only serves.
+        // A node that only serves has no receiver.
         let _ = self.enter.send(Arc::clone(&repo));
         repo
     }
 
     /// Opens what the bucket holds already, so that comparisons begin without waiting for clients.
     pub async fn take_up_all(self: &Arc<Self>) -> Result<usize, NotFound> {
-        // What is known here costs no look: with thousands of repositories that is all but a few.
+        // Repositories that are known here are not looked up: with thousands of them that is all but a few.
         let paths = self.bucket.repos_beside(&self.keys()).await?;
         let mut taken = 0;
         for path in paths.iter().filter(|path| self.selects(path)) {

@@ -1,7 +1,7 @@
 //! How many repositories a node takes up because clients ask for them: so many a minute, and so many in all.
 //!
-//! Whoever can read repositories of the primary can have them mirrored; what that costs is bounded here. What is over the
-//! bound is passed through to the primary, counted, and mentioned in the log now and then.
+//! Any client that can read a repository of the primary can have it mirrored; what that costs is bounded here. Requests
+//! over the bound are passed on to the primary, counted, and mentioned in the log now and then.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::telemetry::metrics as names;
 /// How often the log mentions that repositories are not taken up.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-/// Counts who comes new.
+/// Counts repositories that are new here.
 pub struct Newcomers {
     per_minute: f64,
     most: usize,

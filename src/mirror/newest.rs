@@ -1,6 +1,7 @@
 //! The newest generation of a repository: found in the bucket, and opened.
 //!
-//! Relies on: `store` for records, `snapshot` for opening them. Elsewhere: what is done about one that does not open (`sync`).
+//! Relies on: `store` for records, `snapshot` for opening them. Elsewhere: what is done about one that does not open
+//! (`work::sync`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,7 +88,7 @@ impl Mirror {
     }
 
     /// Waits until the published state holds all of `oids`, within `limit`: first another node's work is looked for,
-    /// then the primary is asked. `None`: it does not, and the primary is the one to answer.
+    /// then the primary is asked. `None`: it does not, and the primary has to answer.
     pub async fn catch_up(&self, repo: &Repo, oids: &[ObjectId], limit: Duration) -> Option<Arc<Snapshot>> {
         let holds = |snapshot: Option<Arc<Snapshot>>| {
             snapshot.filter(|s| oids.iter().all(|o| s.stack.lookup(o).is_some()))

@@ -1,7 +1,8 @@
 //! Opening the repositories that the bucket holds, for clients that wait and behind those that do not.
 //!
-//! A repository is opened once however many ask, by a task of its own: a client that goes away or loses patience disturbs
-//! nobody, and the next one finds it further. Relies on: `store` for what is published, `snapshot` for opening it.
+//! A repository is opened once however many ask, by a task of its own: a client that goes away or stops waiting does not
+//! stop it, and the next client waits for the rest only. Relies on: `store` for what is published, `snapshot` for opening
+//! it.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::mirror::newest::NotFound;
 use crate::mirror::repo::Repo;
 use crate::store::StoreError;
 
-/// How long "the bucket has no such repository" is believed before the bucket is listed again.
+/// How long "the bucket has no such repository" counts before the bucket is listed again.
 const ABSENT_FOR: Duration = Duration::from_secs(5);
 /// How long a request waits for the bucket to say whether it has a repository.
 const BUCKET_PATIENCE: Duration = Duration::from_secs(5);
@@ -128,12 +129,12 @@ impl Mirror {
             return Ok(known);
         };
         tell.send_replace(Opening::Found);
-        // Entered first: somebody else may have entered it meanwhile, and there is one.
+        // Entered before it is opened: it may have been entered meanwhile, and there must be only one.
         let repo = self.start(repo);
         match self.open(&repo, generation).await {
             Ok(_) => Ok(Some(repo)),
             Err(e) => {
-                // Its worker does something about it.
+                // Its worker repairs it or tries again.
                 repo.ask();
                 Err(e.into())
             }

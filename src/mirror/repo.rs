@@ -1,7 +1,7 @@
 //! One mirrored repository on this node: its newest open snapshot, and what is known of its health.
 //!
-//! Requests read the snapshot without waiting for anybody; the repository's worker (`worker`) replaces it. Whoever
-//! needs the primary's present state takes a [`Ticket`]: it is due once a comparison that began later has ended.
+//! Requests read the snapshot without waiting; the repository's worker (`work::worker`) replaces it. A request that needs
+//! the primary's present state takes a [`Ticket`]: it is due once a comparison that began later has ended.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -44,13 +44,13 @@ pub struct Health {
     pub asked: Option<Moment>,
     /// Failures in a row.
     pub failures: u32,
-    /// No attempt before this, whoever asks: the backoff after failures.
+    /// No attempt before this, even if a client asks: the backoff after failures.
     pub not_before: Option<Instant>,
     /// When the next comparison is due.
     pub next: Option<Instant>,
     /// The last failure, in words.
     pub error: Option<String>,
-    /// What the sync is at, for people.
+    /// What the sync does at the moment, for people.
     pub stage: String,
     /// What the primary said it can do, at the last comparison.
     pub capabilities: Option<Arc<V2Caps>>,
@@ -91,7 +91,7 @@ impl Moment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(u64);
 
-/// One who waits for a ticket; dropped when the waiting ends, however it ends.
+/// Counts one client that waits for a ticket; dropped when the wait ends for any reason.
 struct Waits<'a>(&'a watch::Sender<usize>);
 
 impl<'a> Waits<'a> {
@@ -183,7 +183,7 @@ impl Repo {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Closes its snapshot if no client was served from it for so long. Who reads it goes on. Says whether it did.
+    /// Closes its snapshot if no client was served from it for so long. A request that reads it goes on. Says whether it did.
     pub fn close_idle(&self, idle: Duration) -> bool {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
@@ -234,7 +234,7 @@ impl Repo {
         done.wait_for(|done| done.settled >= ticket.0).await.is_ok_and(|done| done.confirmed >= ticket.0)
     }
 
-    /// Waits until somebody waits for a ticket of this repository.
+    /// Waits until a client waits for a ticket of this repository.
     pub async fn waited_for(&self) {
         // An error says that the sender is gone, which `self` holds.
         let _ = self.waiting.subscribe().wait_for(|waiting| *waiting > 0).await;
@@ -261,7 +261,7 @@ impl Repo {
         &self.received
     }
 
-    /// Whether its last attempt went well, so that it may go by the lane of those.
+    /// Whether its last attempt went well, so that it gets a place of the well.
     pub fn is_well(&self) -> bool {
         !self.unwell.load(Ordering::Relaxed)
     }
@@ -271,7 +271,7 @@ impl Repo {
         self.unwell.store(!well, Ordering::Relaxed);
     }
 
-    /// Settles every ticket, also those that are taken from now on: nobody works for this repository any more.
+    /// Settles every ticket, also those that are taken from now on: the repository has no worker any more.
     pub fn close(&self) {
         self.done.send_modify(|done| done.settled = u64::MAX);
     }

@@ -3,7 +3,7 @@
 //!
 //! A snapshot never changes; a newer generation is another snapshot. Opening one reads the refs, the `.idx` and the graph
 //! of each layer (mapped from this node's cache) and no pack byte.
-//! Relies on: `local` for mapped files. Elsewhere: who may read it (`primary::grants`), when a newer one is due (`worker`).
+//! Relies on: `local` for mapped files. Elsewhere: who may read it (`primary::grants`), when a newer one is due (`work::worker`).
 
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
@@ -108,7 +108,7 @@ impl std::fmt::Debug for Snapshot {
     }
 }
 
-/// A snapshot whose packs may be read: the primary said yes to somebody for this repository.
+/// A snapshot whose packs may be read: the primary said yes to a client for this repository.
 #[derive(Debug, Clone)]
 pub struct Granted(Arc<Snapshot>);
 
@@ -128,13 +128,13 @@ impl std::ops::Deref for Granted {
 }
 
 impl Snapshot {
-    /// Opens the packs for one who holds a grant for this repository; a grant for another one opens nothing.
+    /// Opens the packs with a grant for this repository; a grant for another one opens nothing.
     pub fn open_packs(self: Arc<Self>, grant: &Grant) -> Option<Granted> {
         (grant.repo() == &self.generation.repo).then_some(Granted(self))
     }
 
-    /// The bytes of its packs for the node's own work, which answers nobody: only `work` asks for them, as a test of the
-    /// sources holds. For clients there is [`Snapshot::open_packs`].
+    /// The bytes of its packs for the node's own work, which sends them to no client: only `work` calls this, as a test of
+    /// the sources holds. For clients there is [`Snapshot::open_packs`].
     pub fn blocks_for_work(&self) -> &Blocks {
         &self.blocks
     }
@@ -256,15 +256,15 @@ impl Snapshot {
         self.refs.tips().iter().filter_map(|oid| self.stack.lookup(oid)).collect()
     }
 
-    /// The object, if the published refs reach it: what may be sent. `None` says nothing about the primary. The set of what
-    /// they reach must have been made before; while it is not, nothing is published.
+    /// The object, if the published refs reach it: what may be sent. `None` says nothing about the primary. The set of reachable
+    /// objects must have been made before; until then this gives `None`.
     pub fn published(&self, oid: &oid) -> Option<Gid> {
         let reach = self.reach.get()?;
         self.stack.lookup(oid).filter(|gid| reach.contains(*gid))
     }
 
-    /// Says whether a ref or HEAD names `oid`: then no walk is needed to know that it is published. What a tag leads to is
-    /// shown beside it, and clients of other makes ask for that like for any tip.
+    /// Says whether a ref or HEAD names the object, or a tag that peels to it: then no walk is needed to know that it is
+    /// published. Clients of other makes want what a tag peels to like any tip.
     pub fn is_tip(&self, oid: &ObjectId) -> bool {
         let tips = self.tip_set.get_or_init(|| {
             let peeled = self.refs.refs.iter().filter_map(|r| r.peeled);
@@ -287,8 +287,8 @@ pub fn publishes(generation: &Generation, seen: &Refs) -> bool {
         && generation.manifest_digest == hex::encode(seen.digest())
 }
 
-/// Checks that a graph describes the pack that the record names: its block hashes are all that a pack's bytes are
-/// compared with.
+/// Checks that a graph describes the pack that the record names: a pack's bytes are compared with its block
+/// hashes alone.
 pub fn belongs(named: &LayerRef, opened: &Layer) -> Result<(), Damaged> {
     let graph = &opened.graph;
     let same = graph.pack_sha256() == named.pack.id.0

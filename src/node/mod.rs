@@ -28,7 +28,7 @@ use crate::work::Work;
 
 pub use parts::{bucket, credential, local, primary};
 
-/// How long workers get to reach a safe point after the last request.
+/// How long workers get to end after the last request.
 const LAST_WORK: Duration = Duration::from_secs(5);
 /// How often the order in which the cache is used is remembered; also when the node ends.
 const REMEMBER_EVERY: Duration = Duration::from_secs(600);
@@ -50,7 +50,7 @@ pub async fn run(
     let grants = Grants::new(primary.clone(), settings.grant_ttl);
     let (listen, drain) = (settings.listen, settings.drain_timeout);
     let pace = settings.compare_every.min(HEARTBEAT);
-    // Workers outlive the last request: a push that was just answered is still to be synced.
+    // Workers are stopped after the last request has ended: until then clients may wait for their syncs.
     let last = CancellationToken::new();
     let mirror = Mirror::new(&settings, bucket, local, primary, last.clone())?;
     let work = Work::new(Arc::clone(&mirror), &settings);

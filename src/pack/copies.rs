@@ -6,7 +6,8 @@
 //! those deltas. That is how the newest version of a file, which git stores whole and the older ones as deltas on it,
 //! is sent as a delta on the version that the client has. Where no such path is known, [`Copies::between`] compares.
 //!
-//! Relies on: the bytes of deltas (`delta`). Elsewhere: which objects are joined (`graph`), when it pays (`plan`).
+//! Relies on: the bytes of deltas (`delta`). Elsewhere: which stored deltas join two objects (`plan::joins`), the entry
+//! that is made (`layer::encode`).
 use super::delta::{self, BadData, Command};
 
 /// A shorter copy costs about as much as its bytes.
@@ -17,7 +18,7 @@ const LONGEST: u64 = 0x10000;
 const INSERT: usize = 0x7f;
 /// Objects are compared by blocks of so many bytes, as in `diff-delta.c`.
 const BLOCK: usize = 16;
-/// Beyond this a copy command cannot point.
+/// The largest offset that a copy command can state.
 const FARTHEST: u64 = u32::MAX as u64;
 
 /// `len` bytes at `to` are those at `from` in the other object.

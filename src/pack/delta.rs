@@ -3,7 +3,7 @@
 //! The rules are those of git's `Documentation/gitformat-pack.adoc` ("Deltified representation")
 //! and `patch-delta.c`.
 //!
-//! Elsewhere: where the base of a delta is found (`decode`, `graph`).
+//! Elsewhere: where the base of a delta is found (`layer`).
 use gix_zlib::{Inflate, Status};
 
 /// The bytes are no delta, or not one for this base; or no zlib data of the promised length.

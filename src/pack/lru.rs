@@ -7,7 +7,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use bytes::Bytes;
 
-/// Spreads small integers by one multiplication; keys are ours, never a stranger's.
+/// Spreads small integers by one multiplication; keys are positions and gids, never bytes from outside.
 #[derive(Default, Clone, Copy)]
 pub(crate) struct SpreadHasher(u64);
 

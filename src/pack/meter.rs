@@ -1,8 +1,8 @@
 //! What a job may cost: steps of work, bytes held in memory, and whether anybody still waits for it.
 //!
 //! Every job here whose work grows with what a client, a repository or a bucket brings takes a [`Meter`] and ends with
-//! [`Halt`] when it is told to. The pure code only counts; who is behind a meter decides.
-//! Elsewhere: the budgets behind it ([`crate::budget`]), a fetch's meter (`serve`), a sync's (`mirror`).
+//! [`Halt`] when it is told to. The pure code only counts; the caller, who made the meter, decides.
+//! Elsewhere: the budgets behind it (`budget`), the meter of a fetch (`answer`), of a sync (`work`).
 
 /// Counts what one job does and says when it has to end.
 pub trait Meter: Sync {

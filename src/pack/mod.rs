@@ -7,8 +7,8 @@
 //! - [`plan`]: which objects a request gets, and how they lie in its pack.
 //! - [`history`]: questions about history, answered by the graph.
 //! - [`filter`]: filters, and the walks over trees that some requests cannot do without.
-//! - [`layer`]: a pack as seen through its `.idx` and its graph; the layers of one repository; their objects' bytes.
 //! - [`index`]: a pack that comes in is checked, completed and gets its `.idx`.
+//! - [`layer`]: a pack as seen through its `.idx` and its graph; the layers of one repository; their objects' bytes.
 //! - [`entry`], [`delta`], [`copies`], [`object`]: the bytes of packs, deltas and objects, as git defines them.
 //! - [`meter`], `tally`: what a job may cost in steps and memory. [`set`]: sets of objects. `lru`: a bounded cache.
 //!

@@ -4,7 +4,7 @@
 //! `tag.c` (`parse_tag_buffer`), no more: what git can walk we can walk, what git calls bad is an
 //! error here. Nothing is checked that a walk does not need.
 //!
-//! Elsewhere: where the bytes come from (`decode`), what the links are used for (`graph::build`).
+//! Elsewhere: where the bytes come from (`layer::decode`), what the links are used for (`layer::graph::build`).
 use bstr::ByteSlice;
 use gix_hash::{Kind as HashKind, ObjectId, oid};
 use gix_object::Kind;

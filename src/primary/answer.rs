@@ -23,7 +23,7 @@ pub(super) const RESULT: &str = "application/x-git-upload-pack-result";
 pub(super) fn accept(response: Response, expected: &str) -> Result<Response, PrimaryError> {
     let headers = &response.headers;
     match response.status {
-        // Never asked for, never undone here: its size would be anybody's guess.
+        // A coding that we did not ask for is not undone: nothing bounds what it would inflate to.
         StatusCode::OK if headers.get(CONTENT_ENCODING).is_some_and(|how| how != "identity") => {
             Err(PrimaryError::Protocol("it is compressed, though nobody asked for that".into()))
         }

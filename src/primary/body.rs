@@ -1,6 +1,6 @@
 //! Bodies of requests and answers: streams with a bounded amount in flight.
 //!
-//! Relies on: whoever sends a body polling it only as fast as the other end takes it.
+//! Relies on: the sender of a body polling it only as fast as the other end takes it.
 //! Elsewhere: silence (`idle`), what is in a body (`client`, `pack_stream`).
 
 use std::io;
@@ -24,7 +24,7 @@ pub enum Body {
     /// None.
     #[default]
     Empty,
-    /// At hand.
+    /// The whole body, in memory.
     Whole(Bytes),
     /// To be read as the primary takes it. If the stream ends with an error, or before `length`, the primary
     /// sees a broken request, never a short one.
@@ -108,7 +108,7 @@ pub(super) async fn drain(pieces: &mut Pieces) {
             }
         }
     };
-    // Out of time is as good as out of bytes: the connection is closed then.
+    // When the time is over the connection is closed, as when there are too many bytes.
     let _ = tokio::time::timeout(Duration::from_millis(200), rest).await;
 }
 

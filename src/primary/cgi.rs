@@ -1,6 +1,6 @@
 //! A directory of bare repositories as the primary, through `git http-backend` (CGI, RFC 3875).
 //!
-//! A directory has no accounts, so whoever reaches us may read. Pushing is off unless the repository's own
+//! A directory has no accounts, so every client may read. Pushing is off unless the repository's own
 //! `http.receivepack`, or the setting `allow_push` for all, says yes. Each request is one process with an environment of ours; no header of the
 //! client but those git needs gets there, so credentials never do. Both bodies are piped through, and
 //! dropping the answer kills the process and its children at once.
@@ -71,7 +71,7 @@ impl Cgi {
             return Err(wrong("it is not a directory".into()));
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
-        // By its whole name: looked up in a changed environment it would be started by a fork of this whole process.
+        // By its whole path: to look it up in a changed environment, this whole process would be forked.
         let mut found = std::env::split_paths(&path).map(|folder| folder.join("git"));
         let git = found.find(|program| program.is_file()).unwrap_or_else(|| "git".into());
         Command::new(&git).arg("--version").output().await.map_err(|error| {
@@ -161,7 +161,7 @@ impl Cgi {
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .env("GIT_TERMINAL_PROMPT", "0")
-            // The operator named the directory: who owns the repositories in it does not matter.
+            // The operator named the directory, so the owner of the repositories in it does not matter.
             .env("GIT_CONFIG_COUNT", "1")
             .env("GIT_CONFIG_KEY_0", "safe.directory")
             .env("GIT_CONFIG_VALUE_0", "*")
@@ -227,7 +227,7 @@ fn text(status: StatusCode, words: &'static str) -> Response {
 async fn feed(mut pieces: RequestPieces, mut stdin: ChildStdin, broken: CancellationToken) {
     while let Some(piece) = pieces.next().await {
         match piece {
-            // A process that answers without reading all of its input is in its right.
+            // A process may answer without reading all of its input.
             Ok(piece) if stdin.write_all(&piece).await.is_err() => return,
             Ok(_) => {}
             Err(_) => {
@@ -325,7 +325,7 @@ impl Running {
     async fn end(&mut self) -> Result<(), PrimaryError> {
         let lost = |error: io::Error| PrimaryError::Unreachable(format!("git http-backend: {error}"));
         let status = self.child.wait().await.map_err(lost)?;
-        // From here on the number may be another's.
+        // From here on the system may give the process number to another process.
         self.group = None;
         if !status.success() {
             let said = (&mut self.messages).await.unwrap_or_default();

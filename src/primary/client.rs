@@ -2,7 +2,7 @@
 //!
 //! Written here rather than taken from gix-protocol; docs/decisions/0002-own-upstream-client.md says why.
 //! Each call is one conversation with one repository and sends nothing twice: repeating is the caller's, who has
-//! a policy. Relies on: `git` for packets and their meaning. Elsewhere: what to want (`mirror`), the bytes of
+//! a policy. Relies on: `git` for packets and their meaning. Elsewhere: what to want (`work`), the bytes of
 //! the pack (`pack_stream`), statuses (`answer`).
 
 use async_compression::Level;
@@ -30,7 +30,7 @@ use super::body::collect;
 use super::pack_stream::{Pace, Packets};
 use super::{Body, ClientHeaders, Line, Outgoing, Pack, Primary, PrimaryError, Progress};
 
-/// How we name ourselves. Some hosts let only agents through that begin with `git/`.
+/// The agent that we send. Some hosts let only agents through that begin with `git/`.
 pub(super) const USER_AGENT_VALUE: &str = concat!("git/packmirror-", env!("CARGO_PKG_VERSION"));
 /// The `agent` capability.
 const AGENT: &str = concat!("packmirror/", env!("CARGO_PKG_VERSION"));
@@ -161,8 +161,8 @@ impl Primary {
     }
 
     /// Fetches everything the wants reach and the haves do not, with the service credential: one request, no
-    /// negotiation (the haves are what we published last, so there is nothing to find out). The pack may be
-    /// thin: its deltas lean on what the haves reach. `progress` gets the primary's messages.
+    /// negotiation (the haves are the tips that were published last, so there is nothing to find out). The pack may be
+    /// thin: its deltas may have bases that are reachable from the haves. `progress` gets the primary's messages.
     pub async fn fetch(
         &self,
         repo: &RepoPath,

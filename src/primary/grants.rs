@@ -133,7 +133,7 @@ enum State {
         asked: Instant,
         until: Instant,
     },
-    /// Owned by those who wait for it: when all of them are gone, so is the question.
+    /// Owned by the requests that wait for it: when all of them are gone, the question is dropped.
     Asking {
         number: u64,
         question: WeakShared<BoxFuture<'static, Outcome>>,
@@ -178,7 +178,7 @@ impl Grants {
         Err(Refusal::Unavailable(busy))
     }
 
-    /// Gives a live grant without asking anybody.
+    /// Gives a live grant without asking the primary.
     pub fn live(&self, repo: &RepoPath, client: &ClientHeaders) -> Option<Grant> {
         match self.0.find(self.0.key(repo, client), repo) {
             Found::Grant(grant) => Some(grant),
@@ -205,7 +205,7 @@ impl Grants {
         held.withdrawn.insert(repo.clone(), Instant::now());
     }
 
-    /// Begins a question, unless somebody else just did.
+    /// Begins a question, unless another request has begun it.
     fn begin(&self, key: Key, repo: &RepoPath, client: &ClientHeaders, hash: HashKind) -> Question {
         let mut held = self.0.held();
         if let Some((_, State::Asking { question, .. })) = held.grants.get(&key)
@@ -366,7 +366,7 @@ fn question(hash: HashKind) -> Vec<u8> {
     plainly(Command::LsRefs(request), hash).encode()
 }
 
-/// Takes a refusal over, to be given to all who wait for it.
+/// Copies a refusal, for all requests that wait for it.
 async fn deny(response: Response) -> Refusal {
     let (status, mut headers) = (response.status, response.headers);
     match collect(response.body, MOST_REFUSAL).await {

@@ -1,7 +1,7 @@
 //! What kind of host the primary is, as far as it matters for names: whether two spellings are one repository.
 //!
-//! A host that is not known for sure to ignore case is taken to mind it: to take two repositories for one would show one's
-//! content to the other's readers. The answer to a question for one repository's own spelling is believed only where it
+//! A host counts as case-sensitive unless it is known for sure to ignore case: to take two repositories for one would show
+//! the content of one to readers of the other. The answer to a question for one repository's own spelling is believed only where it
 //! differs in case alone. Relies on: the names and interfaces of the hosts. Elsewhere: what follows from it (`mirror`).
 
 use http::{HeaderMap, Method, StatusCode};

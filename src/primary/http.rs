@@ -52,7 +52,7 @@ impl Http {
         let builder = || {
             let mut builder = Client::builder()
                 .redirect(redirect::Policy::none())
-                // A request is repeated by who knows what it does, never underneath.
+                // The caller, which knows what a request does, repeats it; the library never does.
                 .retry(retry::never())
                 .referer(false)
                 .connect_timeout(timeouts.connect)
@@ -106,7 +106,7 @@ impl Http {
         Ok(url)
     }
 
-    /// Asks for the base itself, with nothing of anybody's.
+    /// Asks for the base itself, with no headers of a client and no credential.
     pub(super) async fn reach(&self) -> Result<(), PrimaryError> {
         let answer = self.own.get(self.base.clone()).send().await.map_err(sort)?;
         match answer.status() {

@@ -5,7 +5,7 @@
 //! the service credential. [`Grants`] asks the primary whether a client may read.
 //! Relies on: one origin fixed in the settings, which no request ever leaves: redirects are not followed.
 //! Everything is dropped to cancel it: dropping a [`Response`] or a [`Pack`] aborts the request behind it.
-//! Elsewhere: which request is answered from where (`serve`), what is done with a pack (`mirror`).
+//! Elsewhere: which request is answered from where (`serve`), what is done with a pack (`work`).
 
 mod answer;
 mod body;
@@ -84,7 +84,7 @@ enum Backend {
 
 /// A client's request to be passed on.
 pub struct Request {
-    /// GET, HEAD or POST for Git itself; others for what hangs on a repository (LFS).
+    /// GET, HEAD or POST for Git itself; others for what else a repository's path serves (LFS).
     pub method: Method,
     /// The repository.
     pub repo: RepoPath,

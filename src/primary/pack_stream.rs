@@ -1,7 +1,7 @@
 //! A pack on its way from the primary: side bands sorted out, slowness and breaks noticed.
 //!
 //! Relies on: pieces that end with an error when the connection breaks. A pack has ended well only after the flush
-//! packet behind it. Elsewhere: what the pack holds is checked by whoever indexes it (`mirror`).
+//! packet behind it. Elsewhere: checking what the pack holds (`pack::index`).
 
 use std::io;
 use std::pin::Pin;

@@ -1,6 +1,6 @@
 //! Refs and capabilities from what is published: bounded freshness, and a primary that is down.
 //!
-//! Whoever gets such an answer holds a grant, and the answer says how old it is (`packmirror-age`, seconds since the
+//! A client gets such an answer only with a grant, and the answer says how old it is (`packmirror-age`, seconds since the
 //! primary was asked by the comparison that found it equal). Capabilities are the primary's own, as it gave them at that comparison,
 //! less what this mirror leaves to the primary.
 
@@ -55,7 +55,7 @@ async fn known(app: &App, path: &RepoPath, client: &ClientHeaders, when: When) -
         (health.asked?.instant.elapsed(), health.capabilities.clone()?)
     };
     if when == When::Fresh && age > terms.max_age {
-        // Whoever comes next finds it fresh again.
+        // The comparison makes it fresh again for the next request.
         repo.ask();
         return None;
     }

@@ -1,6 +1,6 @@
 //! The body of an upload-pack request: a beginning read for anybody, the rest for those who may read the repository.
 //!
-//! Clients compress bodies over 1 KiB, so gzip is a must; a small compressed body must not become a large plain one.
+//! Clients compress bodies over 1 KiB, so gzip has to be understood; a small compressed body must not become a large plain one.
 //! Nearly all requests fit into the beginning. What does not is read only with the primary's yes in hand, or goes on to
 //! the primary as it comes. The bytes are kept as sent so that they can be passed on unchanged, and every byte that is held
 //! is part of a budget. Relies on: `listen` for clients that stop in the middle.
@@ -154,7 +154,7 @@ impl Beginning {
             room.grow_to(raw.len() as u64 * (1 + PARSED))?;
             return Ok(Sent { plain: raw.clone(), raw, _room: room });
         }
-        // A gzip file ends with the length of what it holds: an honest bomb ends here.
+        // A gzip file ends with the inflated length. If that is over the limit, nothing is inflated.
         let stated = raw.last_chunk().map_or(0, |length| u64::from(u32::from_le_bytes(*length)));
         let too_large = || Failure::TooLarge("when inflated it is above the setting limits.request");
         if stated > most {
@@ -162,7 +162,7 @@ impl Beginning {
         }
         let runtime = Handle::current();
         blocking(move || {
-            // Deflate packs at most a thousand bytes into one, so a lie about the length makes little room.
+            // Deflate shrinks at most about a thousandfold, so a stated length that is too large takes little room.
             let most = most.min(stated).min(raw.len() as u64 * 1032);
             room.grow_to(raw.len() as u64 + (1 + PARSED) * most)?;
             let plain = runtime.block_on(inflate(&raw, most))?.ok_or_else(too_large)?;

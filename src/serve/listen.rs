@@ -78,7 +78,7 @@ pub async fn serve(
                 open.spawn(speak(socket, places.take(), router.clone()));
             }
             Err(error) => {
-                // Who is idle has what is missing.
+                // An idle connection holds what is missing: it is closed.
                 if lack.is_lack(&error) {
                     places.give_way();
                 }

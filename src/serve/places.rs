@@ -64,7 +64,7 @@ impl Open {
         Some(gone)
     }
 
-    /// Sends away who has been quiet longest; false: nobody is quiet.
+    /// Closes the connection that has been quiet longest; false: none is quiet.
     fn make_room(&mut self, spare: bool) -> bool {
         let now = Instant::now();
         let of_kind = self.connections.values().filter(|connection| connection.spare == spare);
@@ -121,7 +121,7 @@ impl Places {
         self.open().connections.len()
     }
 
-    /// Cuts off whoever is past a deadline, until the future is dropped.
+    /// Cuts off connections that are past a deadline, until the future is dropped.
     pub async fn watch(&self) {
         let pace = (self.patience / 4).clamp(Duration::from_millis(50), Duration::from_secs(1));
         loop {

@@ -1,6 +1,6 @@
-//! Who makes stored data anew, where several nodes met the same damage.
+//! Claims: which node makes stored data anew, where several nodes met the same damage.
 //!
-//! The first one leaves a note in the bucket and renews it while it works; the others wait for its generation. A note that
+//! The first node leaves a note in the bucket and renews it while it works; the others wait for its generation. A note that
 //! is not renewed for a while is taken over: its node has died. Two nodes may still repair at once, which costs work and
 //! nothing else, since one of them publishes and the other one follows.
 //! Relies on: `store` for notes. No node's clock is compared with another's: each one measures how long a note stays
@@ -17,12 +17,12 @@ use crate::store::{Bucket, Note, StoreError, nonce};
 
 /// How often a note is renewed.
 const RENEW_EVERY: Duration = Duration::from_secs(10);
-/// A note that stays the same for so long is nobody's.
+/// A note that was not renewed for so long is void.
 const ABANDONED: Duration = Duration::from_secs(45);
-/// How often those who wait look.
+/// How often waiting nodes read the note.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The right to repair; dropping it gives it to others.
+/// The right to repair. Dropping it gives it up, so that other nodes can take it.
 pub(super) struct Claim {
     renewing: JoinHandle<()>,
     bucket: Bucket,
@@ -31,11 +31,11 @@ pub(super) struct Claim {
 }
 
 impl Claim {
-    /// Gives it to others, and waits until they can see that.
+    /// Gives it up, and waits until other nodes can see that.
     pub async fn release(mut self) {
         self.released = true;
         self.renewing.abort();
-        // Where this fails the others wait a little longer.
+        // If this fails, the others wait until the note is void.
         let _ = self.bucket.remove_note(&self.repo, Note::Repair).await;
     }
 }
@@ -52,7 +52,7 @@ impl Drop for Claim {
 }
 
 /// Waits for the right to make anew what `number`, the newest generation, names. `None`: a newer one was published
-/// meanwhile, so that it is to be looked again what is wrong.
+/// meanwhile, so the caller has to check again what is damaged.
 pub(super) async fn claim(
     bucket: &Bucket,
     repo: &RepoPath,
@@ -84,14 +84,14 @@ fn held(bucket: &Bucket, repo: &RepoPath) -> Claim {
     let renewing = tokio::spawn(async move {
         loop {
             tokio::time::sleep(RENEW_EVERY).await;
-            // Where this fails, others may do the same work.
+            // If this fails, other nodes may do the same work.
             let _ = renewed.rewrite_note(&name, Note::Repair, words()).await;
         }
     });
     Claim { renewing, bucket: bucket.clone(), repo: repo.clone(), released: false }
 }
 
-/// Words that were never said before.
+/// Makes a text that no note has had before.
 fn words() -> Bytes {
     nonce().into()
 }

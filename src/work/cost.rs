@@ -45,12 +45,12 @@ impl Cost {
         })
     }
 
-    /// How much of the memory of all syncs one may take for a cache.
+    /// How much of the memory of all syncs one sync may take for a cache.
     pub fn share(&self) -> u64 {
         self.budget.most() / 8
     }
 
-    /// Tells whoever computes for this sync to end.
+    /// Tells all threads that compute for this sync to end.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
@@ -82,7 +82,7 @@ impl Meter for Cost {
             if used > SMALL && self.budget.free() < more + kept {
                 return Err(Halt::Busy);
             }
-            // A piece ahead, if it is there; what is needed, otherwise.
+            // Takes a piece more than needed if there is room; otherwise only what is needed.
             let ahead = used.checked_next_multiple_of(PIECE).unwrap_or(used);
             state.room.grow_to(ahead).or_else(|_| state.room.grow_to(used))?;
         }

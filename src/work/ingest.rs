@@ -31,7 +31,7 @@ use crate::work::cost::Cost;
 
 /// Threads that compute the ids of one pack.
 const THREADS: usize = 2;
-/// Objects from so many bytes on, on which deltas lean, lie in files while a pack is indexed.
+/// Bases of so many bytes or more lie in files while a pack is indexed.
 const KEEP_FROM: u64 = 4 << 20;
 /// How much of a base is copied at once.
 const PIECE: u64 = 1 << 20;
@@ -41,10 +41,10 @@ const LEAST_CACHE: u64 = 8 << 20;
 /// Why a pack was not taken in. Nothing was published.
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError {
-    /// The pack is none, or broke off, or is more than this node takes.
+    /// The bytes are no pack, or end early, or exceed a limit of this node.
     #[error(transparent)]
     Index(#[from] IndexError),
-    /// The pack is complete but something that its objects need is nowhere: the primary's answer was not closed.
+    /// The pack is complete, but an object that is reachable from it is missing: the primary's answer was not closed.
     #[error("the primary's answer is not complete")]
     Graph(#[from] BuildError),
     /// A file in the scratch directory.
@@ -199,7 +199,7 @@ fn held_for<'m>(entries: &Entries, cost: &'m Cost) -> Result<Held<'m>, IngestErr
     Ok(Held::new(cost, bytes).map_err(IndexError::Halted)?)
 }
 
-/// Takes room for a cache of decoded trees: less where the memory is short or the pack small.
+/// Takes room for a cache of decoded trees: less if memory is short or the pack is small.
 fn cache(cost: &Cost, pack: u64) -> Result<(usize, Held<'_>), IngestError> {
     let mut bytes = (32 * pack).clamp(LEAST_CACHE, build::DEFAULT_CACHE as u64).min(cost.share());
     loop {
@@ -227,7 +227,7 @@ impl Keep for Files<'_> {
     }
 }
 
-/// The objects that a thin pack may lean on: what the layers below hold.
+/// The bases that a thin pack may need: the objects of the layers below.
 struct Below<'a> {
     snapshot: &'a Snapshot,
     cost: &'a Cost,
@@ -258,7 +258,7 @@ impl Bases for Below<'_> {
             }
             return Ok(());
         }
-        // A base, a delta and what they make.
+        // A base, a delta and their result.
         let size = stack.size(gid);
         let _held = Held::new(self.cost, size.saturating_mul(3)).map_err(|halt| {
             if halt == Halt::Busy { IndexError::Halted(halt) } else { failed(DecodeError::Halt(halt)) }

@@ -2,10 +2,10 @@
 //! hold up neither comparisons nor increments.
 //!
 //! Each kind of work has a lane of its own: comparisons; first syncs that wait for the first byte of their pack; first syncs
-//! that take it in; increments. A lane has places for repositories that are well, and others for those that are unwell: whose
-//! last attempt failed, or for whose primary had to be waited long. Who waits too long in a place of the well steps aside
-//! into one of the unwell, or ends where these are full, and comes back among the unwell. So a place of the well is never
-//! held for long by one that waits, however many repositories are broken. A few places are kept for well repositories that a
+//! that take it in; increments. A lane has places for repositories that are well, and others for those that are unwell: the
+//! last attempt failed, or the primary kept it waiting for long. A repository that waits too long in a place of the well
+//! moves to one of the unwell, or ends if these are full, and comes back among the unwell. So a place of the well is never
+//! held for long by a repository that waits, however many are broken. A few places are kept for well repositories that a
 //! client waits for.
 
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::mirror::repo::Repo;
 
-/// Repositories that are compared at once, or wait for the first byte of a pack: all of it is waiting for the primary.
+/// Repositories that are compared at once, or wait for the first byte of a pack: both only wait for the primary.
 const COMPARISONS: usize = 64;
 /// The same for unwell repositories.
 const UNWELL_COMPARISONS: usize = 64;
@@ -38,7 +38,7 @@ struct Lane {
     waited: Arc<Semaphore>,
 }
 
-/// A place that somebody has; dropping it frees it.
+/// A place that is taken; dropping it frees it.
 pub struct Place {
     permit: OwnedSemaphorePermit,
     unwell: Arc<Semaphore>,
@@ -105,7 +105,7 @@ impl Lane {
     async fn enter(&self, repo: &Repo) -> Option<Place> {
         let well = repo.is_well();
         let place = |lane: &Arc<Semaphore>| Arc::clone(lane).acquire_owned();
-        // A client may come while the repository stands in line already.
+        // A client may come while the repository waits for a place already.
         let waited = async {
             repo.waited_for().await;
             place(&self.waited).await

@@ -28,7 +28,7 @@ pub(super) struct Draft<'a> {
     pub refs: &'a Refs,
     /// When the primary was asked for them, Unix seconds.
     pub asked: u64,
-    /// Whether blobs that are stored already are not believed in.
+    /// Whether blobs that are stored already are written again, since they may be what is damaged.
     pub repairing: bool,
 }
 
@@ -70,7 +70,7 @@ pub(super) async fn publish(work: &Work, repo: &Repo, draft: Draft<'_>) -> Resul
     }
     let (number, layers) = (generation.number, generation.layers.len());
     tracing::info!(repo = %repo.path, number, layers, refs = seen.refs.len(), "published");
-    // Read back through the bucket: what is served is what was stored, and mapped instead of held in memory.
+    // Read back through the bucket, so that what is served is what was stored, and is mapped instead of held in memory.
     Ok(Published::Won(work.mirror.open(repo, generation).await?))
 }
 
@@ -88,7 +88,7 @@ pub(super) async fn store_layer(
     Ok(LayerRef { pack, idx, graph, objects: new.layer.graph.len() })
 }
 
-/// Stores a file as a blob. In a repair what is stored already is not believed, since it may be what is damaged.
+/// Stores a file as a blob. In a repair a blob that is stored already is written again, since it may be what is damaged.
 pub(super) async fn put_file(
     work: &Work,
     kind: BlobKind,

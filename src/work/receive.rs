@@ -1,6 +1,7 @@
 //! Fetching what is missing from the primary, and making a layer of it.
 //!
-//! Whoever waits too long for the primary gives its place to others and goes on beside them ([`beside_others`]).
+//! A sync that waits too long for the primary gives up its place and goes on in one for unwell repositories
+//! ([`beside_others`]).
 //! Relies on: `primary` for the pack, `ingest` for the layer, `lanes` for places. Elsewhere: what is missing (`sync`).
 
 use std::io;
@@ -36,8 +37,8 @@ const STILL: Duration = Duration::from_secs(2);
 /// How often it is looked whether anything was received.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Runs `work`; once `waits_long` says so it gives its place of the well lane to others and goes on beside them, or ends
-/// where too many do so already.
+/// Runs `work`. Once `waits_long` says so, it gives up its place of the well and goes on in one of the unwell, or ends if
+/// those are all taken.
 pub(super) async fn beside_others<T>(
     repo: &Repo,
     place: &mut Place,
@@ -76,7 +77,7 @@ pub(super) async fn receive(
     let spec = FetchSpec { wants, haves, hash: seen.hash };
     let teller = Arc::clone(repo);
     let on_progress = move |line: &str| teller.health().stage = format!("fetching: {line}");
-    // First syncs wait for each other and for nobody else, also those whose pack has begun to come.
+    // First syncs have their own lane, also once their pack has begun to come: increments do not wait for them.
     let is_first = below.is_none();
     let mut waiting = comparing;
     if is_first {
@@ -141,7 +142,7 @@ async fn take_in(
     });
     match made.await {
         Ok(Err(IngestError::Index(IndexError::Io(error)))) => {
-            // What broke the stream says more than that it ended.
+            // The error that broke the stream says more than that it ended.
             let why = flow.broken.lock().unwrap_or_else(PoisonError::into_inner).take();
             Err(why.map_or(IngestError::Index(error.into()).into(), SyncError::Primary))
         }
@@ -182,12 +183,12 @@ impl AsyncRead for Incoming {
     }
 }
 
-/// What we have, for the primary to leave out: branches first, as these meet most of what is new.
+/// Our haves, whose history the primary leaves out: branches first, since most new commits descend from these.
 fn haves(below: &Snapshot) -> Vec<ObjectId> {
     let mut haves = Vec::new();
     for prefix in ["refs/heads/", "refs/tags/", "refs/"] {
         for r in below.refs.with_prefix(prefix.as_bytes()) {
-            // Tags are named by what they peel to: the walk on the other side is about commits.
+            // Tags are named by the commit they peel to: the primary's walk is over commits.
             haves.push(r.peeled.unwrap_or(r.oid));
         }
     }

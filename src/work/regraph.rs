@@ -69,12 +69,12 @@ async fn layers(
             Err(Damaged::Version(version)) if graph_version_is_old(version) => {}
             Err(e) => return Err(unusable("a layer", number, &e).into()),
         }
-        // What the refs reach ends in the highest layer; the ones below are complete in themselves.
+        // The tips must be found in the highest layer or below it; the layers below are complete in themselves.
         let tips = if n + 1 == old.layers.len() { refs.tips() } else { Vec::new() };
         let below = (&named[..], &open[..]);
         let built = build(work, layer, idx, below, (hash, tips), cost).await;
         let (new, _scratch) = built.inspect_err(|e| {
-            // A pack from which no graph can be made serves nobody.
+            // A pack from which no graph can be built is damaged.
             if let SyncError::Ingest(IngestError::Graph(e)) = e
                 && e.is_about_the_pack()
                 && repo.damage().note(vec![(layer.graph, Fault::Useless)])

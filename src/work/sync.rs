@@ -30,7 +30,7 @@ use crate::work::receive::{PATIENCE, beside_others, receive};
 use crate::work::regraph::regraph;
 use crate::work::trouble::Known;
 
-/// How often a lost race or a primary that moved is followed up before it is left to the next round.
+/// How often a comparison starts over, after another writer won or the primary's refs moved, before the next interval.
 const MAX_ROUNDS: usize = 5;
 
 /// Why a comparison or sync did not end with the primary and the bucket equal.
@@ -39,7 +39,7 @@ pub enum SyncError {
     /// The primary did not answer as it should.
     #[error("the primary: {0}")]
     Primary(#[from] PrimaryError),
-    /// The bucket did not.
+    /// The bucket did not answer as it should.
     #[error("the bucket: {0}")]
     Store(#[from] StoreError),
     /// The published generation cannot be found or opened just now.
@@ -54,12 +54,12 @@ pub enum SyncError {
     /// There is no memory for a sync to begin.
     #[error("it could not begin: {0}")]
     Halted(#[from] Halt),
-    /// The primary made us wait while others waited for the place.
+    /// The primary kept the sync waiting, and others needed its place.
     #[error(
         "the primary let us wait, and too many repositories wait already: it is tried again when they have ended"
     )]
     Aside,
-    /// Other writers, or pushes, were always faster.
+    /// Another writer or a push came first in every round.
     #[error("the repository moved faster than it could be followed")]
     Moving,
     /// What the primary shows cannot be taken in, and another try would end the same way.
@@ -124,12 +124,12 @@ pub enum Synced {
 /// Compares one repository with the primary and makes the bucket equal to it. What could not be taken in before is fetched
 /// again when it is due, or if somebody `insists`.
 ///
-/// Dropping the future ends it at its next safe point.
+/// Dropping the future ends it: at its next `await`, and at the next step on the meter where a thread computes for it.
 pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced, SyncError> {
     let (mut seen_elsewhere, mut repair) = (false, None::<Claim>);
     let mut last = SyncError::Moving;
     for _ in 0..MAX_ROUNDS {
-        // Each round counts anew: what the last one saw is forgotten.
+        // Each round counts its memory from zero: what the last one held is given back.
         let cost = Arc::new(Cost::begin(&work.sync_memory).await?);
         let end = StopOnDrop(Arc::clone(&cost));
         let mut comparing = work.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
@@ -141,7 +141,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         repo.health().capabilities = Some(Arc::new(seen.capabilities));
         let seen = seen.refs;
         let equal = |open: &Option<Arc<Snapshot>>| open.as_ref().is_some_and(|open| open.equals(&seen));
-        // Another node may have been faster: only a difference, or damage, costs a look into the bucket.
+        // Another node may have published already. The bucket is read only if the refs differ or damage is known.
         let known = repo.known();
         if !repo.damage().is_known() && known.is_some_and(|known| publishes(&known, &seen)) {
             confirmed(repo, asked);
@@ -177,7 +177,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
         }
         if repairing && repair.is_none() {
-            // Then it is looked once more: another node may just have made it anew. Who waits holds nothing that others need.
+            // Then the round starts over, since another node may have repaired it. The wait holds no place that others need.
             drop((comparing, end, cost, seen));
             repo.health().stage = "waiting for another node's repair".into();
             repair =
@@ -236,7 +236,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             }
             Published::Lost(winner) => {
                 if winner.primary == work.mirror.primary.name() {
-                    // If it cannot be opened, the next round finds out what is to be done.
+                    // If it cannot be opened, the next round reports why.
                     let _ = work.mirror.open(repo, *winner).await;
                 }
                 seen_elsewhere = true;

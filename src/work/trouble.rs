@@ -63,7 +63,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    /// What this node knows, and what the nodes have noted. A note that cannot be read is as good as none.
+    /// What this node knows, and what the nodes have noted. A note that cannot be read counts as none.
     pub async fn read(work: &Work, repo: &Repo) -> Self {
         let words = work.mirror.bucket.note(&repo.path, Note::Trouble).await.unwrap_or_else(|e| {
             tracing::debug!(repo = %repo.path, error = e.chain(), "what others met cannot be read");
@@ -87,7 +87,7 @@ impl Known {
     pub fn forbids(&self, work: &Work, digest: &str) -> Option<SyncError> {
         let trouble = self.of(digest, &settings(work))?;
         let until = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(trouble.until))?;
-        // No clock is believed that would forbid it for longer than any node does.
+        // The other node's clock may be wrong: no wait is longer than the longest that any node sets.
         let left = until.duration_since(SystemTime::now()).ok().filter(|left| *left <= LONGEST)?;
         (!left.is_zero()).then(|| stuck(trouble.error.clone(), until, true))
     }
@@ -122,7 +122,7 @@ impl Known {
     /// Takes note that it was taken in after all.
     pub async fn over(self, work: &Work, repo: &Repo) {
         work.here().remove(&repo.path);
-        // A note that stays is about a state that nobody asks for any more.
+        // If the note stays, it is about a state that the primary no longer has.
         if !self.noted.is_empty()
             && let Err(e) = work.mirror.bucket.remove_note(&repo.path, Note::Trouble).await
         {

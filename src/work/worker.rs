@@ -39,7 +39,7 @@ pub async fn run(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
     repo.close();
 }
 
-/// Runs `work` to its end, anew after each panic; who waits for the repository is told meanwhile that it failed.
+/// Runs `work` to its end, anew after each panic; clients that wait for the repository are told that the comparison failed.
 async fn supervise<F: Future<Output = ()>>(
     repo: &Repo,
     stop: &CancellationToken,
@@ -69,7 +69,7 @@ async fn supervise<F: Future<Output = ()>>(
     }
 }
 
-/// Compares whenever it is due or somebody asked; a sync under way is told to end at its next safe point.
+/// Compares whenever it is due or somebody asked. `stop` drops a sync under way.
 async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
     // Spread over one interval.
     let mut due = Instant::now() + work.compare_every.mul_f64(rand::random::<f64>());
@@ -86,7 +86,7 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
             let started = Instant::now();
             let outcome = tokio::select! {
                 outcome = sync(&work, &repo, false) => outcome,
-                // It never ends by itself.
+                // This future never ends: it only writes to the log.
                 () = tell(&repo) => Err(SyncError::Stopped),
                 () = stop.cancelled() => Err(SyncError::Stopped),
             };
@@ -107,7 +107,7 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
     }
 }
 
-/// Says now and then how far a long sync is.
+/// Logs now and then how far a long sync is.
 async fn tell(repo: &Repo) {
     let mut ticks = tokio::time::interval_at(Instant::now() + TELL_EVERY, TELL_EVERY);
     loop {
@@ -160,7 +160,7 @@ fn record(work: &Work, repo: &Repo, outcome: Result<Synced, SyncError>) {
             health.next = Some(now + wait);
             let error = chain(&e);
             if let SyncError::Stuck { known, .. } = e {
-                // A comparison costs little, and shows whether the primary shows something else.
+                // A comparison costs little, and finds out whether the primary's refs have changed.
                 health.next = Some(now + work.compare_every);
                 if known {
                     tracing::debug!(repo = %repo.path, error, "not fetched: it could not be taken in before");

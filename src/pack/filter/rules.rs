@@ -4,7 +4,7 @@
 //! the graph alone; rules by path (`tree:<n>`, `sparse:oid`) need tree walks. Where a combination
 //! makes git drop an object that one path of it would keep, we keep it.
 //!
-//! A blob of patterns is read once, however often it is named: all its namings select the same.
+//! A blob of patterns is read once, however often the filter names it: it selects the same each time.
 //!
 //! Elsewhere: the text of filters (`git::filter`), tree walks (`trees`), what a name means ([`SparseBlobs`]).
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ const MAX_BYTES: usize = 16 << 20;
 /// Patterns that one request may name.
 const MAX_PATTERNS: usize = 1_000_000;
 
-/// What a filter keeps of what hangs below the wants. Wants themselves are always kept.
+/// What a filter keeps of the objects reachable from the wants. Wants themselves are always kept.
 pub struct Rules<'m> {
     commits: bool,
     tags: bool,

@@ -6,7 +6,7 @@
 //! at the same path is left out: both are read side by side, so only differing parts are decoded.
 //!
 //! Relies on: layers complete (proven when they were built), so every entry is found.
-//! Elsewhere: which roots are walked (`select`), decoding (`decode`), directories and patterns (`paths`).
+//! Elsewhere: which roots are walked (`plan::select`), decoding (`layer::decode`), directories and patterns (`paths`).
 use std::collections::HashSet;
 use std::collections::hash_map::Entry;
 
@@ -42,7 +42,7 @@ pub enum TreeError {
     /// The layers are not complete: build them again.
     #[error("object {0} is in no layer")]
     Missing(ObjectId),
-    /// More trees than the limit allows; somebody else should answer this request.
+    /// The request needs more trees than the limit allows; the primary should answer it.
     #[error("the request needs more than {0} trees to be read")]
     TooMany(u32),
     /// The job had to end.
@@ -76,7 +76,7 @@ pub struct TreeLimits {
     pub trees: u32,
     /// Bytes of one object.
     pub object: u64,
-    /// Bytes of decoded objects kept at hand.
+    /// Bytes of decoded objects kept in memory.
     pub cache: usize,
 }
 

@@ -1,9 +1,9 @@
 //! Wildcards, matched as git's `wildmatch.c` matches them, case-sensitive.
 //!
 //! git's own function calls itself for each star, as deep as the pattern has stars. Here the last star is tried again
-//! further on, and that is enough: what stands between two stars and ends first leaves most to the next. (gix-glob, whose
-//! function calls itself as well, says "no match" beyond 64 stars, where git goes on.)
-//! The work is at most the pattern's length times the text's, and counted.
+//! further on, and that is enough: the earliest match of the text between two stars leaves the most for what follows.
+//! (gix-glob, whose function calls itself as well, says "no match" beyond 64 stars, where git goes on.) The work is at
+//! most the pattern's length times the text's, and counted.
 //!
 //! Elsewhere: what is matched with what (`sparse`).
 use bstr::ByteSlice;
@@ -96,7 +96,7 @@ pub fn wildmatch(pattern: &[u8], text: &[u8], pathname: bool, work: &mut Work<'_
                 }
                 false
             }
-            // The text is at its end too early; what begins further on comes there even sooner.
+            // The text ends before the pattern does; a match that begins further on has even less text.
             (Some(_), None) => return Ok(false),
             (Some(b'?'), Some(&byte)) => !(pathname && byte == b'/'),
             (Some(b'['), Some(&byte)) => match class(pattern, p, byte, work)? {
@@ -118,7 +118,7 @@ pub fn wildmatch(pattern: &[u8], text: &[u8], pathname: bool, work: &mut Work<'_
         };
         if fits {
             if pathname && text[t] == b'/' {
-                // A near star cannot come past this slash, and up to it there is but one way.
+                // A near star matches no slash, so none before this one can help any more.
                 near = None;
             }
             (p, t) = (p + 1, t + 1);

@@ -4,7 +4,7 @@
 //! already and adds nothing) and `ok_to_give_up`.
 //! A have is any object of the stack, whether or not a published ref reaches it: the client names what it has.
 //!
-//! Elsewhere: acknowledgments on the wire (`git::response`), the walk that makes the answer (`walk`).
+//! Elsewhere: acknowledgments on the wire (`git::response`), the objects of the answer (`plan::select`).
 use super::walk::{COMMIT, History};
 use crate::pack::Gid;
 use crate::pack::meter::{Halt, Meter};

@@ -1,7 +1,7 @@
-//! Reach: everything that hangs on the published refs. What is outside is nobody's to fetch here.
+//! Reach: the set of objects that are reachable from the published refs. A want outside of it is not answered from here.
 //!
 //! An object is reachable if a reachable commit introduced it first: by induction over parents that
-//! covers every tree of every reachable commit. Tags count with what they lead to, and trees and
+//! covers every tree of every reachable commit. A tag makes its target reachable, and trees and
 //! blobs that a ref or tag names are walked.
 //!
 //! Relies on: gids do not change while layers are only added on top.
@@ -72,7 +72,7 @@ impl Reach {
         let kept: RoaringBitmap = tips.iter().copied().collect();
         let gone: Vec<Gid> = (&self.tips - &kept).into_iter().collect();
         if !gone.is_empty() {
-            // A tag object, tree or blob hangs on nothing but its ref.
+            // A tag object, tree or blob may be reachable from its ref alone.
             if gone.iter().any(|&tip| stack.kind(tip) != Kind::Commit) {
                 return Ok(None);
             }
@@ -116,7 +116,7 @@ impl Reach {
         }
         while let Some(gid) = commits.pop() {
             meter.step(COMMIT)?;
-            // A commit that is in has all its history in.
+            // All ancestors of a commit in the set are in the set.
             if !found.insert(gid) {
                 continue;
             }

@@ -4,7 +4,7 @@
 //! `upload-pack.c` (`deepen`, `send_shallow`, `send_unshallow`) for a repository that is not
 //! shallow itself. A boundary commit is sent with its whole tree and without its parents.
 //!
-//! Elsewhere: what is sent for a boundary (`select`), the lines on the wire (`git::response`).
+//! Elsewhere: what is sent for a boundary (`plan::select`), the lines on the wire (`git::response`).
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -59,7 +59,7 @@ pub enum NoBoundary {
 /// Computes the new boundary.
 ///
 /// `wants` as in the request (tags are followed); `client` the client's `shallow` lines that name
-/// commits of this repository; `reachable` says whether one of those hangs on a published ref. Each visit of a commit
+/// commits of this repository; `reachable` says whether one of those is reachable from a published ref. Each visit of a commit
 /// counts on `meter`.
 pub fn deepen<H: History>(
     history: &H,
@@ -241,7 +241,7 @@ fn young<H: History>(history: &H, wants: &[Gid], since: u64, meter: &dyn Meter) 
     Ok(selected)
 }
 
-/// With exclusions git first paints: what hangs below a commit that is too old is out as well.
+/// With exclusions git first paints: the ancestors of a commit that is too old are excluded as well.
 ///
 /// Differs from git where clocks are badly skewed: git's walk gives up early then, this one is exact.
 fn outside<H: History>(

@@ -4,7 +4,7 @@
 //! cannot lead a walk astray, and a commit taken from the queue has its final colour: all of its
 //! descendants came before it. Both stay true when edges are cut by shallow boundaries.
 //!
-//! Elsewhere: what each commit brings along (`select`), where boundaries come from (`shallow`).
+//! Elsewhere: which objects a commit brings along (`plan::select`), where boundaries come from (`shallow`).
 use std::collections::BinaryHeap;
 
 use crate::pack::layer::stack::Place;

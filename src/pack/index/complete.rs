@@ -1,7 +1,7 @@
-//! Completing a thin pack: the objects that its deltas lean on, and that lie elsewhere, are put into it.
+//! Completing a thin pack: bases of its deltas that lie elsewhere are put into it.
 //!
-//! A base stands before the first delta on it, whose header then gives the distance: so every entry leans on what is
-//! before it, as in the packs that git writes.
+//! A base is put before the first delta on it, whose header then gives the distance. So the base of every entry stands
+//! before the entry, as in the packs that git writes.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -22,7 +22,7 @@ pub trait Bases {
     fn write(&self, id: &oid, out: &mut dyn Write) -> Result<(), IndexError>;
 }
 
-/// Says whether a delta of the pack leans on what is in `bases`: such a pack has to be completed.
+/// Says whether a delta of the pack has its base in `bases`: such a pack has to be completed.
 pub fn is_thin(entries: &Entries, bases: &dyn Bases) -> bool {
     entries.bases.iter().any(|id| bases.find(id).is_some())
 }

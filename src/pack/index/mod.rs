@@ -2,13 +2,13 @@
 //!
 //! What git's `index-pack --strict --fix-thin` does, in three passes over a file that the caller keeps:
 //! [`receive`] reads the stream once, piece by piece; [`complete`](complete::complete) puts the bases of a thin pack
-//! before the deltas that lean on them; [`resolve`](resolve::resolve) computes the ids, and [`write`](write::write) the
-//! `.idx`. Objects that are no deltas and have none are never held whole, whatever their size; what must be held is
+//! before the deltas on them; [`resolve`](resolve::resolve) computes the ids, and [`write`](write::write) the
+//! `.idx`. Objects that are no deltas and no bases are never held whole, whatever their size; what must be held is
 //! counted on a [`Meter`](crate::pack::meter::Meter), or lies in a file ([`resolve::Keep`]).
 //!
 //! Why not gix-pack's writer: it holds the compressed bytes of each entry, every object whole, and as many bases as the
 //! shape of the deltas asks for, bounded one by one only.
-//! Relies on: gix-hash, which finds SHA-1 collisions. Elsewhere: files (`work::ingest`), closure (`graph::build`).
+//! Relies on: gix-hash, which finds SHA-1 collisions. Elsewhere: files (`work::ingest`), closure (`layer::graph::build`).
 
 pub mod complete;
 pub mod receive;
@@ -39,7 +39,7 @@ pub struct Entry {
     pub size: u64,
     /// CRC-32 of the header and the zlib data.
     pub crc: u32,
-    /// What a delta leans on.
+    /// The base, for a delta.
     pub base: Base,
     /// Bytes of its header.
     pub header_len: u8,
@@ -47,10 +47,10 @@ pub struct Entry {
     pub code: u8,
 }
 
-/// What an entry leans on.
+/// The base of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Base {
-    /// Nothing: the object is whole.
+    /// None: the object is whole.
     Whole,
     /// The entry at this position, which is before this one.
     At(u32),
@@ -102,7 +102,7 @@ pub enum IndexError {
         /// The size allowed.
         most: u64,
     },
-    /// A delta leans on what is nowhere.
+    /// The base of a delta is neither in the pack nor in a layer below.
     #[error("the delta base {base} is neither in the pack nor in what was published before")]
     MissingBase {
         /// Its id.

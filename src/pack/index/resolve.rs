@@ -1,8 +1,8 @@
-//! The ids of all objects of a pack: each is made, hashed, and let go as soon as nothing leans on it.
+//! The ids of all objects of a pack: each is made, hashed, and dropped once all deltas on it are made.
 //!
-//! Deltas are followed from the objects that are whole. Of the children of a base the one with the most below it comes
-//! last, and the base is let go before it: so at most as many bases are held as the logarithm of the number of deltas,
-//! whatever shape they have. Large bases lie in files. A delta on a name is found when the object of that name is.
+//! Deltas are followed from the objects that are whole. Of the deltas on a base the one that most others depend on comes
+//! last, and the base is dropped before it: so at most as many bases are held as the logarithm of the number of deltas,
+//! whatever shape they have. Large bases lie in files. A delta that names its base by id is made once that id is known.
 
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -102,7 +102,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The deltas on each entry, the one with the least below it last.
+/// The deltas on each entry, the one that fewest others depend on last.
 struct Children {
     starts: Vec<u32>,
     list: Vec<u32>,
@@ -112,7 +112,7 @@ impl Children {
     fn of(entries: &Entries) -> Self {
         let count = entries.list.len();
         let mut starts = vec![0u32; count + 2];
-        // Every entry leans on one before it.
+        // The base of every entry stands before the entry.
         let mut below = vec![1u32; count];
         for (position, entry) in entries.list.iter().enumerate().rev() {
             if let Base::At(base) = entry.base {
@@ -156,7 +156,7 @@ struct Shared {
     failed: AtomicBool,
 }
 
-/// An object that deltas lean on.
+/// An object that is the base of deltas.
 struct Frame<'m> {
     kind: Kind,
     bytes: Bytes,
@@ -206,7 +206,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Notes an id; gives what leans on the object.
+    /// Notes an id; gives the deltas on the object.
     fn found(&self, position: u32, id: &ObjectId) -> Vec<u32> {
         let mut children = self.shared.children.on(position).to_vec();
         {
@@ -236,7 +236,7 @@ impl<'a> Worker<'a> {
         Ok((data.ok_or(damaged(entry.offset, "an entry is outside the pack"))?, entry.size, entry.offset))
     }
 
-    /// Hashes an object that is no delta; gives it back if something leans on it.
+    /// Hashes an object that is no delta; gives it back if it is the base of a delta.
     fn whole(&mut self, position: u32) -> Result<Option<Frame<'a>>, IndexError> {
         let (data, size, offset) = self.data(position)?;
         let (job, stream) = (self.job, &mut self.stream);
@@ -277,7 +277,7 @@ impl<'a> Worker<'a> {
         Ok(Some(Frame { kind, bytes, children, _held: held }))
     }
 
-    /// Makes an object of its base and hashes it; gives it back if something leans on it.
+    /// Makes an object of its base and hashes it; gives it back if it is the base of a delta.
     fn delta(&mut self, position: u32, base: &Frame<'_>) -> Result<Option<Frame<'a>>, IndexError> {
         let (data, entry_size, offset) = self.data(position)?;
         let job = self.job;
@@ -290,7 +290,7 @@ impl<'a> Worker<'a> {
         }
         job.meter.step((entry_size + size) / BYTES_PER_STEP + 1).map_err(at(offset))?;
         let mut hasher = start(job.hash, base.kind, size);
-        // Small objects are made once, whether something turns out to lean on them or not.
+        // Small objects are made once, whether or not they turn out to be bases.
         let small = size < job.keep_from;
         let held = Held::new(job.meter, if small { size } else { 0 }).map_err(at(offset))?;
         let mut whole = Vec::new();

@@ -149,7 +149,7 @@ impl Bases for Given {
     }
 }
 
-/// A thin pack gets the base before the first delta on it; what leans on it by distance still does.
+/// A thin pack gets the base before the first delta on it; deltas on it by distance keep it as their base.
 #[test]
 fn a_thin_pack_is_completed() {
     let text = vec![9; 5000];
@@ -205,8 +205,8 @@ impl Meter for Counting {
     }
 }
 
-/// A comb: every object has a delta on it that nothing leans on, and one that the rest leans on. Whoever holds all bases
-/// that still have children holds the whole comb.
+/// A comb: every object has two deltas on it, one that is the base of nothing, and one that the rest depends on. Holding
+/// all bases that still have children holds the whole comb.
 #[test]
 fn few_bases_are_held_whatever_leans_on_them() {
     let (teeth, len) = (500, 20_000);

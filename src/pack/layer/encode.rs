@@ -1,7 +1,8 @@
-//! Entries made anew: of objects whose stored delta leans on nothing that the client will have, and of big ones that
+//! Entries made anew: of objects whose stored delta has a base that the client will not have, and of big objects that
 //! are stored whole and are better sent as a delta.
 //!
-//! Elsewhere: entry headers (`entry`), which objects need this (`plan`), what they have in common (`copies`).
+//! Elsewhere: entry headers (`entry`), which objects need this (`plan::anew`), what one object copies from another
+//! (`copies`).
 use gix_object::Kind;
 use gix_zlib::stream::deflate::{Compress, FlushCompress};
 use gix_zlib::{Compression, Status};
@@ -15,8 +16,8 @@ use crate::pack::{Gid, Source};
 
 /// Makes the entry of the object `gid`: a delta on the last object of `path`, or whole where that does not pay.
 ///
-/// `path` leads there from `gid` itself; of each two neighbours one is stored as a delta on the other, or there are
-/// these two alone. Steps count on `meter`, and the memory of an object that is not small.
+/// `path` begins with `gid`. Of each two neighbours one is stored as a delta on the other, unless the path has these two
+/// objects alone. Steps count on `meter`, and the memory of an object that is not small.
 pub fn anew(
     stack: &Stack,
     source: &dyn Source,
@@ -48,7 +49,7 @@ const BYTES_A_STEP: u64 = 16;
 pub fn room(stack: &Stack, gid: Gid, path: &[Gid], meter: &dyn Meter) -> Result<u64, Halt> {
     let size = stack.size(gid);
     let decoding = decode::peak(stack, gid, meter)?;
-    // Noise does not shrink, and the output grows by doubling.
+    // Bytes that do not compress stay as long, and the output buffer grows by doubling.
     let deflating = size.saturating_mul(3);
     let base = match path {
         [_, .., last] => decode::peak(stack, *last, meter)?,

@@ -5,7 +5,7 @@
 //! that is what every method here returns and expects.
 //!
 //! Relies on: each layer complete with the layers below it (proven when it was built).
-//! Elsewhere: bytes of objects (`decode`), walks and selections (`walk`, `select`).
+//! Elsewhere: bytes of objects (`decode`), walks and selections (`history::walk`, `plan::select`).
 use std::sync::Arc;
 
 use gix_hash::{Kind as HashKind, ObjectId, oid};
@@ -191,8 +191,8 @@ impl Stack {
         }
     }
 
-    /// The objects that share a stored delta with `gid`: what leans on it and what it leans on, in its own layer; gids
-    /// of that layer, canonical or not.
+    /// The objects that a stored delta joins to `gid` in its own layer: the deltas on it, and its base. Gids of that
+    /// layer, canonical or not.
     pub fn joined(&self, gid: Gid) -> impl Iterator<Item = Gid> + '_ {
         let (layer, position) = self.layer_of(gid);
         let first = self.first_gid(layer);
@@ -259,8 +259,8 @@ impl Stack {
     }
 
     /// Every commit that has a tree or blob among its first introductions, [`Self::introducer`]
-    /// before others. Whoever has one of them with its history has the object; so objects that
-    /// came in on several branches side by side have several.
+    /// before others. A client that has one of these commits with its history has the object. An object that was
+    /// introduced on several branches side by side has several.
     pub fn introducers(&self, gid: Gid) -> impl Iterator<Item = Gid> + '_ {
         let gid = self.below(gid).unwrap_or(gid);
         let (lowest, _) = self.layer_of(gid);
@@ -298,7 +298,8 @@ impl Stack {
     }
 }
 
-/// A commit and the trunk of its layer, a chain of commits each of which has the one before as its first parent.
+/// Where a commit lies along the trunk of its layer, a chain of commits each of which has the one before as its first
+/// parent.
 ///
 /// Links are counted from the chain's root. Whether one commit is an ancestor of another can often be told from this alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -362,7 +363,7 @@ impl<'a> Commit<'a> {
     }
 
     /// What this commit introduced although an ancestor had introduced it before: its parents'
-    /// trees do not have it, but whoever has the whole history below this commit does.
+    /// trees do not have it, but a client that has all ancestors of this commit has it.
     #[inline]
     pub fn again(&self) -> GidList<'a> {
         self.gids(|layer, row| layer.graph.again(row))
@@ -377,7 +378,7 @@ impl<'a> Commit<'a> {
     }
 }
 
-/// GidList of one of a commit's lists.
+/// The gids of one of a commit's lists.
 #[derive(Clone)]
 pub struct GidList<'a> {
     stack: &'a Stack,

@@ -1,7 +1,7 @@
-//! Joins: the ways along stored deltas from an object that is packed anew to one that it can lean on.
+//! Joins: the paths along stored deltas from an object that is packed anew to one that can be its base.
 //!
-//! Relies on: stored deltas forming trees within a layer. Elsewhere: which objects need one (`plan`), the delta that a way
-//! makes (`copies`).
+//! Relies on: stored deltas forming trees within a layer. Elsewhere: which objects need one (`anew`), the delta that
+//! follows from a path (`copies`).
 use crate::pack::meter::{Halt, Meter};
 use crate::pack::set::{GidMap, GidSet, Gids};
 use crate::pack::{Gid, Selection, Stack};
@@ -10,21 +10,22 @@ use crate::pack::{Gid, Selection, Stack};
 const JOIN_SEARCH: usize = 200;
 /// How many objects a join may consist of.
 const LONGEST_JOIN: usize = 32;
-/// How many objects that are packed anew may lean on each other in a row; git's own limit for deltas is 50.
+/// The longest chain of deltas among objects packed anew; git's own limit for deltas is 50.
 const DEEPEST: u32 = 40;
 
-/// Objects whose bases are left out, and how they hang together by those bases.
+/// Orphans: objects of the answer whose bases are not in it and not the client's. Two orphans are joined if their chains
+/// of bases meet.
 #[derive(Default)]
 pub(super) struct Orphans {
     /// For a base that is left out: the object that is stored as a delta on it, on the path to the last orphan that was
     /// looked at.
     below: GidMap<Gid>,
-    /// How many objects an orphan leans on, one on the other.
+    /// For each orphan that is sent as a delta: the length of its chain of deltas among objects packed anew.
     depths: GidMap<u32>,
 }
 
 impl Orphans {
-    /// Gives the way from `gid` over bases that are left out to an orphan met before.
+    /// Gives the path from `gid` over bases that are left out to an orphan that was looked at before.
     pub fn join(&mut self, stack: &Stack, gid: Gid) -> Option<Vec<Gid>> {
         let mut path = vec![gid];
         let mut meeting = None;
@@ -41,7 +42,7 @@ impl Orphans {
             path.push(next);
             meeting = self.below.get(&next).copied();
         }
-        // Whoever comes next meets this one.
+        // A later orphan that meets this path is led down to `gid`.
         for (below, above) in path.iter().zip(path.get(1..up).unwrap_or_default()) {
             self.below.insert(*above, *below);
         }
@@ -54,9 +55,9 @@ impl Orphans {
     }
 }
 
-/// Looks for the nearest object of the client that stored deltas join to `gid`, and gives the way to it.
+/// Looks for the nearest object of the client that stored deltas join to `gid`, and gives the path to it.
 ///
-/// Not one that is sent all the same: that may lean on `gid`.
+/// An object that is in the answer is passed over, even if the client has it: it may itself be a delta on `gid`.
 pub(super) fn to_client(
     stack: &Stack,
     chosen: &GidSet,

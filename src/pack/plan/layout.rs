@@ -43,7 +43,7 @@ pub enum Segment {
         gid: Gid,
         /// Which of [`Plan::joins`] it may be a delta by; none sends it whole.
         join: Option<u32>,
-        /// The number, among the objects packed anew, of what it leans on, if it is to name that by distance.
+        /// The number of its base among the objects packed anew, if it is to name that by distance.
         base: Option<u32>,
         /// Whether something names it by distance.
         is_base: bool,
@@ -77,9 +77,9 @@ pub struct Plan {
     pub literals: Vec<u8>,
     /// Number of objects.
     pub objects: u32,
-    /// For objects packed anew as deltas: the object and those that join it to one that the client has or that was
-    /// packed anew before, which is the last. Of each two neighbours one is stored as a delta on the other, or there are
-    /// these two alone.
+    /// For each object packed anew as a delta: the path from it, the first, to its base, the last, which the client has
+    /// or which was packed anew before. Of each two neighbours one is stored as a delta on the other, unless the path has
+    /// these two objects alone.
     pub joins: Vec<Vec<Gid>>,
     /// Number of objects packed anew.
     pub anew: u32,
@@ -142,7 +142,7 @@ enum Naming {
 }
 
 impl<'p> Layout<'p> {
-    /// Starts behind what is packed anew.
+    /// Starts behind the objects packed anew.
     pub fn new(
         stack: &'p Stack,
         chosen: &'p GidSet,
@@ -241,7 +241,7 @@ impl<'p> Layout<'p> {
                 self.out += u64::from(planned);
                 self.plan.segments.push(header);
                 self.copy(layer, data, entry.end);
-                // What follows is at no fixed distance from what stands before.
+                // The distance from later entries to earlier ones is not known.
                 self.next = (0, NONE);
             }
         }

@@ -35,7 +35,7 @@ const COUNTED: u64 = 1 << 20;
 pub struct PlanOptions {
     /// Deltas may name their base by distance (`ofs-delta`).
     pub ofs_delta: bool,
-    /// Deltas may lean on objects the client has (`thin-pack`).
+    /// Deltas may have bases that only the client has (`thin-pack`).
     pub thin: bool,
 }
 

@@ -3,19 +3,19 @@
 //! For a want/have pair without shallow boundaries the answer is the union, over the commits that
 //! the wants reach and the haves do not, of the commit and the objects it introduced first. Each
 //! object of such a commit's tree was introduced by it or by an ancestor, and an ancestor is either
-//! sent too or the client's, with all it introduced. So no tree is read. An object that came in on
+//! sent too, or the client has it with all it introduced. So no tree is read. An object that came in on
 //! several branches side by side is left out if the client has one of them: that makes the answer the
 //! exact difference, as far as the limits let the haves' history be looked at.
 //!
 //! Shallow boundaries cut ancestors away. Then each sent commit brings all it introduced (`first`
 //! and `again`: whatever its parents' trees lack), and a commit whose parents are not sent
 //! brings its whole tree, by a tree walk, less what trees of the haves hold at the same
-//! paths; what they hold there instead is what a delta can lean on. Filters by path walk trees as well.
+//! paths; what they hold there instead can be the base of a delta. Filters by path walk trees as well.
 //!
 //! The result may hold a little more than the client lacks, never less.
 //!
-//! Relies on: the graph's introductions (`graph`), boundaries (`shallow`), compiled filters (`rules`).
-//! Elsewhere: how the objects lie in the answer (`plan`), whether a want is legal (`reach`).
+//! Relies on: the graph's introductions (`layer::graph`), boundaries (`history::shallow`), compiled filters (`filter::rules`).
+//! Elsewhere: how the objects lie in the answer (`layout`), whether a want is reachable (`history::reach`).
 use gix_object::Kind;
 use roaring::RoaringBitmap;
 
@@ -29,7 +29,7 @@ use crate::pack::{Gid, Source, Stack};
 
 /// How many haves serve as bases when a boundary's tree is walked.
 const BASES: usize = 2;
-/// How many haves on either side of a boundary in age are looked at to find them: several may share a tree.
+/// How many haves next older and next younger than a boundary are looked at to find them: several may share a tree.
 const NEAR: usize = 8;
 
 /// A fetch, in gids of the stack.
@@ -81,7 +81,7 @@ struct Client<'s> {
     owned: GidSet,
     /// For objects found in a tree walk: what the haves have at the same path.
     before: GidMap<Gid>,
-    /// Whether the client has all that hangs on the commits it has.
+    /// Whether the client has everything that is reachable from its commits.
     whole: bool,
 }
 
@@ -101,7 +101,7 @@ impl<'s> Selection<'s> {
         self.client.as_ref()?.before.get(&gid).copied()
     }
 
-    /// Says whether the client surely has an object, so that a delta may lean on it.
+    /// Says whether the client surely has an object, so that it may be the base of a delta.
     ///
     /// May look further down the haves' history, within the limit; "no" can mean "not known".
     pub fn surely_has(&mut self, gid: Gid, meter: &dyn Meter) -> Result<bool, Halt> {
@@ -116,7 +116,7 @@ impl<'s> Selection<'s> {
     }
 }
 
-/// What the wants come down to.
+/// What the wants name, tags followed.
 #[derive(Default)]
 struct Wanted {
     commits: Vec<Gid>,
@@ -345,7 +345,7 @@ impl Picking<'_, '_, '_> {
                 close.push(parent);
             }
         });
-        // The nearest in age stand on either side of where this one would.
+        // The nearest in age are the neighbours of the place where this one would be.
         let at = self.had.partition_point(|&(have, _)| have < generation);
         let near = at.saturating_sub(NEAR)..self.had.len().min(at + NEAR);
         let mut haves = self.had.get(near).unwrap_or_default().to_vec();

@@ -1,11 +1,11 @@
 //! The sender: turns a plan into the bytes of its pack, one step at a time, without doing any I/O.
 //!
-//! The loop around it, blocking (`write`) or async (`serve`), asks for a [`Step`], does what it says,
+//! The loop around it, blocking (`write`) or async (`serve::send`), asks for a [`Step`], does what it says,
 //! feeds the result back and asks again. The sender cuts copies into pieces, keeps the running hash
-//! of the pack, and ends with its trailer. It states the distances that the plan could not know, since it knows
-//! where what was packed anew has come to lie.
+//! of the pack, and ends with its trailer. It also fills in the distances that the plan could not know: once
+//! an object packed anew is sent, the sender knows where it lies and how long it is.
 //!
-//! Elsewhere: how plans are made (`plan`), packing objects anew (`encode`).
+//! Elsewhere: how plans are made (`plan`), packing objects anew (`layer::encode`).
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::pack::plan::{Plan, Segment};
 pub enum Step {
     /// Send these bytes.
     Bytes(Bytes),
-    /// Read these bytes of the pack of a layer (as many of them as are at hand, at least one) and feed them.
+    /// Read these bytes of the pack of a layer and feed them; fewer are fine, at least one.
     NeedRange {
         /// Index of the layer in the stack.
         layer: u32,
@@ -107,7 +107,8 @@ impl Places {
 
 /// The hash of a pack on its way out, with the processor's own instructions where it has them.
 ///
-/// Collisions are looked for where objects come in (`gix_hash`): that costs many times more and says nothing new here.
+/// Collisions are looked for when objects are indexed (`gix_hash`). The search costs many times more, and here it would
+/// find nothing new.
 #[derive(Clone)]
 enum Hasher {
     Sha1(sha1::Sha1),

@@ -6,7 +6,7 @@
 //! ([`view`]), made from a pack and its `.idx` ([`build`]).
 //!
 //! Relies on: layers below being complete, which [`build`] proves for each new layer.
-//! Elsewhere: several graphs together (`stack`), what is selected with them (`select`).
+//! Elsewhere: several graphs together (`stack`), what is selected with them (`plan::select`).
 pub mod build;
 pub mod columns;
 pub mod facts;

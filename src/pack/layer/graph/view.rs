@@ -226,7 +226,7 @@ impl Graph {
         must(self.tags_end(), "tags lead in a circle")
     }
 
-    /// Says whether every chain of tags ends: whoever peels one follows it to its end.
+    /// Says whether every chain of tags ends: peeling a tag follows its chain to the end.
     fn tags_end(&self) -> bool {
         // The row from which each row was met first; a chain that meets itself has no end.
         let mut met = vec![NONE; self.tags.len()];

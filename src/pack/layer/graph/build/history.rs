@@ -226,7 +226,7 @@ enum State {
     Done,
 }
 
-/// The chain of first parents of the highest commit, which most of a history hangs on.
+/// The trunk: the chain of first parents of a commit of the highest generation, which reaches most of a history.
 ///
 /// For each commit two numbers: the first link of the chain that reaches it, and the last link it
 /// reaches. An ancestor by way of the chain is then one comparison, however far away.

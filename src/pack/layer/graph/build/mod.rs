@@ -9,7 +9,7 @@
 //!
 //! Relies on: the pack was indexed strictly (every object inflates and has the id the `.idx` says);
 //! the layers below were built here.
-//! Elsewhere: fetching and indexing packs (`work::sync`), the file's layout ([`format`](super::format)).
+//! Elsewhere: fetching packs (`work::receive`), indexing them (`index`), the file's layout ([`format`](super::format)).
 mod entries;
 mod history;
 mod introductions;
