@@ -8,6 +8,7 @@ use crate::git::path::RepoPath;
 use crate::local::Local;
 use crate::node;
 use crate::primary::{Auth, PrimaryError};
+use std::collections::HashSet;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -123,7 +124,7 @@ async fn primary(settings: &Settings) -> Check {
     let Ok(probe) = RepoPath::parse("packmirror-doctor/no-such-repository.git") else {
         return good(what, "not asked".into());
     };
-    match primary.look(&probe, Auth::Service, &crate::pack::meter::Unlimited).await {
+    match primary.look(&probe, Auth::Service, &HashSet::new(), &crate::pack::meter::Unlimited).await {
         Ok(_) => good(what, "answers".into()),
         Err(PrimaryError::NotFound) => good(what, "answers, and knows what it does not have".into()),
         Err(PrimaryError::Denied { status }) => Check {

@@ -50,6 +50,7 @@ fn row(generation: &Generation, health: Option<RepoHealth>, now: SystemTime) -> 
         last_compared: Some(compared),
         lag: Some(now.duration_since(compared).unwrap_or_default()),
         next_try: health.as_ref().and_then(|health| health.next),
+        left_out: health.as_ref().and_then(|health| health.left_out.clone()),
         error: health.and_then(|health| told(&health)),
     }
 }
@@ -65,6 +66,7 @@ fn unpublished(health: &RepoHealth) -> RepoStatus {
         last_compared: None,
         lag: None,
         next_try: health.next,
+        left_out: health.left_out.clone(),
         error: told(health),
     }
 }

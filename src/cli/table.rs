@@ -66,6 +66,9 @@ pub struct RepoStatus {
     /// When a failed sync is tried again.
     #[serde(with = "humantime_serde::option")]
     pub next_try: Option<SystemTime>,
+    /// Refs of the primary that are not mirrored: the first, and how many more.
+    #[serde(default)]
+    pub left_out: Option<String>,
     /// Why the last sync failed.
     pub error: Option<String>,
 }
@@ -131,8 +134,8 @@ pub fn table(rows: &[RepoStatus], columns: Columns, now: SystemTime, bold: bool)
     for (row, texts) in rows.iter().zip(&cells) {
         out.push_str(&line(texts));
         out.push('\n');
-        if let Some(error) = row.error.as_ref().filter(|_| standing) {
-            out.push_str(&format!("  {}\n", safe(error)));
+        for words in row.error.iter().chain(&row.left_out).filter(|_| standing) {
+            out.push_str(&format!("  {}\n", safe(words)));
         }
     }
     let bytes = rows.iter().map(|row| row.bytes).fold(0, u64::saturating_add);
@@ -226,6 +229,7 @@ mod tests {
                 last_compared: Some(now() - Duration::from_secs(125)),
                 lag: Some(Duration::from_secs(125)),
                 next_try: None,
+                left_out: Some("left out: refs/heads/a: it names no object".into()),
                 error: None,
             },
             RepoStatus {
@@ -238,6 +242,7 @@ mod tests {
                 last_compared: None,
                 lag: None,
                 next_try: Some(now() + Duration::from_secs(30)),
+                left_out: None,
                 error: Some("the primary said\r\n500".into()),
             },
         ]
@@ -248,6 +253,7 @@ mod tests {
         let want = "\
 REPOSITORY                 STATE    GENERATION  REFS  OBJECTS      SIZE  COMPARED   LAG    NEXT TRY
 team/app.git               current          12  1234   845012  3.00 GiB  2m 5s ago  2m 5s  -
+  left out: refs/heads/a: it names no object
 evil\\u{1b}[2J\\u{202e}name  failing           -     0        0       0 B  never      -      in 30s
   the primary said\\u{d}\\u{a}500
 2 repositories, 3.00 GiB

@@ -12,6 +12,7 @@ use super::{Head, Ref, Refs, line};
 use bstr::{BString, ByteSlice};
 use bytes::Bytes;
 use gix_hash::{Kind as HashKind, ObjectId};
+use std::collections::HashSet;
 
 /// With this many prefixes or more git stops looking at them and shows all refs.
 pub const TOO_MANY_PREFIXES: usize = 65_536;
@@ -109,6 +110,9 @@ pub enum Unfit {
     /// It is symbolic and leads out of `refs/`, which git allows for none (`symbolic-ref`).
     #[error("it is symbolic and leads to what is no ref")]
     Target,
+    /// Its server does not have the object. Git shows such a ref as any other.
+    #[error("its object is not there")]
+    Absent,
 }
 
 /// The refs that a server shows and that cannot be kept.
@@ -193,14 +197,24 @@ pub fn parse_answer(body: &[u8], hash: HashKind) -> Result<Vec<RefLine>, BadRepl
 /// If HEAD is symbolic but its target was not shown (refs can be hidden), HEAD's own object id is kept.
 /// Names outside `refs/`, which some servers show (`ORIG_HEAD`), are left out without a word.
 pub fn to_refs(lines: Vec<RefLine>, hash: HashKind) -> Result<(Refs, LeftOut), BadReply> {
+    to_refs_without(&HashSet::new(), lines, hash)
+}
+
+/// The same where the server is known not to have the objects of `absent`: refs that name one of them are left out.
+pub fn to_refs_without(
+    absent: &HashSet<ObjectId>,
+    lines: Vec<RefLine>,
+    hash: HashKind,
+) -> Result<(Refs, LeftOut), BadReply> {
     let (mut head_line, mut refs, mut symrefs) = (None, Vec::new(), Vec::new());
     let mut left_out = LeftOut::default();
     for mut line in lines {
-        let unfit = line.unfit();
+        let is_absent = line.oid.is_some_and(|oid| absent.contains(&oid));
+        let unfit = line.unfit().or(is_absent.then_some(Unfit::Absent));
         if line.name == "HEAD" {
             // What it points to itself is good without the name, and no object is none.
             line.symref_target = line.symref_target.filter(|_| unfit != Some(Unfit::Target));
-            line.oid = line.oid.filter(|oid| !oid.is_null());
+            line.oid = line.oid.filter(|oid| !oid.is_null() && !is_absent);
             head_line = Some(line);
         } else if let Some(unfit) = unfit {
             left_out.push(line.name, unfit);
@@ -356,6 +370,35 @@ mod tests {
         ];
         assert_eq!(show(&all, &sample()), want);
         assert_eq!(show(&request(&[]), &sample())[0], "1 HEAD");
+    }
+
+    #[test]
+    fn refs_of_absent_objects_are_left_out() {
+        let line = |oid: ObjectId, rest: &str| {
+            RefLine::parse(format!("{oid} {rest}").as_bytes(), HashKind::Sha1).unwrap()
+        };
+        let shown = || {
+            let head = line(oid(7), "HEAD symref-target:refs/heads/lost");
+            vec![
+                head,
+                line(oid(1), "refs/heads/a"),
+                line(oid(7), "refs/heads/lost"),
+                line(oid(8), "refs/tags/lost"),
+            ]
+        };
+        let without = |absent: &[u8]| {
+            let absent = absent.iter().map(|fill| oid(*fill)).collect();
+            to_refs_without(&absent, shown(), HashKind::Sha1).unwrap()
+        };
+        let names = |refs: &Refs| refs.refs.iter().map(|r| r.name.to_string()).collect::<Vec<_>>();
+        let (refs, left_out) = without(&[7, 8, 9]);
+        assert_eq!(names(&refs), ["refs/heads/a"]);
+        let unborn = Head::Symbolic { target: "refs/heads/lost".into() };
+        assert_eq!((refs.head.clone(), refs.head_oid()), (unborn, None));
+        let lost = |name: &str| (name.into(), Unfit::Absent);
+        let first = vec![lost("refs/heads/lost"), lost("refs/tags/lost")];
+        assert_eq!(left_out, LeftOut { count: 2, first });
+        assert_eq!(names(&without(&[]).0).len(), 3);
     }
 
     proptest! {

@@ -46,6 +46,9 @@ pub struct RepoHealth {
     pub next: Option<SystemTime>,
     /// The last failure.
     pub error: Option<String>,
+    /// Refs of the primary that are not mirrored, in words.
+    #[serde(default)]
+    pub left_out: Option<String>,
     /// What a running sync does at the moment.
     pub stage: String,
     /// Bytes of the pack that it has received.
@@ -66,6 +69,7 @@ impl RepoHealth {
             compared: health.asked.map(|asked| asked.time),
             next: health.next.map(left),
             error: health.error.clone(),
+            left_out: health.left_out.clone(),
             stage: health.stage.clone(),
             received: repo.received().load(Ordering::Relaxed),
         }
@@ -100,7 +104,7 @@ pub async fn nodes(bucket: &crate::store::Bucket) -> Result<Vec<NodeHealth>, Sto
         let Ok(mut health) = serde_json::from_slice::<NodeHealth>(&words) else { continue };
         health.repos.retain_mut(|repo| {
             cut(&mut repo.stage);
-            repo.error.iter_mut().for_each(cut);
+            repo.error.iter_mut().chain(&mut repo.left_out).for_each(cut);
             RepoPath::parse(&repo.repo).is_ok()
         });
         let age = SystemTime::now().duration_since(health.at).unwrap_or_default();

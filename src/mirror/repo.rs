@@ -3,11 +3,13 @@
 //! Requests read the snapshot without waiting; the repository's worker (`work::worker`) replaces it. A request that needs
 //! the primary's present state takes a [`Ticket`]: it is due once a comparison that began later has ended.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use gix_hash::ObjectId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -54,6 +56,10 @@ pub struct Health {
     pub stage: String,
     /// What the primary said it can do, at the last comparison.
     pub capabilities: Option<Arc<V2Caps>>,
+    /// Refs that the primary shows and that are not mirrored, in words.
+    pub left_out: Option<String>,
+    /// Objects that the primary shows as tips and does not have, and since when that is believed.
+    pub absent: Option<(HashSet<ObjectId>, Instant)>,
 }
 
 impl Default for Health {
@@ -67,6 +73,8 @@ impl Default for Health {
             error: None,
             stage: String::new(),
             capabilities: None,
+            left_out: None,
+            absent: None,
         }
     }
 }
@@ -203,6 +211,11 @@ impl Repo {
     /// The worker's knowledge; hold it briefly.
     pub fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whether the primary is believed not to have `oid`, though it shows it as a tip.
+    pub fn is_absent(&self, oid: &ObjectId) -> bool {
+        self.health().absent.as_ref().is_some_and(|(absent, _)| absent.contains(oid))
     }
 
     /// Asks for a comparison with the primary that begins after this call.

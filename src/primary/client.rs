@@ -13,12 +13,13 @@ use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT,
 };
 use http::{HeaderName, Method};
+use std::collections::HashSet;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use crate::git::caps::V2Caps;
 use crate::git::line;
-use crate::git::ls_refs::{LeftOut, LsRefs, RefLine, to_refs};
+use crate::git::ls_refs::{LeftOut, LsRefs, RefLine, to_refs_without};
 use crate::git::path::{Endpoint, RepoPath, Service};
 use crate::git::pkt::OwnedPacket;
 use crate::git::refs::Refs;
@@ -78,16 +79,17 @@ pub struct Seen {
 }
 
 impl Primary {
-    /// Asks for all refs the primary shows: one coherent answer to one `ls-refs`, with peeled tags, symbolic
-    /// refs and an unborn HEAD. Refs that are empty, dangling or misnamed are left out, and named in the log once. What it holds stays counted on `meter`, since its refs are what the caller works with.
+    /// Asks for all refs the primary shows, but for those of objects that it does not have (`absent`): one coherent answer to one `ls-refs`, with peeled tags, symbolic
+    /// refs and an unborn HEAD. Refs that are empty, dangling or misnamed are left out. What it holds stays counted on `meter`, since its refs are what the caller works with.
     pub async fn look(
         &self,
         repo: &RepoPath,
         auth: Auth<'_>,
+        absent: &HashSet<ObjectId>,
         meter: &dyn Meter,
     ) -> Result<Seen, PrimaryError> {
         let limit = self.settings().timeouts.refs;
-        let looked = timeout(limit, self.look_for_long(repo, auth, meter)).await;
+        let looked = timeout(limit, self.look_for_long(repo, auth, absent, meter)).await;
         looked.unwrap_or_else(|_| {
             Err(PrimaryError::Timeout(format!("its list of refs did not end in {} s", limit.as_secs())))
         })
@@ -97,6 +99,7 @@ impl Primary {
         &self,
         repo: &RepoPath,
         auth: Auth<'_>,
+        absent: &HashSet<ObjectId>,
         meter: &dyn Meter,
     ) -> Result<Seen, PrimaryError> {
         let headers = self.headers(auth).await?;
@@ -150,14 +153,13 @@ impl Primary {
             }
         }
         packets.drain().await;
-        let (refs, left_out) = to_refs(lines, hash)?;
-        self.note_left_out(repo, &left_out);
+        let (refs, left_out) = to_refs_without(absent, lines, hash)?;
         Ok(Seen { refs, left_out, capabilities: caps })
     }
 
     /// The refs alone, see [`Primary::look`].
     pub async fn refs(&self, repo: &RepoPath, auth: Auth<'_>) -> Result<Refs, PrimaryError> {
-        Ok(self.look(repo, auth, &Unlimited).await?.refs)
+        Ok(self.look(repo, auth, &HashSet::new(), &Unlimited).await?.refs)
     }
 
     /// Fetches everything the wants reach and the haves do not, with the service credential: one request, no

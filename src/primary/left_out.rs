@@ -42,8 +42,8 @@ impl Said {
 }
 
 impl Primary {
-    /// Says and counts which refs of `repo` are left out, if that was not said before.
-    pub(super) fn note_left_out(&self, repo: &RepoPath, found: &LeftOut) {
+    /// Says and counts which refs of `repo` are left out, if that was not said before. Gives the first, and how many more.
+    pub fn note_left_out(&self, repo: &RepoPath, found: &LeftOut) -> Option<String> {
         if self.0.said.is_news(repo, found) {
             let first: Vec<String> = found.first.iter().map(line).collect();
             let (repo, count, first) = (repo.as_str(), found.count, first.join("; "));
@@ -55,6 +55,13 @@ impl Primary {
             );
             metrics::counter!(REFS_LEFT_OUT).increment(found.count as u64);
         }
+        let first = line(found.first.first()?);
+        let more = found.count - 1;
+        Some(if more == 0 {
+            format!("left out: {first}")
+        } else {
+            format!("left out: {first}; and {more} more")
+        })
     }
 }
 

@@ -39,7 +39,7 @@ pub fn watch(body: Body, repo: Arc<Repo>, form: Form) -> Body {
             match packets.packet() {
                 Ok(Some(OwnedPacket::Data(line))) if is_next(&line, &known, &mut next) => {}
                 Ok(Some(OwnedPacket::Data(line))) => match ref_of(&line, &known, form) {
-                    Some(seen) if is_news(&seen, &known) => {
+                    Some(seen) if is_news(&seen, &known) && !repo.is_absent(&seen.1) => {
                         if seen.0.starts_with(b"refs/tags/") {
                             repo.ask_for_tags();
                             break;

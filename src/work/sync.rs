@@ -11,14 +11,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gix_hash::ObjectId;
+use tokio::time::Instant;
 
+use crate::git::ls_refs::LeftOut;
 use crate::git::refs::Refs;
 use crate::mirror::damage::stands;
 use crate::mirror::newest::NotFound;
 use crate::mirror::repo::{Moment, Repo};
 use crate::mirror::snapshot::{OpenError, Snapshot, publishes};
 use crate::pack::meter::Halt;
-use crate::primary::{Auth, PrimaryError};
+use crate::primary::{Auth, PrimaryError, Seen};
 use crate::store::{LayerRef, StoreError};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
@@ -32,6 +34,10 @@ use crate::work::trouble::Known;
 
 /// How often a comparison starts over, after another writer won or the primary's refs moved, before the next interval.
 const MAX_ROUNDS: usize = 5;
+/// How many objects the primary may not have and show all the same; each is found by a fetch that is refused.
+const MOST_ABSENT: usize = 50;
+/// How long it is believed that it does not have them.
+const ABSENT_FOR: Duration = Duration::from_secs(600);
 
 /// Why a comparison or sync did not end with the primary and the bucket equal.
 #[derive(Debug, thiserror::Error)]
@@ -128,23 +134,34 @@ pub enum Synced {
 pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced, SyncError> {
     let (mut seen_elsewhere, mut repair) = (false, None::<Claim>);
     let mut last = SyncError::Moving;
-    for _ in 0..MAX_ROUNDS {
+    let believed = repo.health().absent.clone().filter(|(_, since)| !insists && since.elapsed() < ABSENT_FOR);
+    repo.health().absent.clone_from(&believed);
+    let mut absent = believed.map(|(absent, _)| absent).unwrap_or_default();
+    let mut rounds = 0;
+    while rounds < MAX_ROUNDS {
+        rounds += 1;
         // Each round counts its memory from zero: what the last one held is given back.
         let cost = Arc::new(Cost::begin(&work.sync_memory).await?);
         let end = StopOnDrop(Arc::clone(&cost));
         let mut comparing = work.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
         let asked = Moment::now();
         repo.health().stage = "comparing".into();
-        let looking = async { Ok(work.mirror.primary.look(&repo.path, Auth::Service, &*cost).await?) };
+        let looking =
+            async { Ok(work.mirror.primary.look(&repo.path, Auth::Service, &absent, &*cost).await?) };
         let seen =
             beside_others(repo, &mut comparing, looking, || asked.instant.elapsed() > PATIENCE).await?;
-        repo.health().capabilities = Some(Arc::new(seen.capabilities));
-        let seen = seen.refs;
+        if seen.refs.refs.is_empty() && !absent.is_empty() {
+            // What is missing is not a ref or two: that is no state to publish.
+            repo.health().absent = None;
+            return Err(last);
+        }
+        let Seen { refs: seen, left_out, capabilities } = seen;
+        repo.health().capabilities = Some(Arc::new(capabilities));
         let equal = |open: &Option<Arc<Snapshot>>| open.as_ref().is_some_and(|open| open.equals(&seen));
         // Another node may have published already. The bucket is read only if the refs differ or damage is known.
         let known = repo.known();
         if !repo.damage().is_known() && known.is_some_and(|known| publishes(&known, &seen)) {
-            confirmed(repo, asked);
+            confirmed(work, repo, asked, &left_out);
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
         }
         let (base, known) = tokio::join!(work.mirror.newest(repo), Known::read(work, repo));
@@ -173,7 +190,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             Err(e) => return Err(e.into()),
         };
         if !repairing && equal(&below) {
-            confirmed(repo, asked);
+            confirmed(work, repo, asked, &left_out);
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
         }
         if repairing && repair.is_none() {
@@ -196,8 +213,14 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             _ if let Some(stuck) = known.forbids(work, &digest).filter(|_| !insists) => return Err(stuck),
             wants => match receive(work, repo, below.clone(), wants, &seen, &cost, comparing).await {
                 Ok(made) => Some(made),
-                // A tip vanished between the answer and the fetch: ask again.
+                // A tip vanished between the answer and the fetch, or the primary shows what it does not have: ask again, and
+                // leave out the refs that still name it.
                 Err(SyncError::Primary(PrimaryError::Remote(words))) if words.contains("not our ref") => {
+                    let oid = refused(&words).filter(|_| absent.len() < MOST_ABSENT);
+                    if oid.is_some_and(|oid| absent.insert(oid)) {
+                        rounds -= 1;
+                        repo.health().absent = Some((absent.clone(), Instant::now()));
+                    }
                     last = SyncError::Primary(PrimaryError::Remote(words));
                     continue;
                 }
@@ -230,7 +253,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                         claim.release().await;
                     }
                 }
-                confirmed(repo, asked);
+                confirmed(work, repo, asked, &left_out);
                 known.over(work, repo).await;
                 return Ok(Synced::Published { number: snapshot.generation.number, new_objects });
             }
@@ -271,8 +294,13 @@ async fn layers(
 }
 
 /// Takes note that what is published is what the primary showed when it was asked at `asked`.
-fn confirmed(repo: &Repo, asked: Moment) {
-    let before = repo.health().asked.replace(asked);
+fn confirmed(work: &Work, repo: &Repo, asked: Moment, left_out: &LeftOut) {
+    let left_out = work.mirror.primary.note_left_out(&repo.path, left_out);
+    let before = {
+        let mut health = repo.health();
+        health.left_out = left_out;
+        health.asked.replace(asked)
+    };
     if let Some(before) = before {
         let lag = asked.instant.saturating_duration_since(before.instant);
         metrics::histogram!(names::REPO_LAG).record(lag.as_secs_f64());
@@ -288,10 +316,32 @@ impl Drop for StopOnDrop {
     }
 }
 
+/// The object that `words` say the primary does not have.
+fn refused(words: &str) -> Option<ObjectId> {
+    let (_, behind) = words.split_once("not our ref ")?;
+    ObjectId::from_hex(behind.split_whitespace().next()?.as_bytes()).ok()
+}
+
 fn missing_tips(below: Option<&Snapshot>, seen: &Refs) -> Vec<ObjectId> {
     let mut tips = seen.tips();
     if let Some(below) = below {
         tips.retain(|tip| below.stack.lookup(tip).is_none());
     }
     tips
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_object_that_was_refused_is_read() {
+        for id in ["1".repeat(40), "2".repeat(64)] {
+            let oid = ObjectId::from_hex(id.as_bytes()).ok();
+            assert_eq!(refused(&format!("upload-pack: not our ref {id}")), oid);
+            assert_eq!(refused(&format!("upload-pack: not our ref {id}\nfatal: it ends here")), oid);
+        }
+        assert_eq!(refused("upload-pack: not our ref refs/heads/a"), None);
+        assert_eq!(refused("not our ref "), None);
+    }
 }
