@@ -3,7 +3,7 @@
 //! Requests read the snapshot without waiting; the repository's worker (`work::worker`) replaces it. A request that needs
 //! the primary's present state takes a [`Ticket`]: it is due once a comparison that began later has ended.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -58,6 +58,8 @@ pub struct Health {
     pub capabilities: Option<Arc<V2Caps>>,
     /// Refs that the primary shows and that are not mirrored, in words.
     pub left_out: Option<String>,
+    /// Tips that the primary refused to send, and when it did so first.
+    pub refused: HashMap<ObjectId, Instant>,
     /// Objects that the primary shows as tips and does not have, and since when that is believed.
     pub absent: Option<(HashSet<ObjectId>, Instant)>,
 }
@@ -74,8 +76,22 @@ impl Default for Health {
             stage: String::new(),
             capabilities: None,
             left_out: None,
+            refused: HashMap::new(),
             absent: None,
         }
+    }
+}
+
+/// More refused tips than this are not remembered.
+const MOST_REFUSED: usize = 64;
+
+impl Health {
+    /// Takes note that the primary refused to send a tip that it shows. Returns for how long it has done so.
+    pub fn refuse(&mut self, oid: ObjectId) -> Duration {
+        if self.refused.len() >= MOST_REFUSED && !self.refused.contains_key(&oid) {
+            self.refused.clear();
+        }
+        self.refused.entry(oid).or_insert_with(Instant::now).elapsed()
     }
 }
 

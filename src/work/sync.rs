@@ -212,12 +212,16 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             wants if wants.is_empty() => None,
             _ if let Some(stuck) = known.forbids(work, &digest).filter(|_| !insists) => return Err(stuck),
             wants => match receive(work, repo, below.clone(), wants, &seen, &cost, comparing).await {
-                Ok(made) => Some(made),
-                // A tip vanished between the answer and the fetch, or the primary shows what it does not have: ask again, and
-                // leave out the refs that still name it.
+                Ok(made) => {
+                    repo.health().refused.retain(|oid, _| absent.contains(oid));
+                    Some(made)
+                }
+                // A tip vanished between the answer and the fetch, or another server of the primary answered, or the primary
+                // shows what it does not have: ask again, and in the last case leave out the refs that name it.
                 Err(SyncError::Primary(PrimaryError::Remote(words))) if words.contains("not our ref") => {
                     let oid = refused(&words).filter(|_| absent.len() < MOST_ABSENT);
-                    if oid.is_some_and(|oid| absent.insert(oid)) {
+                    let is_sure = |oid| insists || repo.health().refuse(oid) >= work.compare_every;
+                    if oid.is_some_and(|oid| is_sure(oid) && absent.insert(oid)) {
                         rounds -= 1;
                         repo.health().absent = Some((absent.clone(), Instant::now()));
                     }
