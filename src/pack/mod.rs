@@ -12,7 +12,7 @@
 //! - [`entry`], [`delta`], [`copies`], [`object`]: the bytes of packs, deltas and objects, as git defines them.
 //! - [`meter`], `tally`: what a job may cost in steps and memory. [`set`]: sets of objects. `lru`: a bounded cache.
 //!
-//! Each uses only those below it (`tests/rooms.rs`).
+//! Each uses only those below it; `tests/rooms.rs` holds that no way leads back.
 //!
 //! Elsewhere: what is asked and answered on the wire (`git`), where packs are kept (`store`, `local`).
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]

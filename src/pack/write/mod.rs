@@ -1,4 +1,4 @@
-//! Writing a pack: its bytes step by step ([`send`]), and the blocking loop around that.
+//! Writing a pack: its bytes step by step ([`send`](mod@send)), and the blocking loop around that.
 //!
 //! The loop is for files, and the reference for the async loop of the server.
 //! Elsewhere: what the pack holds (`plan`).

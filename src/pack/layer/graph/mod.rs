@@ -2,10 +2,10 @@
 //!
 //! For each object its type, size and delta base; for each commit its parents, generation number,
 //! date, root tree and *introductions*: the objects of its tree that are in none of its parents'
-//! trees at the same path. A graph is one file ([`format`]) that is mapped and used as it lies
-//! ([`view`]), made from a pack and its `.idx` ([`build`]).
+//! trees at the same path. A graph is one file ([`format`](mod@format)) that is mapped and used as it lies
+//! ([`view`]), made from a pack and its `.idx` ([`build`](mod@build)).
 //!
-//! Relies on: layers below being complete, which [`build`] proves for each new layer.
+//! Relies on: layers below being complete, which [`build`](mod@build) proves for each new layer.
 //! Elsewhere: several graphs together (`stack`), what is selected with them (`plan::select`).
 pub mod build;
 pub mod columns;
