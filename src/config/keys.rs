@@ -3,6 +3,8 @@
 //! It is the one source of flags, environment names, defaults, `packmirror config` and the README's table.
 //! A test holds it against the fields of [`Settings`](super::Settings), another holds the README against it.
 
+use std::net::SocketAddr;
+
 use toml::Value;
 
 use super::size;
@@ -242,8 +244,35 @@ impl Kind {
         }
     }
 
+    /// Says why `value` does not fit, if it does not. Whether it makes sense is looked at later (`check`).
+    pub fn misfit(self, value: &Value) -> Option<String> {
+        let fits = match (self, value) {
+            (Self::Secret, value) => return (!value.is_str()).then(|| "its value is not text".to_owned()),
+            (Self::Text(_) | Self::Path(_) | Self::Place(_), value) => value.is_str(),
+            (Self::Address, Value::String(text)) => text.parse::<SocketAddr>().is_ok(),
+            (Self::Duration, Value::String(text)) => match humantime::parse_duration(text) {
+                Ok(_) => true,
+                Err(bad) => return Some(format!("{value} is no duration: {bad}")),
+            },
+            (Self::Size, Value::String(text)) => match size::parse(text) {
+                Ok(_) => true,
+                Err(bad) => return Some(format!("{value} is no size: {bad}")),
+            },
+            (Self::Size, Value::Integer(bytes)) => *bytes >= 0,
+            (Self::Count, Value::Integer(number)) => usize::try_from(*number).is_ok(),
+            (Self::Switch, Value::Boolean(_)) => true,
+            (Self::Choice(words), Value::String(word)) => match words.contains(&word.as_str()) {
+                true => true,
+                false => return Some(format!("{value} is not one of its words")),
+            },
+            (Self::Globs, Value::Array(globs)) => globs.iter().all(Value::is_str),
+            _ => false,
+        };
+        (!fits).then(|| format!("{value} does not fit"))
+    }
+
     /// Turns text from the environment or a flag into the value that the TOML file would hold.
-    /// Only the form is looked at here; types are checked when all layers are merged.
+    /// Only the form is looked at here; whether it fits when all layers are merged ([`Kind::misfit`]).
     pub fn value(self, text: &str) -> Result<Value, String> {
         Ok(match self {
             Self::Count => {

@@ -25,19 +25,17 @@ pub struct Given {
 pub struct Layer(pub BTreeMap<&'static str, Given>);
 
 impl Layer {
-    fn set(&mut self, key: &'static Key, value: Value, origin: Origin) -> Result<(), ConfigError> {
-        if key.kind == Kind::Secret && !value.is_str() {
-            let why = "its value is not text".to_owned();
-            return Err(ConfigError::Bad { key: key.name, origin, why, write: key.kind.example() });
-        }
+    fn set(&mut self, key: &'static Key, value: Value, origin: Origin) {
         self.0.insert(key.name, Given { value, origin });
-        Ok(())
     }
 
     /// Sets a key from text, as the environment and flags give it.
     pub fn set_text(&mut self, key: &'static Key, text: &str, origin: Origin) -> Result<(), ConfigError> {
         match key.kind.value(text) {
-            Ok(value) => self.set(key, value, origin),
+            Ok(value) => {
+                self.set(key, value, origin);
+                Ok(())
+            }
             Err(why) => Err(ConfigError::Bad { key: key.name, origin, why, write: key.kind.example() }),
         }
     }
@@ -52,24 +50,18 @@ impl Layer {
             ConfigError::Syntax { path: path.to_owned(), line, why: error.message().to_owned() }
         })?;
         let (mut layer, mut unknown) = (Self::default(), Vec::new());
-        layer.walk("", table, &Origin::File(path.to_owned()), &mut unknown)?;
+        layer.walk("", table, &Origin::File(path.to_owned()), &mut unknown);
         if unknown.is_empty() { Ok(layer) } else { Err(ConfigError::Unknown(unknown)) }
     }
 
-    fn walk(
-        &mut self,
-        prefix: &str,
-        table: Table,
-        origin: &Origin,
-        unknown: &mut Vec<UnknownKey>,
-    ) -> Result<(), ConfigError> {
+    fn walk(&mut self, prefix: &str, table: Table, origin: &Origin, unknown: &mut Vec<UnknownKey>) {
         for (member, value) in table {
             let name = format!("{prefix}{member}");
             let inner = format!("{name}.");
             match (find(&name), value) {
-                (Some(key), value) => self.set(key, value, origin.clone())?,
+                (Some(key), value) => self.set(key, value, origin.clone()),
                 (None, Value::Table(table)) if KEYS.iter().any(|key| key.name.starts_with(&inner)) => {
-                    self.walk(&inner, table, origin, unknown)?;
+                    self.walk(&inner, table, origin, unknown);
                 }
                 (None, _) => {
                     let nearest = nearest(&name).map(|key| format!("\"{}\"", key.name));
@@ -77,7 +69,6 @@ impl Layer {
                 }
             }
         }
-        Ok(())
     }
 
     /// Collects the `PACKMIRROR__…` variables. An empty value counts as not set.
@@ -132,7 +123,7 @@ impl Layer {
             let origin = Origin::Flag(format!("--{}", key.flag().unwrap_or_default()));
             if key.kind == Kind::Globs {
                 let globs = texts.iter().cloned().map(Value::String).collect();
-                layer.set(key, Value::Array(globs), origin)?;
+                layer.set(key, Value::Array(globs), origin);
             } else if let Some(text) = texts.last() {
                 layer.set_text(key, text, origin)?;
             }

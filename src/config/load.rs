@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use figment::Figment;
-use figment::error::{Error, Kind as Why};
-use figment::providers::Serialized;
-use toml::Value;
+use toml::{Table, Value};
 
 use super::error::{ConfigError, Origin};
 use super::keys::{ENV_FILE, KEYS, Kind, Standard, find};
@@ -78,12 +75,17 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
     }
     add_defaults(&mut given, inputs)?;
 
-    let mut figment = Figment::new();
     for (name, one) in &given {
-        figment = figment.merge(Serialized::default(name, &one.value));
+        fits(name, one)?;
     }
-    let origins: BTreeMap<_, _> = given.into_iter().map(|(name, one)| (name, one.origin)).collect();
-    let settings: Settings = figment.extract().map_err(|error| bad_value(error, &origins))?;
+    let origins: BTreeMap<_, _> = given.iter().map(|(name, one)| (*name, one.origin.clone())).collect();
+    // Only a key of the table that is no field, or the other way round, can fail here. Its error may show a value.
+    let settings = table(given).try_into().map_err(|_| ConfigError::Bad {
+        key: "settings",
+        origin: Origin::Default,
+        why: "a value has another type than its key".into(),
+        write: "another value".into(),
+    })?;
     check::check(&settings, &origins)?;
     Ok(Loaded { settings, origins, file })
 }
@@ -155,27 +157,31 @@ fn in_directory(dir: &Option<PathBuf>, name: &str) -> Option<Value> {
     Some(Value::String(dir.as_ref()?.join(name).to_str()?.to_owned()))
 }
 
-/// Turns figment's error into one that names key, place and what to write; never with a secret's value.
-fn bad_value(error: Error, origins: &BTreeMap<&'static str, Origin>) -> ConfigError {
-    let path = error.path.join(".");
-    let Some(key) = KEYS.iter().find(|key| path == key.name || path.starts_with(&format!("{}.", key.name)))
-    else {
-        // Only a key of the table that is no field, or the other way round, can lead here.
-        return ConfigError::Bad {
-            key: "settings",
-            origin: Origin::Default,
-            why: error.kind.to_string(),
-            write: "another value".into(),
+/// Checks that a value is of its key's kind.
+fn fits(name: &str, one: &Given) -> Result<(), ConfigError> {
+    let Some(key) = find(name) else { return Ok(()) };
+    match key.kind.misfit(&one.value) {
+        None => Ok(()),
+        Some(why) => {
+            let (origin, write) = (one.origin.clone(), key.kind.example());
+            Err(ConfigError::Bad { key: key.name, origin, why, write })
+        }
+    }
+}
+
+/// The settings file that holds all of `given`.
+fn table(given: BTreeMap<&'static str, Given>) -> Table {
+    let mut whole = Table::new();
+    for (name, one) in given {
+        let (below, member) = match name.split_once('.') {
+            None => (&mut whole, name),
+            Some((table, member)) => {
+                let inner = whole.entry(table).or_insert_with(|| Value::Table(Table::new()));
+                let Value::Table(inner) = inner else { continue };
+                (inner, member)
+            }
         };
-    };
-    let why = match error.kind {
-        _ if key.kind == Kind::Secret => "its value does not fit".to_owned(),
-        Why::InvalidType(actual, _) | Why::InvalidValue(actual, _) => format!("{actual} does not fit"),
-        Why::UnknownVariant(word, _) => format!("\"{word}\" is not one of its words"),
-        Why::ISizeOutOfRange(number) => format!("{number} is out of range"),
-        Why::USizeOutOfRange(number) => format!("{number} is out of range"),
-        other => other.to_string(),
-    };
-    let origin = origins.get(key.name).cloned().unwrap_or(Origin::Default);
-    ConfigError::Bad { key: key.name, origin, why, write: key.kind.example() }
+        below.insert(member.to_owned(), one.value);
+    }
+    whole
 }

@@ -3,7 +3,7 @@
 //! Later wins: defaults < well-known variables (`AWS_REGION`, `RUST_LOG`, …) < TOML file < `PACKMIRROR__…`
 //! < flags. One table ([`keys::KEYS`]) names every setting with its default and meaning; flags, environment
 //! names, `packmirror config`, and the README's table all come from it. A key that is not in it is an error.
-//! Relies on: figment for merging and typed extraction. Reads no process state itself: the caller passes
+//! Relies on: toml for the file and for typed extraction. Reads no process state itself: the caller passes
 //! file, environment and flags in ([`load::Inputs`]), so tests need no global variables.
 //! Elsewhere: what a setting does (the room that takes it), the flags' place in the command line (`cli::flags`).
 

@@ -142,17 +142,17 @@ fn unknown_keys_are_all_named_with_the_nearest() {
 #[test]
 fn a_bad_value_is_refused_with_its_place_and_what_to_write() {
     for (key, value, why, write) in [
-        ("max_age", "30", "", "a duration such as"),
+        ("max_age", "30", "\"30\" is no duration: time unit needed", "a duration such as"),
         ("max_age", "0s", "shorter than a second", "\"1s\" or more"),
         ("grant_ttl", "1h", "revoked", "\"5m\" or less"),
         ("cache_max", "lots", "no number", "a size such as"),
         ("cache_max", "1KiB", "too few blocks", "\"64MiB\""),
-        ("listen", ":8080", "", "0.0.0.0:80"),
-        ("listen", "localhost", "", "127.0.0.1:8080"),
+        ("listen", ":8080", "\":8080\" does not fit", "0.0.0.0:80"),
+        ("listen", "localhost", "\"localhost\" does not fit", "127.0.0.1:8080"),
         ("freshness", "fresh", "\"fresh\"", "\"strict\" or \"bounded\""),
         ("max_syncs", "many", "not a number", "a whole number"),
         ("max_syncs", "0", "nothing could ever run", "above zero"),
-        ("max_syncs", "-1", "", "a whole number"),
+        ("max_syncs", "-1", "-1 does not fit", "a whole number"),
         ("insecure_primary", "maybe", "neither true nor false", "true or false"),
         ("mirror", "team/[a", "team/[a", "globs such as"),
         ("log_level", "inof", "\"inof\"", "error, warn, info"),
@@ -196,7 +196,9 @@ fn plain_http_needs_a_word_or_this_machine() {
 fn wrong_types_in_the_file_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     for (text, part) in [
-        ("max_age = 30", "a duration such as"),
+        ("max_age = 30", "30 does not fit; write a duration such as"),
+        ("cache_max = '5 boxes'", "\"boxes\" is not a unit of size"),
+        ("store = 2026-01-01", "2026-01-01 does not fit"),
         ("listen = 8080", "an address and a port"),
         ("mirror = 'team/*'", "a list of globs"),
         ("mirror = [1]", "a list of globs"),
