@@ -8,7 +8,6 @@ use bytes::Bytes;
 use gix_hash::ObjectId;
 use gix_object::Kind;
 
-use super::prepare::by_short_name;
 use crate::mirror::snapshot::Granted;
 use crate::pack::Gid;
 use crate::pack::filter::rules::{BadRules, SparseBlobs};
@@ -93,4 +92,23 @@ impl SparseBlobs for Named<'_> {
             Err(e) => Err(TreeError::from(e).into()),
         }
     }
+}
+
+/// The one ref that a short name means (`expand_ref` of git's refs.c); none if it means none or several.
+pub fn by_short_name(granted: &Granted, name: &BStr) -> Option<ObjectId> {
+    const RULES: [(&str, &str); 6] = [
+        ("", ""),
+        ("refs/", ""),
+        ("refs/tags/", ""),
+        ("refs/heads/", ""),
+        ("refs/remotes/", ""),
+        ("refs/remotes/", "/HEAD"),
+    ];
+    if name == "HEAD" {
+        return granted.refs.head_oid();
+    }
+    let full = RULES.iter().map(|(before, after)| [before.as_bytes(), name, after.as_bytes()].concat());
+    let mut found = full.filter_map(|full| granted.refs.find(&full));
+    let first = found.next()?;
+    found.next().is_none().then_some(first.oid)
 }

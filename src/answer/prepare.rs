@@ -7,11 +7,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bstr::{BStr, ByteSlice};
+use bstr::ByteSlice;
 use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
 
-use crate::answer::named::Named;
+use crate::answer::named::{Named, by_short_name};
 use crate::answer::numbers::Numbers;
 use crate::budget::Room;
 use crate::git::filter::Filter;
@@ -256,25 +256,6 @@ fn boundary(
         Err(NoBoundary::Halt(halt)) => Err(halt.into()),
         Err(nothing) => Err(Trouble::Refuse(nothing.to_string())),
     }
-}
-
-/// The one ref that a short name means (`expand_ref` of git's refs.c); none if it means none or several.
-pub(super) fn by_short_name(granted: &Granted, name: &BStr) -> Option<ObjectId> {
-    const RULES: [(&str, &str); 6] = [
-        ("", ""),
-        ("refs/", ""),
-        ("refs/tags/", ""),
-        ("refs/heads/", ""),
-        ("refs/remotes/", ""),
-        ("refs/remotes/", "/HEAD"),
-    ];
-    if name == "HEAD" {
-        return granted.refs.head_oid();
-    }
-    let full = RULES.iter().map(|(before, after)| [before.as_bytes(), name, after.as_bytes()].concat());
-    let mut found = full.filter_map(|full| granted.refs.find(&full));
-    let first = found.next()?;
-    found.next().is_none().then_some(first.oid)
 }
 
 /// Annotated tags, which `include-tag` sends along with what they lead to.

@@ -18,7 +18,8 @@ use crate::mirror::repo::Repo;
 use crate::node;
 use crate::text::chain;
 use crate::work::Work;
-use crate::work::sync::{SyncError, Synced, sync};
+use crate::work::error::SyncError;
+use crate::work::sync::{Synced, sync};
 
 /// How often the progress is looked at.
 const SHOW_EVERY: Duration = Duration::from_millis(100);

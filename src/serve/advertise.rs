@@ -18,7 +18,7 @@ use crate::git::path::{RepoPath, Service};
 use crate::mirror::snapshot::Granted;
 use crate::primary::ClientHeaders;
 use crate::serve::app::App;
-use crate::serve::git::{Asked, Version, uncached, upload_pack_result};
+use crate::serve::asked::{Asked, Version, uncached, upload_pack_result};
 use crate::serve::send::holding;
 use crate::telemetry::metrics as names;
 

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 
 use crate::answer::reason::Reason;
 use crate::config::{OnPrimaryDown, Unselected};
@@ -14,14 +14,14 @@ use crate::git::HashKind;
 use crate::git::ls_refs::LsRefs;
 use crate::git::path::{Endpoint, RepoPath, Service, split};
 use crate::git::request::{BadRequest, Command, CommandRequest, FetchRequest, Limits, parse_v2};
-use crate::git::response::put_error;
 use crate::git::v0::parse_v0;
 use crate::mirror::opening::NotOpen;
 use crate::mirror::repo::Repo;
 use crate::primary::{self, ClientHeaders};
 use crate::serve::advertise::{self, When};
 use crate::serve::app::App;
-use crate::serve::body::{self, Begun, Sent};
+use crate::serve::asked::{Asked, Version, git_error, pass_on};
+use crate::serve::body::{self, Begun};
 use crate::serve::error::Failure;
 use crate::serve::fetch;
 use crate::serve::grant::grant;
@@ -32,43 +32,6 @@ use crate::text::chain;
 /// Answers any request under a repository's path.
 pub async fn handle(State(app): State<App>, request: Request) -> Response {
     answer(&app, request).await.unwrap_or_else(IntoResponse::into_response)
-}
-
-/// The protocol version a client asks for, by its `Git-Protocol` header (gitprotocol-http(5)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Version {
-    /// The original protocol.
-    V0,
-    /// The same with a version line.
-    V1,
-    /// Commands.
-    V2,
-}
-
-impl Version {
-    /// The highest version that the header names, as `determine_protocol_version_server` has it.
-    pub fn of(headers: &HeaderMap) -> Self {
-        let keys = headers.get_all("git-protocol").iter().flat_map(|v| v.as_bytes().split(|b| *b == b':'));
-        keys.filter_map(|key| match key {
-            b"version=2" => Some(Self::V2),
-            b"version=1" => Some(Self::V1),
-            _ => None,
-        })
-        .max()
-        .unwrap_or(Self::V0)
-    }
-}
-
-/// An upload-pack request, its body read.
-pub struct Asked {
-    /// The repository, canonical.
-    pub path: RepoPath,
-    /// The client's headers as they may go to the primary.
-    pub client: ClientHeaders,
-    /// The protocol version.
-    pub version: Version,
-    /// The body in both forms.
-    pub sent: Sent,
 }
 
 async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
@@ -305,26 +268,6 @@ async fn ls_refs(app: &App, asked: &Asked, request: &LsRefs) -> Result<Response,
     }
 }
 
-impl Asked {
-    /// The request for the primary, its body as it was sent.
-    fn request(&self) -> primary::Request {
-        primary::Request {
-            method: Method::POST,
-            repo: self.path.clone(),
-            endpoint: Endpoint::UploadPack,
-            query: None,
-            client: self.client.clone(),
-            body: primary::Body::Whole(self.sent.raw.clone()),
-        }
-    }
-}
-
-/// Passes an upload-pack request on with the body as it was sent.
-pub async fn pass_on(app: &App, asked: &Asked, reason: Reason) -> Result<Response, Failure> {
-    let answer = ask(app, asked.request(), reason).await?;
-    Ok(client_response(app.grants.observe(answer)))
-}
-
 /// What this node has no place for goes to the primary: git does not try again after a 503.
 async fn or_primary(
     app: &App,
@@ -352,52 +295,4 @@ async fn push(app: &App, path: &RepoPath, request: primary::Request) -> Result<R
         });
         Body::from_stream(body.into_data_stream().chain(end))
     }))
-}
-
-/// Tells the client in Git's own form: an `ERR` packet, which it prints as `remote error: …`.
-pub fn git_error(words: &str) -> Response {
-    let mut body = Vec::new();
-    put_error(&mut body, words);
-    upload_pack_result(Body::from(body))
-}
-
-/// A `git-upload-pack` answer with the headers that `git http-backend` gives it.
-pub fn upload_pack_result(body: Body) -> Response {
-    uncached(body, "application/x-git-upload-pack-result")
-}
-
-/// An answer that nobody may keep (`hdr_nocache` of http-backend.c).
-pub fn uncached(body: Body, content_type: &'static str) -> Response {
-    let mut response = Response::new(body);
-    let headers = response.headers_mut();
-    headers.insert("expires", http::HeaderValue::from_static("Fri, 01 Jan 1980 00:00:00 GMT"));
-    headers.insert("pragma", http::HeaderValue::from_static("no-cache"));
-    headers.insert("cache-control", http::HeaderValue::from_static("no-cache, max-age=0, must-revalidate"));
-    headers.insert("content-type", http::HeaderValue::from_static(content_type));
-    response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use http::HeaderValue;
-
-    #[test]
-    fn the_highest_version_counts() {
-        let cases: [(&[&'static str], Version); 6] = [
-            (&[], Version::V0),
-            (&["version=1"], Version::V1),
-            (&["version=2"], Version::V2),
-            (&["version=1:version=2"], Version::V2),
-            (&["foo=bar:version=1"], Version::V1),
-            (&["version=3"], Version::V0),
-        ];
-        for (values, want) in cases {
-            let mut headers = HeaderMap::new();
-            for value in values {
-                headers.append("git-protocol", HeaderValue::from_static(value));
-            }
-            assert_eq!(Version::of(&headers), want, "{values:?}");
-        }
-    }
 }

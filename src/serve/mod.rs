@@ -1,6 +1,6 @@
 //! Git over HTTP for clients, health and metrics.
 //!
-//! - [`listen`]: connections and draining. [`git`]: where a request goes. [`body`], [`error`]: what comes in, what goes wrong.
+//! - [`listen`]: connections and draining. [`git`]: where a request goes. [`asked`]: one that was read. [`body`], [`error`]: what comes in, what goes wrong.
 //! - [`advertise`]: refs from what is published (bounded mode). [`watch`]: reading along with the live ones.
 //! - [`fetch`]: a fetch on its way. [`grant`](mod@grant): who may have it. [`send`]: its stream, in pieces ([`frame`]) and with little in
 //!   hand ([`holding`](mod@holding)). [`pass`](mod@pass): everything the primary answers. What a fetch gets is decided elsewhere (`answer`).
@@ -12,6 +12,7 @@
 
 pub mod advertise;
 pub mod app;
+pub mod asked;
 pub mod body;
 pub mod connection;
 pub mod count;

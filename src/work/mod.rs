@@ -4,13 +4,14 @@
 //! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it.
 //! - `claim`: which node makes damaged data anew. `regraph`: graphs of an older version, built again.
 //! - [`trouble`]: repositories that cannot be taken in.
-//! - [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
+//! - [`error`]: why it failed. [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
 //!
 //! Relies on: `mirror` for repositories and what is known of them, `primary`, `store` and `pack`. Elsewhere: clients (`serve`),
 //! which ask for a comparison and wait for it (`Repo::ask`); a node without this room serves what others published.
 
 mod claim;
 pub mod cost;
+pub mod error;
 pub mod ingest;
 pub mod lanes;
 mod publish;

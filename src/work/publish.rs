@@ -14,8 +14,8 @@ use crate::mirror::snapshot::Snapshot;
 use crate::store::{BlobKind, BlobRef, Generation, LayerRef, Publish, StoreError, VERSION, nonce};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
+use crate::work::error::SyncError;
 use crate::work::ingest::NewLayer;
-use crate::work::sync::SyncError;
 
 /// A state of a repository that is to be published.
 pub(super) struct Draft<'a> {

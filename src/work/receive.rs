@@ -24,9 +24,9 @@ use crate::pack::index::IndexError;
 use crate::primary::{FetchSpec, Pack, PrimaryError};
 use crate::work::Work;
 use crate::work::cost::Cost;
+use crate::work::error::SyncError;
 use crate::work::ingest::{Expected, IngestError, NewLayer, ingest};
 use crate::work::lanes::Place;
-use crate::work::sync::SyncError;
 
 /// More tips than this are not named as haves: the primary finds the common history from fewer.
 const MAX_HAVES: usize = 8_192;

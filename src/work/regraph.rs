@@ -21,9 +21,9 @@ use crate::pack::layer::stack::Stack;
 use crate::store::{BlobKind, Generation, LayerRef, StoreError};
 use crate::work::Work;
 use crate::work::cost::Cost;
+use crate::work::error::SyncError;
 use crate::work::ingest::{IngestError, NewGraph, graph_of};
 use crate::work::publish::{Draft, Published, publish, put_file};
-use crate::work::sync::SyncError;
 
 /// Publishes `old` once more, with graphs that this program reads.
 pub(super) async fn regraph(

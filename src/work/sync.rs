@@ -6,7 +6,6 @@
 //! Relies on: `primary` for one coherent answer (I4), `receive` for the new layer and `ingest` for the proof of closure
 //! (I2), `publish` for create-if-absent.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,17 +15,16 @@ use tokio::time::Instant;
 use crate::git::ls_refs::LeftOut;
 use crate::git::refs::Refs;
 use crate::mirror::damage::stands;
-use crate::mirror::newest::NotFound;
 use crate::mirror::repo::{Moment, Repo};
 use crate::mirror::snapshot::{OpenError, Snapshot, publishes};
-use crate::pack::meter::Halt;
 use crate::primary::{Auth, PrimaryError, Seen};
 use crate::store::{LayerRef, StoreError};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
 use crate::work::claim::{Claim, claim};
 use crate::work::cost::Cost;
-use crate::work::ingest::{IngestError, NewLayer};
+use crate::work::error::SyncError;
+use crate::work::ingest::NewLayer;
 use crate::work::publish::{Draft, Published, publish, seconds, store_layer};
 use crate::work::receive::{PATIENCE, beside_others, receive};
 use crate::work::regraph::regraph;
@@ -38,78 +36,6 @@ const MAX_ROUNDS: usize = 5;
 const MOST_ABSENT: usize = 50;
 /// How long it is believed that it does not have them.
 const ABSENT_FOR: Duration = Duration::from_secs(600);
-
-/// Why a comparison or sync did not end with the primary and the bucket equal.
-#[derive(Debug, thiserror::Error)]
-pub enum SyncError {
-    /// The primary did not answer as it should.
-    #[error("the primary: {0}")]
-    Primary(#[from] PrimaryError),
-    /// The bucket did not answer as it should.
-    #[error("the bucket: {0}")]
-    Store(#[from] StoreError),
-    /// The published generation cannot be found or opened just now.
-    #[error(transparent)]
-    NotFound(#[from] NotFound),
-    /// What the primary sent was not taken in.
-    #[error("{0}")]
-    Ingest(#[from] IngestError),
-    /// This node's disk.
-    #[error("scratch space of this node: {0}")]
-    Scratch(#[from] io::Error),
-    /// There is no memory for a sync to begin.
-    #[error("it could not begin: {0}")]
-    Halted(#[from] Halt),
-    /// The primary kept the sync waiting, and others needed its place.
-    #[error(
-        "the primary let us wait, and too many repositories wait already: it is tried again when they have ended"
-    )]
-    Aside,
-    /// Another writer or a push came first in every round.
-    #[error("the repository moved faster than it could be followed")]
-    Moving,
-    /// What the primary shows cannot be taken in, and another try would end the same way.
-    #[error(
-        "{words} (it is tried again at {until}; sooner if the primary shows something else, a limit is changed, or `packmirror sync` asks)"
-    )]
-    Stuck {
-        /// What went wrong.
-        words: String,
-        /// When the next try is due.
-        until: String,
-        /// Whether it was known, so that nothing was fetched.
-        known: bool,
-    },
-    /// The node is shutting down.
-    #[error("stopped")]
-    Stopped,
-}
-
-impl From<OpenError> for SyncError {
-    fn from(error: OpenError) -> Self {
-        NotFound::from(error).into()
-    }
-}
-
-impl SyncError {
-    /// How long the other side asked us to stay away.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Primary(e) => e.retry_after(),
-            _ => None,
-        }
-    }
-
-    /// Whether nothing is wrong with the repository: other syncs hold the memory at the moment.
-    pub fn is_busy(&self) -> bool {
-        let halt = match self {
-            Self::Halted(halt) | Self::Primary(PrimaryError::Costs(halt)) => Some(halt),
-            Self::Ingest(error) => error.halt(),
-            _ => None,
-        };
-        halt == Some(&Halt::Busy)
-    }
-}
 
 /// How a sync ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

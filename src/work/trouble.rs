@@ -21,8 +21,8 @@ use crate::primary::PrimaryError;
 use crate::store::Note;
 use crate::text::chain;
 use crate::work::Work;
+use crate::work::error::SyncError;
 use crate::work::ingest::IngestError;
-use crate::work::sync::SyncError;
 
 /// The longest wait between two tries.
 pub const LONGEST: Duration = Duration::from_secs(6 * 3600);

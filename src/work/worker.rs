@@ -19,7 +19,8 @@ use crate::primary::PrimaryError;
 use crate::telemetry::metrics as names;
 use crate::text::chain;
 use crate::work::Work;
-use crate::work::sync::{SyncError, Synced, sync};
+use crate::work::error::SyncError;
+use crate::work::sync::{Synced, sync};
 
 /// How often a running sync is mentioned in the log.
 const TELL_EVERY: Duration = Duration::from_secs(10);
