@@ -20,7 +20,7 @@ use packmirror::pack::filter::trees::TreeError;
 use packmirror::pack::history::shallow::{Deepen, deepen};
 use packmirror::pack::layer::graph::{self, BuildInput};
 use packmirror::pack::meter::Unlimited;
-use packmirror::pack::plan::select::Limits;
+use packmirror::pack::plan::select::SelectLimits;
 use packmirror::pack::{self, Gid, Layer, PlanOptions, Query, Scratch, Source, Stack};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -156,7 +156,7 @@ fn measure(repo: &Path, stack: &Stack, source: &OnePack, fetch: &Fetch, check: b
             filter: filter.as_ref(),
             tags: &[],
         };
-        let mut selection = pack::select(stack, source, &query, &Limits::default(), &Unlimited)?;
+        let mut selection = pack::select(stack, source, &query, &SelectLimits::default(), &Unlimited)?;
         let selected = start.elapsed();
         let plan = Arc::new(pack::plan::plan(stack, &mut selection, options, &Unlimited).unwrap());
         let planned = start.elapsed();

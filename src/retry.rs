@@ -117,7 +117,7 @@ impl Policy {
     /// Repeats `op` (given the attempt's number, from 1) until it succeeds, fails for good, or the policy's
     /// limits are reached. `stop` cuts waits short and prevents further attempts; it never cuts an attempt
     /// itself: a long `op` watches `stop` at its own safe points.
-    pub async fn run<T, E, F, Fut>(&self, stop: &CancellationToken, mut op: F) -> Result<T, Halt<E>>
+    pub async fn run<T, E, F, Fut>(&self, stop: &CancellationToken, mut op: F) -> Result<T, GaveUp<E>>
     where
         E: Retryable + fmt::Display,
         F: FnMut(u32) -> Fut,
@@ -127,7 +127,7 @@ impl Policy {
         let mut attempt = 0;
         loop {
             if stop.is_cancelled() {
-                return Err(Halt::Stopped);
+                return Err(GaveUp::Stopped);
             }
             attempt += 1;
             let error = match op(attempt).await {
@@ -138,11 +138,11 @@ impl Policy {
             let spent = self.attempts != 0 && attempt >= self.attempts;
             let late = self.budget.is_some_and(|budget| started.elapsed().saturating_add(wait) > budget);
             if spent || late || !error.is_transient() {
-                return Err(Halt::Failed { error, attempts: attempt });
+                return Err(GaveUp::Failed { error, attempts: attempt });
             }
             tracing::debug!(attempt, wait_ms = wait.as_millis(), %error, "trying again");
             if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
-                return Err(Halt::Stopped);
+                return Err(GaveUp::Stopped);
             }
         }
     }
@@ -150,7 +150,7 @@ impl Policy {
 
 /// Why [`Policy::run`] gave up.
 #[derive(Debug, thiserror::Error)]
-pub enum Halt<E> {
+pub enum GaveUp<E> {
     /// We are shutting down; nothing is known about the operation's chances.
     #[error("stopped before it succeeded")]
     Stopped,
@@ -164,7 +164,7 @@ pub enum Halt<E> {
     },
 }
 
-impl<E> Halt<E> {
+impl<E> GaveUp<E> {
     /// The last attempt's error; `None` if we were stopped.
     pub fn into_error(self) -> Option<E> {
         match self {
@@ -214,7 +214,7 @@ mod tests {
     async fn attempts_at(
         policy: Policy,
         mut outcomes: Vec<Result<(), Trouble>>,
-    ) -> (Vec<Duration>, Result<(), Halt<Trouble>>) {
+    ) -> (Vec<Duration>, Result<(), GaveUp<Trouble>>) {
         let start = Instant::now();
         let times = RefCell::new(Vec::new());
         outcomes.reverse();
@@ -285,7 +285,7 @@ mod tests {
     async fn a_permanent_error_ends_it_at_once() {
         let (times, result) = attempts_at(policy(), vec![Err(Trouble::Wrong)]).await;
         assert_eq!(times, [Duration::ZERO]);
-        assert!(matches!(result, Err(Halt::Failed { error: Trouble::Wrong, attempts: 1 })));
+        assert!(matches!(result, Err(GaveUp::Failed { error: Trouble::Wrong, attempts: 1 })));
     }
 
     #[tokio::test(start_paused = true)]
@@ -293,11 +293,11 @@ mod tests {
         let busy = |n| vec![Err(Trouble::Busy(None)); n];
         let (times, result) = attempts_at(policy().attempts(3), busy(9)).await;
         assert_eq!(times.len(), 3);
-        assert!(matches!(result, Err(Halt::Failed { error: Trouble::Busy(_), attempts: 3 })));
+        assert!(matches!(result, Err(GaveUp::Failed { error: Trouble::Busy(_), attempts: 3 })));
 
         let budget = 2000 * MS;
         let (times, result) = attempts_at(policy().budget(budget), busy(1000)).await;
-        assert!(matches!(result, Err(Halt::Failed { error: Trouble::Busy(_), .. })));
+        assert!(matches!(result, Err(GaveUp::Failed { error: Trouble::Busy(_), .. })));
         assert!(times.len() > 2 && times.iter().all(|at| *at <= budget + MS), "{times:?}");
 
         // A wait that the budget does not allow is not begun.
@@ -326,16 +326,16 @@ mod tests {
         let start = Instant::now();
         let result: Result<(), _> =
             policy().run(&stop, |_| async { Err(Trouble::Busy(Some(Duration::from_secs(600)))) }).await;
-        assert!(matches!(result, Err(Halt::Stopped)));
+        assert!(matches!(result, Err(GaveUp::Stopped)));
         assert!(start.elapsed() < Duration::from_secs(6));
 
         let mut calls = 0;
-        let result: Result<(), Halt<Trouble>> = policy()
+        let result: Result<(), GaveUp<Trouble>> = policy()
             .run(&stop, |_| {
                 calls += 1;
                 async { Ok(()) }
             })
             .await;
-        assert!(matches!(result, Err(Halt::Stopped)) && calls == 0, "nothing begins after the stop");
+        assert!(matches!(result, Err(GaveUp::Stopped)) && calls == 0, "nothing begins after the stop");
     }
 }

@@ -17,7 +17,7 @@ use packmirror::pack::filter::trees::TreeError;
 use packmirror::pack::history::negotiate::Negotiation;
 use packmirror::pack::history::shallow::{Deepen, Shallow, deepen};
 use packmirror::pack::meter::Unlimited;
-use packmirror::pack::plan::select::Limits;
+use packmirror::pack::plan::select::SelectLimits;
 use packmirror::pack::{self, Gid, PlanOptions, Query, Reach, Scratch, Stack};
 
 /// A fetch as a client would send it.
@@ -119,7 +119,7 @@ fn answer(stack: &Stack, packs: &Packs, tags: &[ObjectId], request: &Request) ->
         filter: rules.as_ref(),
         tags: if request.include_tag { &tags } else { &[] },
     };
-    let mut selection = pack::select(stack, packs, &query, &Limits::default(), &Unlimited).unwrap();
+    let mut selection = pack::select(stack, packs, &query, &SelectLimits::default(), &Unlimited).unwrap();
     let options = PlanOptions { ofs_delta: request.ofs_delta, thin: request.thin };
     let plan = Arc::new(pack::plan::plan(stack, &mut selection, options, &Unlimited).unwrap());
     let mut pack = Vec::new();

@@ -10,7 +10,7 @@ use gix_object::Kind;
 use pack_support::*;
 use packmirror::pack::history::shallow::{Deepen, deepen};
 use packmirror::pack::meter::Unlimited;
-use packmirror::pack::plan::select::Limits;
+use packmirror::pack::plan::select::SelectLimits;
 use packmirror::pack::plan::{Plan, Segment};
 use packmirror::pack::{self, PlanOptions, Query, Scratch, Selection, Stack};
 
@@ -239,7 +239,7 @@ fn fetch(
         shallow: shallow.as_ref(),
         ..Query::default()
     };
-    let mut selection = pack::select(stack, packs, &query, &Limits::default(), &Unlimited).unwrap();
+    let mut selection = pack::select(stack, packs, &query, &SelectLimits::default(), &Unlimited).unwrap();
     let plan = Arc::new(
         pack::plan::plan(stack, &mut selection, PlanOptions { ofs_delta: true, thin: true }, &Unlimited)
             .unwrap(),

@@ -1,6 +1,6 @@
 //! Bodies of requests with the limits that a server has: what is parsed takes no more than a few times the body.
 use crate::bound::within;
-use crate::git::request::{Command, Limits, parse_v2};
+use crate::git::request::{Command, RequestLimits, parse_v2};
 use crate::git::v0::parse_v0;
 use crate::{byte, hash};
 
@@ -13,7 +13,7 @@ pub fn run(mut data: &[u8]) {
     let (Some(choice), Some(length)) = (byte(&mut data), byte(&mut data)) else { return };
     let (head, rest) = data.split_at(usize::from(length).min(data.len()));
     let body = [&head.repeat(1 + usize::from(choice >> 4) * 16)[..], rest].concat();
-    let (limits, room) = (Limits::default(), 4096 + FOR_A_BYTE * body.len());
+    let (limits, room) = (RequestLimits::default(), 4096 + FOR_A_BYTE * body.len());
     if choice & 2 != 0 {
         if let Ok(request) = within(room, || parse_v0(&body, &limits, hash(choice))) {
             assert!(request.wants.len() * 40 <= body.len() && request.haves.len() * 40 <= body.len());

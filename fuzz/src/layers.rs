@@ -9,13 +9,13 @@ use gix_hash::{Kind as HashKind, ObjectId};
 use gix_object::Kind;
 
 use crate::pack::entry::{self, Header};
+use crate::pack::filter::trees::TreeLimits;
 use crate::pack::layer::graph::{BuildInput, build};
+use crate::pack::layer::{decode, encode};
 use crate::pack::meter::Unlimited;
 use crate::pack::object::{TreeEntries, commit, tag};
-use crate::pack::plan::select::{Limits, Query, select};
-use crate::pack::filter::trees::TreeLimits;
+use crate::pack::plan::select::{Query, SelectLimits, select};
 use crate::pack::{Gid, Layer, PlanOptions, Reach, Scratch, Source, Stack, plan, write};
-use crate::pack::layer::{decode, encode};
 use crate::{byte, hash};
 
 /// Objects in one input; their numbers are single bytes.
@@ -170,8 +170,8 @@ impl World {
         for haves in [vec![], vec![*have]] {
             let had: Vec<Gid> = haves.iter().filter_map(|id| stack.lookup(id)).collect();
             let query = Query { wants: &gids, haves: &had, ..Query::default() };
-            let mut selection =
-                select(stack, packs, &query, &Limits::default(), &Unlimited).expect("trees that are there");
+            let mut selection = select(stack, packs, &query, &SelectLimits::default(), &Unlimited)
+                .expect("trees that are there");
             let chosen = ids(stack, &selection.objects);
             let owned = self.closure(&haves);
             // A want that is had is sent where it is no commit; nothing else may be, and nothing may lack.

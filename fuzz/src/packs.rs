@@ -1,8 +1,8 @@
 //! Bytes inside a pack: entry headers, deltas, zlib data, and the objects themselves.
 use crate::pack::copies::Copies;
+use crate::pack::layer::encode;
 use crate::pack::object::{TreeEntries, commit, tag};
 use crate::pack::{delta, entry};
-use crate::pack::layer::encode;
 use crate::{byte, hash};
 use gix_hash::Kind as HashKind;
 

@@ -7,13 +7,13 @@ use gix_hash::Kind as HashKind;
 use sha2::{Digest, Sha256};
 
 use crate::byte;
+use crate::pack::filter::trees::TreeLimits;
+use crate::pack::history::shallow::{Deepen, deepen};
+use crate::pack::layer::decode;
 use crate::pack::layer::graph::{compress, decompress};
 use crate::pack::meter::Unlimited;
-use crate::pack::plan::select::{Limits, Query, select};
-use crate::pack::history::shallow::{Deepen, deepen};
-use crate::pack::filter::trees::TreeLimits;
+use crate::pack::plan::select::{Query, SelectLimits, select};
 use crate::pack::{Damaged, Graph, Layer, PlanOptions, Reach, Scratch, Selection, Source, Stack, plan};
-use crate::pack::layer::decode;
 use crate::store::{BlobId, Generation, read};
 
 /// The index of the pack whose graph is the seed `graph-1`.
@@ -47,7 +47,8 @@ fn a_graph(data: &[u8]) {
 fn walk(graph: &Graph) {
     let n = graph.len();
     let refs = u64::from(n) + graph.externals().len() as u64;
-    let within = |mut list: crate::pack::layer::graph::columns::U32Iter<'_>| list.all(|item| u64::from(item) < refs);
+    let within =
+        |mut list: crate::pack::layer::graph::columns::U32Iter<'_>| list.all(|item| u64::from(item) < refs);
     let mut end = 0;
     for position in 0..n {
         let entry = graph.entry(position).expect("each position has an entry");
@@ -94,7 +95,8 @@ fn stacked(graph: Bytes) {
     for how in [Deepen::Depth(2), Deepen::Relative(2), Deepen::RevList { since: Some(3), not: haves }] {
         let shallow = deepen(&stack, wants, haves, how, |_| true, &Unlimited).ok();
         let query = Query { wants, haves, shallow: shallow.as_ref(), ..Query::default() };
-        let Ok(mut selection) = select(&stack, &Unreadable, &query, &Limits::default(), &Unlimited) else {
+        let Ok(mut selection) = select(&stack, &Unreadable, &query, &SelectLimits::default(), &Unlimited)
+        else {
             continue;
         };
         for thin in [true, false] {

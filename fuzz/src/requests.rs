@@ -1,14 +1,15 @@
 //! Requests of clients, in v2 and v0, and what the pure code answers to those that parse.
 use crate::git::ls_refs::{self, parse_answer};
 use crate::git::negotiate::{Next, Questions, answer_v0, answer_v2};
-use crate::git::request::{Command, Limits, parse_v2};
+use crate::git::request::{Command, RequestLimits, parse_v2};
 use crate::git::v0::{RoundEnd, Wire, parse_v0};
 use crate::git::{HashKind, Head, Ref, Refs, V2Caps};
 use crate::{byte, hash, must_be_packets};
 use gix_hash::ObjectId;
 
 /// Low, so that the fuzzer reaches them.
-const LIMITS: Limits = Limits { max_wants: 8, max_haves: 8, max_shallow: 8, max_oids: 8, max_names: 4 };
+const LIMITS: RequestLimits =
+    RequestLimits { max_wants: 8, max_haves: 8, max_shallow: 8, max_oids: 8, max_names: 4 };
 
 /// One target: the first byte chooses the hash and the protocol, the rest is the body.
 pub fn run(mut data: &[u8]) {

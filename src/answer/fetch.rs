@@ -10,7 +10,7 @@ use gix_object::Kind;
 
 use crate::answer::numbers::Numbers;
 use crate::answer::plans::Key;
-use crate::answer::prepare::{Trouble, needs_reach, prepare};
+use crate::answer::prepare::{NoPlan, needs_reach, prepare};
 use crate::answer::reaching::{MANY, leave};
 use crate::answer::reason::Reason;
 use crate::answer::{Answers, Decision, Failed, Ready};
@@ -118,11 +118,11 @@ impl Answers {
         let prepared = match self.plans.get(key, &granted.generation.layers, make).await {
             Ok(prepared) => prepared,
             Err(Unprepared::Failed(failed)) => return Err(failed),
-            Err(Unprepared::Trouble(Trouble::Refuse(words))) => return Ok(Decision::Refuse(words)),
-            Err(Unprepared::Trouble(Trouble::Trees(TreeError::Halt(Halt::Busy | Halt::Stopped)))) => {
+            Err(Unprepared::NoPlan(NoPlan::Refuse(words))) => return Ok(Decision::Refuse(words)),
+            Err(Unprepared::NoPlan(NoPlan::Trees(TreeError::Halt(Halt::Busy | Halt::Stopped)))) => {
                 return Err(Failed::Busy);
             }
-            Err(Unprepared::Trouble(Trouble::Trees(e))) => {
+            Err(Unprepared::NoPlan(NoPlan::Trees(e))) => {
                 return Ok(Decision::Pass(leave(repo, &granted, &e)));
             }
         };
@@ -199,7 +199,7 @@ enum Unprepared {
     /// The node could not make one.
     Failed(Failed),
     /// There is none.
-    Trouble(Trouble),
+    NoPlan(NoPlan),
 }
 
 impl From<Failed> for Unprepared {
@@ -208,8 +208,8 @@ impl From<Failed> for Unprepared {
     }
 }
 
-impl From<Trouble> for Unprepared {
-    fn from(trouble: Trouble) -> Self {
-        Self::Trouble(trouble)
+impl From<NoPlan> for Unprepared {
+    fn from(trouble: NoPlan) -> Self {
+        Self::NoPlan(trouble)
     }
 }

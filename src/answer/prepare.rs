@@ -26,7 +26,7 @@ use crate::pack::history::negotiate::Negotiation;
 use crate::pack::history::shallow::{Deepen, NoBoundary, Shallow, deepen};
 use crate::pack::layer::stack::Stack;
 use crate::pack::meter::{Halt, Meter};
-use crate::pack::plan::select::{Limits, Query, select};
+use crate::pack::plan::select::{Query, SelectLimits, select};
 use crate::pack::plan::{Plan, PlanOptions, plan};
 
 /// What is sent.
@@ -75,7 +75,7 @@ impl Prepared {
 
 /// Why nothing was prepared.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
+pub enum NoPlan {
     /// The client is told in git's own words.
     #[error("{0}")]
     Refuse(String),
@@ -84,7 +84,7 @@ pub enum Trouble {
     Trees(#[from] TreeError),
 }
 
-impl From<Halt> for Trouble {
+impl From<Halt> for NoPlan {
     fn from(halt: Halt) -> Self {
         Self::Trees(halt.into())
     }
@@ -93,7 +93,7 @@ impl From<Halt> for Trouble {
 /// How many sets of a bit an object there are while an answer is prepared.
 const SETS: u64 = 6;
 
-impl From<BadRules> for Trouble {
+impl From<BadRules> for NoPlan {
     fn from(bad: BadRules) -> Self {
         match bad {
             BadRules::Trees(e) => Self::Trees(e),
@@ -118,7 +118,7 @@ pub fn prepare(
     request: &FetchRequest,
     numbers: &Numbers,
     meter: &dyn Meter,
-) -> Result<Prepared, Trouble> {
+) -> Result<Prepared, NoPlan> {
     let stack = &*granted.stack;
     meter.hold(SETS * u64::from(stack.len()).div_ceil(8))?;
     let wants = &numbers.wants;
@@ -163,7 +163,7 @@ pub fn prepare(
         filter: rules.as_ref(),
         tags: &tags,
     };
-    let mut selection = select(stack, &granted.source().reader(), &query, &Limits::default(), meter)?;
+    let mut selection = select(stack, &granted.source().reader(), &query, &SelectLimits::default(), meter)?;
     let options = PlanOptions { ofs_delta: request.ofs_delta, thin: request.thin_pack };
     Ok(Prepared::new(head, Some(plan(stack, &mut selection, options, meter)?)))
 }
@@ -236,11 +236,11 @@ fn boundary(
     wants: &[Gid],
     client: &[Gid],
     meter: &dyn Meter,
-) -> Result<Option<Shallow>, Trouble> {
+) -> Result<Option<Shallow>, NoPlan> {
     let mut not = Vec::new();
     for name in &request.deepen_not {
         let oid = by_short_name(granted, name.as_ref())
-            .ok_or_else(|| Trouble::Refuse(ambiguous_deepen_not(name.as_ref())))?;
+            .ok_or_else(|| NoPlan::Refuse(ambiguous_deepen_not(name.as_ref())))?;
         not.extend(granted.stack.lookup(&oid));
     }
     let how = match request.deepen {
@@ -254,7 +254,7 @@ fn boundary(
     match deepen(&*granted.stack, wants, client, how, is_published, meter) {
         Ok(change) => Ok(Some(change)),
         Err(NoBoundary::Halt(halt)) => Err(halt.into()),
-        Err(nothing) => Err(Trouble::Refuse(nothing.to_string())),
+        Err(nothing) => Err(NoPlan::Refuse(nothing.to_string())),
     }
 }
 
@@ -271,7 +271,7 @@ fn compile<'m>(
     granted: &Granted,
     request: &FetchRequest,
     meter: &'m dyn Meter,
-) -> Result<Option<Rules<'m>>, Trouble> {
+) -> Result<Option<Rules<'m>>, NoPlan> {
     let Some(filter) = &request.filter else { return Ok(None) };
     Ok(Some(Rules::compile(filter, &mut Named::new(granted, meter), meter)?))
 }

@@ -11,7 +11,7 @@ use std::hash::Hash;
 
 /// How much one request may hold. Duplicates of one object id count once, but for the haves of v0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct RequestLimits {
     /// `want` lines.
     pub max_wants: usize,
     /// `have` lines.
@@ -24,7 +24,7 @@ pub struct Limits {
     pub max_names: usize,
 }
 
-impl Default for Limits {
+impl Default for RequestLimits {
     fn default() -> Self {
         Self {
             max_wants: 250_000,

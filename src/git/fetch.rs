@@ -5,7 +5,7 @@
 //! Relies on: lines as `line::text` gives them. Elsewhere: the frame of a v2 request (`request`), v0 (`v0`),
 //! whether an object may be wanted (`mirror`).
 
-use super::args::{Args, BadRequest, Limits, Unique, push};
+use super::args::{Args, BadRequest, RequestLimits, Unique, push};
 use super::filter::Filter;
 use super::{V2Caps, line, pkt};
 use bstr::{BString, ByteSlice};
@@ -196,7 +196,7 @@ impl FetchRequest {
 /// Reads the arguments of a v2 `fetch`.
 pub(super) fn parse_fetch(
     args: &mut Args<'_>,
-    limits: &Limits,
+    limits: &RequestLimits,
     hash: HashKind,
 ) -> Result<FetchRequest, BadRequest> {
     let mut request = FetchRequest::default();
@@ -262,7 +262,7 @@ pub(super) fn take_depth(
     request: &mut FetchRequest,
     shallow: &mut Unique<ObjectId>,
     text: &[u8],
-    limits: &Limits,
+    limits: &RequestLimits,
     hash: HashKind,
 ) -> Result<bool, BadRequest> {
     let bad = |words: &str| BadRequest::Protocol(format!("{words}: {}", text.as_bstr()));

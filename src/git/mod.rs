@@ -39,4 +39,4 @@ pub use ls_refs::{LsRefs, RefLine};
 pub use path::{Endpoint, RepoPath, Service};
 pub use refs::{Head, Ref, Refs};
 pub use reply::BadReply;
-pub use request::{BadRequest, Command, CommandRequest, FetchRequest, Limits};
+pub use request::{BadRequest, Command, CommandRequest, FetchRequest, RequestLimits};

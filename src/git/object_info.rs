@@ -3,7 +3,7 @@
 //! Follows git's `protocol-caps.c` (2.47: an unknown object has no size behind its id).
 //! Relies on: nothing. Elsewhere: the frame of the request (`request`), the sizes (`pack`).
 
-use super::args::{BadRequest, Limits, push};
+use super::args::{BadRequest, RequestLimits, push};
 use super::{line, pkt};
 use bstr::ByteSlice;
 use gix_hash::{Kind as HashKind, ObjectId};
@@ -21,7 +21,7 @@ impl ObjectInfo {
     /// Takes the argument lines of a request, as `line::text` gives them.
     pub fn parse<'a>(
         args: impl IntoIterator<Item = &'a [u8]>,
-        limits: &Limits,
+        limits: &RequestLimits,
         hash: HashKind,
     ) -> Result<Self, BadRequest> {
         let mut request = Self::default();
@@ -76,7 +76,7 @@ mod tests {
     use crate::git::refs::tests::oid;
 
     fn parse(args: &[&str]) -> Result<ObjectInfo, BadRequest> {
-        let limits = Limits { max_oids: 2, ..Limits::default() };
+        let limits = RequestLimits { max_oids: 2, ..RequestLimits::default() };
         ObjectInfo::parse(args.iter().map(|arg| arg.as_bytes()), &limits, HashKind::Sha1)
     }
 

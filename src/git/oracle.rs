@@ -290,7 +290,7 @@ fn too_many_prefixes_are_gits() {
         request.extend(std::iter::repeat_n("ref-prefix refs/tags/", count));
         request.push(".");
         let request = body(&request);
-        let parsed = parse_v2(&request, &Limits::default(), repo.hash).unwrap().unwrap();
+        let parsed = parse_v2(&request, &RequestLimits::default(), repo.hash).unwrap().unwrap();
         let Command::LsRefs(ls_refs) = parsed.command else { panic!("ls-refs") };
         let mut out = Vec::new();
         ls_refs::answer(&ls_refs, &refs, &mut out);
@@ -437,7 +437,7 @@ fn v0_negotiation_is_gits() {
                     ..FetchRequest::default()
                 };
                 let body = v0::tests::encode(&request);
-                assert_eq!(parse_v0(&body, &Limits::default(), repo.hash).unwrap(), request);
+                assert_eq!(parse_v0(&body, &RequestLimits::default(), repo.hash).unwrap(), request);
                 let mut out = Vec::new();
                 let next = answer_v0(&request, &v0, &mut Model::new(&repo, &wants), &mut out);
                 assert_continues(&out, next, &repo.answer(0, &body), &format!("{v0:?} {haves:?}"));
@@ -674,15 +674,15 @@ fn we_refuse_what_git_refuses_in_its_words() {
         assert!(said.contains(&format!("fatal: {words}\n")), "{lines:?}\nours: {words}\n git: {said}");
     };
     for lines in v2 {
-        let error = parse_v2(&body(&lines), &Limits::default(), repo.hash).unwrap_err();
+        let error = parse_v2(&body(&lines), &RequestLimits::default(), repo.hash).unwrap_err();
         check(2, &lines, error.to_string());
     }
     for lines in v0 {
-        let error = parse_v0(&body(&lines), &Limits::default(), repo.hash).unwrap_err();
+        let error = parse_v0(&body(&lines), &RequestLimits::default(), repo.hash).unwrap_err();
         check(0, &lines, error.to_string());
     }
     for raw in ["0003", "zzzz", "00", "000", "fffffff", "0009ab"] {
-        let error = parse_v2(raw.as_bytes(), &Limits::default(), repo.hash).unwrap_err().to_string();
+        let error = parse_v2(raw.as_bytes(), &RequestLimits::default(), repo.hash).unwrap_err().to_string();
         let out = repo.upload_pack(&[], 2, raw.as_bytes());
         // git shows a first packet that is cut short as a good-bye.
         let said = out.stderr.to_str_lossy();
@@ -716,7 +716,7 @@ fn we_take_what_git_takes() {
             [&["command=fetch", "server-option", "session-id", "agent=", "|"], &args[..], &["done", "."]]
                 .concat();
         let request = body(&frame);
-        let parsed = parse_v2(&request, &Limits::default(), repo.hash).unwrap().unwrap();
+        let parsed = parse_v2(&request, &RequestLimits::default(), repo.hash).unwrap().unwrap();
         let Command::Fetch(fetch) = parsed.command else { panic!("fetch") };
         assert_eq!(fetch.wants, [tip], "{args:?}");
         repo.upload_pack(&[], 2, &request);

@@ -7,7 +7,7 @@
 //! whether an object may be wanted (`mirror`).
 
 use super::args::{Args, push};
-pub use super::args::{BadRequest, Limits};
+pub use super::args::{BadRequest, RequestLimits};
 pub use super::fetch::{FetchRequest, Wire};
 use super::fetch::{encode_fetch, parse_fetch};
 use super::ls_refs::LsRefs;
@@ -52,7 +52,11 @@ pub struct CommandRequest {
 /// Reads a v2 request to a repository of kind `hash`. `None`: the client said good-bye with an empty request.
 ///
 /// What stands behind the end of the request is not read, as git does not in stateless mode.
-pub fn parse_v2(body: &[u8], limits: &Limits, hash: HashKind) -> Result<Option<CommandRequest>, BadRequest> {
+pub fn parse_v2(
+    body: &[u8],
+    limits: &RequestLimits,
+    hash: HashKind,
+) -> Result<Option<CommandRequest>, BadRequest> {
     let mut packets = Packets::new(body);
     if body.is_empty() {
         return Ok(None);
@@ -120,7 +124,7 @@ impl CommandRequest {
         }
     }
 
-    fn take_capability(&mut self, text: &[u8], limits: &Limits) -> Result<(), BadRequest> {
+    fn take_capability(&mut self, text: &[u8], limits: &RequestLimits) -> Result<(), BadRequest> {
         let (key, value) = text.split_once_str("=").map_or((text, None), |(key, value)| (key, Some(value)));
         let text_value = || BString::from(value.unwrap_or_default());
         match key {

@@ -22,7 +22,7 @@ pub(crate) fn body(lines: &[&str]) -> Vec<u8> {
 }
 
 fn parse(lines: &[&str]) -> Result<Option<CommandRequest>, BadRequest> {
-    parse_v2(&body(lines), &Limits::default(), HashKind::Sha1)
+    parse_v2(&body(lines), &RequestLimits::default(), HashKind::Sha1)
 }
 
 fn fetch(args: &[&str]) -> Result<FetchRequest, BadRequest> {
@@ -167,13 +167,13 @@ fn reads_the_frame_as_git_does() {
         ..CommandRequest::new(Command::Other("new".into()))
     };
     assert_eq!(request.unwrap().unwrap(), want);
-    let sha256 = parse_v2(&body(&["command=ls-refs", "."]), &Limits::default(), HashKind::Sha256);
+    let sha256 = parse_v2(&body(&["command=ls-refs", "."]), &RequestLimits::default(), HashKind::Sha256);
     assert_eq!(sha256.unwrap_err().to_string(), "mismatched object format: server sha256; client sha1");
 }
 
 #[test]
 fn limits_hold_and_duplicates_count_once() {
-    let limits = Limits { max_wants: 1, max_haves: 1, max_shallow: 1, max_oids: 1, max_names: 1 };
+    let limits = RequestLimits { max_wants: 1, max_haves: 1, max_shallow: 1, max_oids: 1, max_names: 1 };
     let try_args = |args: &[&str]| {
         let lines = [&["command=fetch", "|"], args, &["."]].concat();
         parse_v2(&body(&lines), &limits, HashKind::Sha1).map(|_| ())
@@ -259,7 +259,7 @@ proptest! {
             ..CommandRequest::new(Command::Fetch(Box::new(fetch)))
         };
         let body = request.encode();
-        prop_assert_eq!(parse_v2(&body, &Limits::default(), HashKind::Sha1).unwrap().unwrap(), request);
+        prop_assert_eq!(parse_v2(&body, &RequestLimits::default(), HashKind::Sha1).unwrap().unwrap(), request);
     }
 
     #[test]
@@ -278,7 +278,7 @@ proptest! {
         out.truncate(cut);
         out.extend(tail);
         for hash in [HashKind::Sha1, HashKind::Sha256] {
-            let _ = parse_v2(&out, &Limits::default(), hash);
+            let _ = parse_v2(&out, &RequestLimits::default(), hash);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! flush or `done`. git reads nothing behind that, so one request holds one round.
 //! Relies on: a complete, inflated body. Elsewhere: the answer (`negotiate`), the advertisement (`advert`).
 
-use super::args::{BadRequest, Limits, Unique, push};
+use super::args::{BadRequest, RequestLimits, Unique, push};
 use super::fetch::{self, FetchRequest};
 pub use super::fetch::{Ack, Band, RoundEnd, V0, Wire};
 use super::line;
@@ -14,7 +14,7 @@ use bstr::{BString, ByteSlice};
 use gix_hash::Kind as HashKind;
 
 /// Reads a v0 or v1 request to a repository of kind `hash`.
-pub fn parse_v0(body: &[u8], limits: &Limits, hash: HashKind) -> Result<FetchRequest, BadRequest> {
+pub fn parse_v0(body: &[u8], limits: &RequestLimits, hash: HashKind) -> Result<FetchRequest, BadRequest> {
     let mut packets = Packets::new(body);
     let mut request = FetchRequest::default();
     let mut v0 = V0::default();
@@ -77,7 +77,7 @@ fn take_features(request: &mut FetchRequest, v0: &mut V0, features: &[u8]) {
 fn read_round(
     packets: &mut Packets<'_>,
     request: &mut FetchRequest,
-    limits: &Limits,
+    limits: &RequestLimits,
     hash: HashKind,
 ) -> Result<RoundEnd, BadRequest> {
     while let Packet::Data(payload) = packets.expect()? {
@@ -157,7 +157,7 @@ pub(crate) mod tests {
     }
 
     fn parse(lines: &[&str]) -> Result<FetchRequest, BadRequest> {
-        parse_v0(&body(lines), &Limits::default(), HashKind::Sha1)
+        parse_v0(&body(lines), &RequestLimits::default(), HashKind::Sha1)
     }
 
     #[test]
@@ -209,7 +209,7 @@ pub(crate) mod tests {
         for (lines, words) in cases {
             assert_eq!(parse(lines).unwrap_err().to_string(), words, "{lines:?}");
         }
-        let limits = Limits { max_wants: 1, max_haves: 1, ..Limits::default() };
+        let limits = RequestLimits { max_wants: 1, max_haves: 1, ..RequestLimits::default() };
         let limited = |lines: &[&str]| parse_v0(&body(lines), &limits, HashKind::Sha1);
         assert!(matches!(
             limited(&[&want, &format!("want {B}"), "."]),
@@ -247,7 +247,7 @@ pub(crate) mod tests {
             }
             request.done = v0.end == RoundEnd::Done;
             request.wire = Wire::V0(v0);
-            prop_assert_eq!(parse_v0(&encode(&request), &Limits::default(), HashKind::Sha1).unwrap(), request);
+            prop_assert_eq!(parse_v0(&encode(&request), &RequestLimits::default(), HashKind::Sha1).unwrap(), request);
         }
 
         #[test]
@@ -264,7 +264,7 @@ pub(crate) mod tests {
             }
             out.truncate(cut);
             out.extend(tail);
-            let _ = parse_v0(&out, &Limits::default(), HashKind::Sha1);
+            let _ = parse_v0(&out, &RequestLimits::default(), HashKind::Sha1);
         }
     }
 }

@@ -69,7 +69,7 @@ pub struct Mirror {
     entered: Mutex<Option<mpsc::UnboundedReceiver<Arc<Repo>>>>,
     newcomers: Newcomers,
     /// How the host names repositories; held while it is asked.
-    naming: tokio::sync::Mutex<Asked>,
+    naming: tokio::sync::Mutex<HostKnown>,
     repos: Mutex<Repos>,
     absent: Mutex<HashMap<RepoPath, Instant>>,
     /// Repositories that are being opened.
@@ -80,7 +80,7 @@ pub struct Mirror {
 
 /// What is known of the host's naming, and since when and how often it was asked in vain.
 #[derive(Default)]
-struct Asked {
+struct HostKnown {
     naming: Option<Naming>,
     failed: Option<Instant>,
     failures: u32,
@@ -210,7 +210,7 @@ impl Mirror {
 
     /// How the host names repositories: asked once, and again after a while if it gave no answer. A host that never
     /// answers counts as one that does not ignore case.
-    async fn naming(&self, asked: &mut Asked) -> Option<Naming> {
+    async fn naming(&self, asked: &mut HostKnown) -> Option<Naming> {
         let pause = if asked.failures < ENOUGH_QUESTIONS { ASK_AGAIN } else { ASK_AGAIN_LATE };
         if asked.naming.is_none() && asked.failed.is_none_or(|failed| failed.elapsed() >= pause) {
             match self.primary.naming().await {

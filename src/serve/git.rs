@@ -13,7 +13,7 @@ use crate::config::{OnPrimaryDown, Unselected};
 use crate::git::HashKind;
 use crate::git::ls_refs::LsRefs;
 use crate::git::path::{Endpoint, RepoPath, Service, split};
-use crate::git::request::{BadRequest, Command, CommandRequest, FetchRequest, Limits, parse_v2};
+use crate::git::request::{BadRequest, Command, CommandRequest, FetchRequest, RequestLimits, parse_v2};
 use crate::git::v0::parse_v0;
 use crate::mirror::opening::NotOpen;
 use crate::mirror::repo::Repo;
@@ -225,7 +225,7 @@ enum Parsed {
 impl Parsed {
     fn of(version: Version, plain: &[u8], hash: HashKind) -> Self {
         // Not by the refs known here: the client may know of more, which the primary has just shown it.
-        let limits = Limits::default();
+        let limits = RequestLimits::default();
         if version == Version::V2 {
             let parsed = parse_v2(plain, &limits, hash);
             // Whether the hash is ours is told by `object-format`.

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::StoreError;
 use super::error::is_expired_token;
-use crate::retry::{Halt, Policy};
+use crate::retry::{GaveUp, Policy};
 
 /// The layout version written into `<prefix>/format`.
 pub const LAYOUT: u32 = 1;
@@ -182,8 +182,9 @@ impl Bucket {
     {
         // Never cancelled: whoever does not want to wait drops the future.
         let stop = CancellationToken::new();
-        let halted =
-            |halt: Halt<_>| halt.into_error().unwrap_or_else(|| StoreError::unavailable("retry", "stopped"));
+        let halted = |halt: GaveUp<_>| {
+            halt.into_error().unwrap_or_else(|| StoreError::unavailable("retry", "stopped"))
+        };
         self.inner.policy.run(&stop, |_| op()).await.map_err(halted)
     }
 

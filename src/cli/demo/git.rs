@@ -6,7 +6,7 @@ use std::process::Stdio;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use super::Trouble;
+use super::DemoError;
 
 /// Variables that would point git at another repository than the one we name.
 const MISLEADING: &[&str] = &[
@@ -46,22 +46,22 @@ impl Git {
     }
 
     /// Says which git there is, or how to get one.
-    pub async fn version(&self) -> Result<String, Trouble> {
+    pub async fn version(&self) -> Result<String, DemoError> {
         let text = self.run(Path::new("/"), &["version"]).await?;
         Ok(text.trim().trim_start_matches("git version ").to_owned())
     }
 
     /// Runs `git ARGS` in `dir` and gives what it printed.
-    pub async fn run(&self, dir: &Path, args: &[&str]) -> Result<String, Trouble> {
+    pub async fn run(&self, dir: &Path, args: &[&str]) -> Result<String, DemoError> {
         self.feed(dir, args, Vec::new()).await
     }
 
     /// Runs `git ARGS` in `dir` with `input` on its standard input.
-    pub async fn feed(&self, dir: &Path, args: &[&str], input: Vec<u8>) -> Result<String, Trouble> {
+    pub async fn feed(&self, dir: &Path, args: &[&str], input: Vec<u8>) -> Result<String, DemoError> {
         let shown = || format!("git {}", args.join(" "));
         let mut child = self.command(dir).args(args).spawn().map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => Trouble::NoGit,
-            _ => Trouble::Start { program: "git".into(), source },
+            std::io::ErrorKind::NotFound => DemoError::NoGit,
+            _ => DemoError::Start { program: "git".into(), source },
         })?;
         // Input and output have to flow at the same time, or both sides may wait for each other.
         let pipe = child.stdin.take();
@@ -72,12 +72,12 @@ impl Git {
             }
         };
         let (out, ()) = tokio::join!(child.wait_with_output(), write);
-        let out = out.map_err(|source| Trouble::Start { program: "git".into(), source })?;
+        let out = out.map_err(|source| DemoError::Start { program: "git".into(), source })?;
         if out.status.success() {
             return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
         }
         let said = String::from_utf8_lossy(&out.stderr);
-        Err(Trouble::Command {
+        Err(DemoError::Command {
             command: shown(),
             status: out.status.to_string(),
             said: tail(&said, LINES_SHOWN),

@@ -46,7 +46,7 @@ const CHOSEN: &[&str] = &["primary", "store", "cache_dir", "listen", "log_format
 
 /// Why the demo did not get to its end.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
+pub enum DemoError {
     /// There is no git binary.
     #[error("the demo needs the git binary, and there is none on PATH; install git and try again")]
     NoGit,
@@ -142,7 +142,7 @@ async fn tell(
     flags: &Flags,
     dir: &Path,
     node: &mut Option<Node>,
-) -> Result<(), Trouble> {
+) -> Result<(), DemoError> {
     let ours = given.is_none();
     let git = if ours { Git::plain(dir) } else { Git::of_the_user() };
     let version = git.version().await?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::process::{Child, Command};
 
-use super::Trouble;
+use super::DemoError;
 use super::counters::Counters;
 use super::git::tail;
 
@@ -44,7 +44,7 @@ pub struct Node {
 
 impl Node {
     /// Starts a node with its cache, port file and log under `dir`, and waits until it is ready.
-    pub async fn start(plan: &Plan, dir: &Path) -> Result<Self, Trouble> {
+    pub async fn start(plan: &Plan, dir: &Path) -> Result<Self, DemoError> {
         std::fs::create_dir_all(dir)?;
         let (port_file, log) = (dir.join("port"), dir.join("log"));
         let mut command = Command::new(&plan.program);
@@ -65,13 +65,13 @@ impl Node {
         }
         let file = std::fs::File::create(&log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).kill_on_drop(true);
-        let start = |source| Trouble::Start { program: plan.program.display().to_string(), source };
+        let start = |source| DemoError::Start { program: plan.program.display().to_string(), source };
         let mut child = command.spawn().map_err(start)?;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?;
         let begun = Instant::now();
         loop {
             if let Some(status) = child.try_wait().map_err(start)? {
-                return Err(Trouble::Node { what: format!("it ended ({status})"), log: log_tail(&log) });
+                return Err(DemoError::Node { what: format!("it ended ({status})"), log: log_tail(&log) });
             }
             let port =
                 std::fs::read_to_string(&port_file).ok().and_then(|text| text.trim().parse::<u16>().ok());
@@ -84,20 +84,20 @@ impl Node {
             }
             if begun.elapsed() > READY_WITHIN {
                 let what = format!("it is not ready after {READY_WITHIN:?}");
-                return Err(Trouble::Node { what, log: log_tail(&log) });
+                return Err(DemoError::Node { what, log: log_tail(&log) });
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
     /// Reads the node's counters.
-    pub async fn counters(&self) -> Result<Counters, Trouble> {
+    pub async fn counters(&self) -> Result<Counters, DemoError> {
         let answer = self.http.get(format!("{}/metrics", self.url)).send().await?.error_for_status()?;
         Ok(Counters::parse(&answer.text().await?))
     }
 
     /// Waits until the node has finished a sync, for as long as `patience` says so.
-    pub async fn synced(&mut self, patience: Duration) -> Result<(), Trouble> {
+    pub async fn synced(&mut self, patience: Duration) -> Result<(), DemoError> {
         use crate::telemetry::metrics::label;
         let begun = Instant::now();
         loop {
@@ -114,7 +114,7 @@ impl Node {
                 0..3 => format!("its first sync is not done after {} s", patience.as_secs()),
                 failed => format!("its first sync failed {failed} times"),
             };
-            return Err(Trouble::Node { what, log: self.log_tail() });
+            return Err(DemoError::Node { what, log: self.log_tail() });
         }
     }
 
@@ -124,12 +124,12 @@ impl Node {
     }
 
     /// Kills the node, as a lost machine would end it.
-    pub async fn kill(mut self) -> Result<(), Trouble> {
+    pub async fn kill(mut self) -> Result<(), DemoError> {
         Ok(self.child.kill().await?)
     }
 
     /// Asks the node to end (SIGTERM) and waits for it; kills it if it takes too long.
-    pub async fn stop(mut self) -> Result<(), Trouble> {
+    pub async fn stop(mut self) -> Result<(), DemoError> {
         if let Some(id) = self.child.id() {
             // The standard library can only kill; the shell's builtin sends the gentler signal.
             let asked =

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Trouble;
+use super::DemoError;
 use super::git::Git;
 
 /// The repository's path on the primary.
@@ -32,7 +32,7 @@ pub struct Made {
 }
 
 /// Makes the primary in `dir`.
-pub async fn make(git: &Git, dir: &Path) -> Result<Made, Trouble> {
+pub async fn make(git: &Git, dir: &Path) -> Result<Made, DemoError> {
     let repo = dir.join(REPO);
     std::fs::create_dir_all(&repo)?;
     git.run(&repo, &["init", "-q", "--bare"]).await?;

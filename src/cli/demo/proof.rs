@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::Trouble;
+use super::DemoError;
 use super::git::Git;
 
 /// What was found equal.
@@ -20,7 +20,7 @@ pub struct Proof {
 }
 
 /// Compares `mirror` with `primary`, both as git takes them; works in `scratch`, which must be empty.
-pub async fn prove(git: &Git, primary: &str, mirror: &str, scratch: &Path) -> Result<Proof, Trouble> {
+pub async fn prove(git: &Git, primary: &str, mirror: &str, scratch: &Path) -> Result<Proof, DemoError> {
     let refs = git.run(scratch, &["ls-remote", "--symref", primary]).await?;
     let theirs = git.run(scratch, &["ls-remote", "--symref", mirror]).await?;
     same("refs", &refs, &theirs)?;
@@ -50,7 +50,7 @@ fn sorted(text: &str) -> String {
 }
 
 /// Fails with the first line that only one side has.
-fn same(what: &'static str, primary: &str, mirror: &str) -> Result<(), Trouble> {
+fn same(what: &'static str, primary: &str, mirror: &str) -> Result<(), DemoError> {
     if primary == mirror {
         return Ok(());
     }
@@ -63,7 +63,7 @@ fn same(what: &'static str, primary: &str, mirror: &str) -> Result<(), Trouble> 
         (None, Some(line)) => format!("only the mirror has \"{line}\""),
         (None, None) => "their order differs".into(),
     };
-    Err(Trouble::Differs { what, first })
+    Err(DemoError::Differs { what, first })
 }
 
 #[cfg(test)]

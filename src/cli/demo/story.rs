@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::Trouble;
+use super::DemoError;
 use super::counters::Counters;
 use super::git::Git;
 use super::node::{Node, Plan};
@@ -51,7 +51,7 @@ impl Story {
     }
 
     /// Runs all steps. `node` always holds the running node, so that the caller can stop it however this ends.
-    pub async fn run(&mut self, node: &mut Option<Node>) -> Result<(), Trouble> {
+    pub async fn run(&mut self, node: &mut Option<Node>) -> Result<(), DemoError> {
         let begun = Instant::now();
         let url = self.start(node, "node-1").await?;
         self.tell(
@@ -86,7 +86,7 @@ impl Story {
             ),
         );
         if from.bucket == 0 {
-            return Err(Trouble::NotMirrored { answers: from.words() });
+            return Err(DemoError::NotMirrored { answers: from.words() });
         }
 
         self.prove("proof-1", &url, "Proof").await?;
@@ -96,14 +96,14 @@ impl Story {
         self.another_node(node).await
     }
 
-    async fn start(&self, node: &mut Option<Node>, name: &str) -> Result<String, Trouble> {
+    async fn start(&self, node: &mut Option<Node>, name: &str) -> Result<String, DemoError> {
         let started = Node::start(&self.plan, &self.dir.join(name)).await?;
         let url = started.url.clone();
         *node = Some(started);
         Ok(url)
     }
 
-    async fn clone_to(&self, url: &str, name: &str) -> Result<(), Trouble> {
+    async fn clone_to(&self, url: &str, name: &str) -> Result<(), DemoError> {
         let address = self.through(url);
         self.git.run(&self.dir, &["clone", "-q", "--origin", "origin", &address, name]).await?;
         Ok(())
@@ -114,7 +114,7 @@ impl Story {
         format!("{url}/{}", self.repo)
     }
 
-    async fn prove(&mut self, name: &str, url: &str, title: &str) -> Result<(), Trouble> {
+    async fn prove(&mut self, name: &str, url: &str, title: &str) -> Result<(), DemoError> {
         let begun = Instant::now();
         let scratch = self.dir.join(name);
         std::fs::create_dir_all(&scratch)?;
@@ -130,7 +130,7 @@ impl Story {
     }
 
     /// Pushes from the first clone through the mirror and fetches in the second.
-    async fn push_and_fetch(&mut self, node: &mut Option<Node>, url: &str) -> Result<(), Trouble> {
+    async fn push_and_fetch(&mut self, node: &mut Option<Node>, url: &str) -> Result<(), DemoError> {
         let (first, second) = (self.dir.join("first"), self.dir.join("second"));
         let begun = Instant::now();
         std::fs::write(first.join("hello.txt"), "Hello through the mirror\n")?;
@@ -140,7 +140,7 @@ impl Story {
         let pushed = self.git.run(&first, &["rev-parse", "HEAD"]).await?;
         let primary = self.git.run(&self.dir, &["ls-remote", &self.direct, "refs/heads/hello"]).await?;
         if primary.split_whitespace().next() != Some(pushed.trim()) {
-            return Err(Trouble::Differs { what: "push", first: "the primary does not have it".into() });
+            return Err(DemoError::Differs { what: "push", first: "the primary does not have it".into() });
         }
         self.tell(begun, "A commit was pushed through the mirror, as a stream: the primary has it.");
 
@@ -148,7 +148,7 @@ impl Story {
         self.git.run(&second, &["fetch", "-q", "origin"]).await?;
         let fetched = self.git.run(&second, &["rev-parse", "origin/main"]).await?;
         if fetched != pushed {
-            return Err(Trouble::Differs {
+            return Err(DemoError::Differs {
                 what: "fetch after the push",
                 first: "it did not bring the commit".into(),
             });
@@ -159,7 +159,7 @@ impl Story {
     }
 
     /// Kills the node and serves from a new one with an empty disk.
-    async fn another_node(&mut self, node: &mut Option<Node>) -> Result<(), Trouble> {
+    async fn another_node(&mut self, node: &mut Option<Node>) -> Result<(), DemoError> {
         if let Some(lost) = node.take() {
             lost.kill().await?;
         }
@@ -171,7 +171,7 @@ impl Story {
         let third = self.git.run(&self.dir.join("third"), &heads).await?;
         let second = self.git.run(&self.dir.join("second"), &heads).await?;
         if self.ours && third != second {
-            return Err(Trouble::Differs {
+            return Err(DemoError::Differs {
                 what: "clone from the new node",
                 first: "its refs are others".into(),
             });
@@ -182,13 +182,13 @@ impl Story {
             from.words()
         ));
         if from.bucket == 0 {
-            return Err(Trouble::NotMirrored { answers: from.words() });
+            return Err(DemoError::NotMirrored { answers: from.words() });
         }
         Ok(())
     }
 }
 
-async fn counters(node: &Option<Node>) -> Result<Counters, Trouble> {
+async fn counters(node: &Option<Node>) -> Result<Counters, DemoError> {
     match node {
         Some(node) => node.counters().await,
         None => Ok(Counters::default()),

@@ -51,7 +51,7 @@ pub struct Query<'a> {
 
 /// Bounds of the work one request may cause.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct SelectLimits {
     /// Tree walks.
     pub trees: TreeLimits,
     /// Commits of the client visited for each commit that is sent, to find out what else the client has.
@@ -60,7 +60,7 @@ pub struct Limits {
     pub all_steps: (u32, u32),
 }
 
-impl Default for Limits {
+impl Default for SelectLimits {
     fn default() -> Self {
         Self { trees: TreeLimits::default(), steps: 20, all_steps: (1_000, 100_000) }
     }
@@ -130,7 +130,7 @@ pub fn select<'s>(
     stack: &'s Stack,
     source: &dyn Source,
     query: &Query<'_>,
-    limits: &Limits,
+    limits: &SelectLimits,
     meter: &dyn Meter,
 ) -> Result<Selection<'s>, TreeError> {
     let unshallow = query.shallow.map_or(&[][..], |shallow| &shallow.unshallow);
