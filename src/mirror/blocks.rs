@@ -184,6 +184,21 @@ impl Reader {
         }
     }
 
+    /// Starts to fetch what is read soon: `ranges` of the packs of layers.
+    pub fn ahead(&self, ranges: impl Iterator<Item = (u32, Range<u64>)>) {
+        let _inside = self.blocks.runtime.enter();
+        let mut last = None;
+        for (layer, range) in ranges {
+            let Ok(pack) = self.blocks.pack(layer as usize) else { return };
+            let size = pack.block_size.max(1);
+            let (first, end) = (range.start / size, range.end.div_ceil(size).min(range.start / size + AHEAD));
+            if last != Some((layer, first)) {
+                self.blocks.local.read_ahead(pack, first..end);
+                last = Some((layer, first));
+            }
+        }
+    }
+
     fn look_ahead(&self, stream: &mut Stream, layer: usize, block: u64) {
         let Ok(pack) = self.blocks.pack(layer) else { return };
         if stream.last == Some((layer, block)) {

@@ -43,6 +43,10 @@ const SLOW: Duration = Duration::from_secs(1);
 const ASIDE: usize = 128 << 10;
 /// The most bytes of a stored pack that are read at once.
 pub const CHUNK: u64 = 64 << 10;
+/// How far a stream that has to wait for the bucket looks ahead, in bytes of stored packs.
+const AHEAD: u64 = 16 << 20;
+/// The same in pieces of the plan.
+const MOST_AHEAD: usize = 4096;
 /// The largest object that is packed anew in memory.
 const LARGEST_OBJECT: u64 = 4 << 30;
 
@@ -150,9 +154,17 @@ impl Outgoing {
         }
     }
 
-    /// What to wait for, if the last read failed for that reason.
+    /// What to wait for, if the last read failed for that reason. What comes behind it, in whatever pack, is fetched
+    /// meanwhile: where one block is not here, its neighbours in the answer are often not here either.
     fn absent(&self) -> Option<Filled> {
-        self.reader.absent().map(Filled::Absent)
+        let absent = self.reader.absent()?;
+        let stack = &self.granted.stack;
+        let stored = |gid| {
+            let entry = stack.entry(gid);
+            (entry.layer as u32, entry.offset..entry.end)
+        };
+        self.reader.ahead(self.sender.upcoming(AHEAD, stored).take(MOST_AHEAD));
+        Some(Filled::Absent(absent))
     }
 
     fn anew(&mut self, gid: u32, join: Option<u32>) -> Result<Bytes, DecodeError> {

@@ -287,14 +287,23 @@ impl Sender {
         Ok(())
     }
 
-    /// What will be copied next, for reading ahead: ranges of packs, up to about `bytes` in total.
-    pub fn upcoming(&self, bytes: u64) -> impl Iterator<Item = (u32, Range<u64>)> + '_ {
+    /// What will be read next, for reading ahead: ranges of packs, up to about `bytes` in total. `stored` says where an
+    /// object that is packed anew is stored; its bases are not among them.
+    pub fn upcoming<'s>(
+        &'s self,
+        bytes: u64,
+        stored: impl Fn(Gid) -> (u32, Range<u64>) + 's,
+    ) -> impl Iterator<Item = (u32, Range<u64>)> + 's {
         let mut left = bytes;
         let rest = self.plan.segments.get(self.at..).unwrap_or_default().iter().enumerate();
         rest.filter_map(move |(index, segment)| match *segment {
             Segment::Copy { layer, start, len } => {
                 let done = if index == 0 { self.within } else { 0 };
                 Some((layer, start + done, len - done))
+            }
+            Segment::Anew { gid, .. } => {
+                let (layer, range) = stored(gid);
+                Some((layer, range.start, range.end - range.start))
             }
             _ => None,
         })
@@ -354,7 +363,8 @@ mod tests {
     #[test]
     fn walks_through_a_plan() {
         let mut sender = Sender::new(plan(), 8);
-        assert_eq!(sender.upcoming(12).collect::<Vec<_>>(), [(0, 100..110), (1, 5..7)]);
+        let upcoming = sender.upcoming(15, |gid| (3, u64::from(gid)..10)).collect::<Vec<_>>();
+        assert_eq!(upcoming, [(3, 7..10), (0, 100..110), (1, 5..7)]);
         let mut out = Vec::new();
         let written = loop {
             match sender.step().unwrap() {
