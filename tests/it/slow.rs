@@ -66,8 +66,11 @@ fn slow_readers_hold_nothing_that_others_need() {
         let took = node.status("RssAnon").saturating_sub(before) / crowd;
         (took < MIB).then_some(())
     });
-    let more = (node.status("Threads").saturating_sub(threads)) / 1024;
-    assert!(more < crowd / 2, "{more} more threads for {crowd} slow readers");
+    // A thread of the pool that has nothing to do ends after ten seconds.
+    eventually("few threads for slow readers", || {
+        let more = node.status("Threads").saturating_sub(threads) / 1024;
+        (more < crowd / 4).then_some(())
+    });
     from_bucket(&node, || same(&world, &primary, &node, &small.path));
     from_bucket(&node, || same(&world, &primary, &node, &large.path));
     // Who reads on gets all of it.
