@@ -2,6 +2,7 @@
 use crate::byte;
 use crate::git::{Endpoint, RepoPath, line, path};
 use bstr::ByteSlice;
+use percent_encoding::percent_decode_str;
 
 /// One target: the first byte chooses what the rest is.
 pub fn run(mut data: &[u8]) {
@@ -36,8 +37,12 @@ fn a_path(data: &[u8]) {
 /// Whoever reads the path, decoded or not, reads the same.
 fn is_one_spelling(repo: &RepoPath) {
     let text = repo.as_str();
-    assert!(text.split('/').all(|part| !matches!(part, "" | "." | "..")), "{text:?}");
-    assert!(!text.chars().any(|c| c.is_control() || matches!(c, '\\' | '%')), "{text:?}");
+    let leads_nowhere_else =
+        |text: &str| text.split(['/', '\\']).all(|part| !matches!(part, "" | "." | ".."));
+    assert!(leads_nowhere_else(text) && !text.chars().any(char::is_control), "{text:?}");
+    let again = percent_decode_str(text);
+    assert!(leads_nowhere_else(&again.clone().decode_utf8_lossy()), "{text:?}");
+    assert!(again.decode_utf8().is_err() || text == percent_decode_str(text).decode_utf8_lossy(), "{text:?}");
     assert_eq!(RepoPath::parse(text).as_ref(), Ok(repo));
     let url = repo.to_url();
     assert!(url.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'?' | b'#')), "{url:?}");

@@ -210,7 +210,7 @@ fn filters_of_many_parts_are_bounded() {
             (0..depth).fold("tree:3".into(), |inner: String, _| format!("combine:{}", escaped(&inner)))
         };
         let many = made.patterns(&b"a\n".repeat(1_000_001));
-        let large = made.patterns(&[b'a'; (16 << 20) + 1]);
+        let large = made.patterns(&[b'b'; (16 << 20) + 1]);
         use Right::*;
         let mut questions = vec![
             ("one blob many times", all(&one, 1250), NoBlobsBut(vec![])),

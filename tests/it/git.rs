@@ -84,6 +84,12 @@ impl Git {
         self
     }
 
+    /// Gives the command so much time.
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
     pub fn protocol(self, version: u8) -> Self {
         self.config("protocol.version", &version.to_string())
     }

@@ -118,7 +118,9 @@ impl History {
 
     #[track_caller]
     pub fn import(self, dir: &Path) {
-        git(dir).with_input(&["fast-import", "--quiet", "--force"], &self.script).must();
+        // The histories of long runs are large.
+        let patient = git(dir).within(std::time::Duration::from_secs(600));
+        patient.with_input(&["fast-import", "--quiet", "--force"], &self.script).must();
     }
 }
 
