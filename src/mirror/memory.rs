@@ -1,20 +1,18 @@
-//! What a node remembers of its repositories, so that a restart is warm: the newest record that it opened, and the failures
-//! after which it waits.
+//! What a node remembers of its repositories, so that a restart is warm: which they are, and the failures after which it
+//! waits.
 //!
-//! Nothing depends on it: what is remembered is compared with the bucket before it is believed, and a node that remembers
-//! nothing finds all of it there. Relies on: `local` for small records that belong to this bucket.
+//! Nothing depends on it: what is published is read from the bucket, and a node that remembers nothing finds all of it
+//! there. Relies on: `local` for small records that belong to this bucket.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::mirror::repo::{Phase, Repo};
-use crate::store::Generation;
 
 /// The table of the index.
 const REPOS: &str = "repos";
@@ -22,9 +20,8 @@ const REPOS: &str = "repos";
 /// One repository.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Remembered {
-    number: u64,
-    /// The record's bytes; none if nothing was published yet.
-    record: Option<String>,
+    /// Whether anything was published.
+    published: bool,
     failures: u32,
     #[serde(with = "humantime_serde::option")]
     not_before: Option<SystemTime>,
@@ -33,24 +30,11 @@ pub(super) struct Remembered {
 
 impl Remembered {
     fn of(repo: &Repo) -> Self {
-        let record = repo.known().and_then(|generation| {
-            let bytes = generation.encode();
-            // A record with more in it than this version writes would be read back as another one.
-            let same = generation.stored.is_none_or(|id| id == crate::store::BlobId::of(&bytes));
-            let text = same.then(|| String::from_utf8(bytes).ok()).flatten()?;
-            Some((generation.number, text))
-        });
-        let (number, record) = record.map_or((0, None), |(number, text)| (number, Some(text)));
+        let published = repo.known().is_some();
         let health = repo.health();
         let left = |then: Instant| SystemTime::now() + then.saturating_duration_since(Instant::now());
         let not_before = health.not_before.filter(|_| health.failures > 0).map(left);
-        Self { number, record, failures: health.failures, not_before, error: health.error.clone() }
-    }
-
-    /// The record, if it can be read.
-    fn generation(&self, path: &RepoPath) -> Option<Generation> {
-        let at = Path::from("remembered");
-        Generation::decode(&at, self.record.as_ref()?.as_bytes(), &path.key(), self.number).ok()
+        Self { published, failures: health.failures, not_before, error: health.error.clone() }
     }
 }
 
@@ -61,7 +45,7 @@ impl Mirror {
         for (key, remembered) in self.local.index().iter::<Remembered>(REPOS) {
             let path = RepoPath::parse(&key).ok().filter(|path| self.selects(path));
             match path {
-                Some(path) if remembered.record.is_some() => {
+                Some(path) if remembered.published => {
                     self.start(Arc::new(self.known(path)));
                     count += 1;
                 }
@@ -77,9 +61,6 @@ impl Mirror {
         let remembered = self.local.index().get::<Remembered>(REPOS, path.as_str());
         let repo = Repo::new(path);
         let Some(remembered) = remembered else { return repo };
-        if let Some(generation) = remembered.generation(&repo.path) {
-            repo.know(generation);
-        }
         let wait = remembered.not_before.and_then(|then| then.duration_since(SystemTime::now()).ok());
         if remembered.failures > 0 {
             let mut health = repo.health();
@@ -94,10 +75,15 @@ impl Mirror {
         repo
     }
 
-    /// Remembers what is known of a repository now.
+    /// Remembers what is known of a repository now, if it is news: most comparisons find what the last one found.
     pub fn remember(&self, repo: &Repo) {
-        let now = Remembered::of(repo);
-        self.local.index().put(REPOS, repo.path.as_str(), &now);
+        let (index, key, mut now) = (self.local.index(), repo.path.as_str(), Remembered::of(repo));
+        let before = index.get::<Remembered>(REPOS, key);
+        // After a restart it may be some time until the record is read.
+        now.published |= before.as_ref().is_some_and(|before| before.published);
+        if before.as_ref() != Some(&now) {
+            index.put(REPOS, key, &now);
+        }
     }
 
     /// Forgets a repository that is not mirrored any more.

@@ -54,14 +54,15 @@ impl Mirror {
         }
     }
 
-    /// The newest published record, that of the open snapshot if none is newer.
+    /// The newest published record; the one that is known, if none is newer.
     pub async fn newest(&self, repo: &Repo) -> Result<Option<Generation>, NotFound> {
-        let open = repo.snapshot();
-        let newer = match &open {
-            Some(open) => self.bucket.after(&repo.path, open.generation.number).await?,
-            None => self.bucket.newest_given(&repo.path, repo.known().as_deref()).await?,
+        let newest = match repo.known() {
+            Some(known) => {
+                let newer = self.bucket.after(&repo.path, known.number).await?;
+                newer.or_else(|| Some(Generation::clone(&known)))
+            }
+            None => self.bucket.newest(&repo.path).await?,
         };
-        let newest = newer.or_else(|| open.map(|open| open.generation.clone()));
         match newest {
             Some(found) if found.primary != self.primary.name() => {
                 Err(NotFound::OtherPrimary { found: found.primary })

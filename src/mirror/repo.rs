@@ -195,7 +195,7 @@ impl Repo {
     }
 
     /// Takes note of a record, unless a newer one is known.
-    pub fn know(&self, generation: Generation) {
+    fn know(&self, generation: Generation) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.as_ref().is_none_or(|known| known.number < generation.number) {
             *known = Some(Arc::new(generation));

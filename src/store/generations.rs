@@ -104,25 +104,12 @@ impl Bucket {
 
     /// The current generation of a repository, by a listing and one read; none if it was never published.
     pub async fn newest(&self, repo: &RepoPath) -> Result<Option<Generation>, StoreError> {
-        self.newest_given(repo, None).await
-    }
-
-    /// The same; `known` is not read again if it is still the newest.
-    pub async fn newest_given(
-        &self,
-        repo: &RepoPath,
-        known: Option<&Generation>,
-    ) -> Result<Option<Generation>, StoreError> {
         let name = repo.key();
         self.retrying(|| async {
             let asked = Instant::now();
             let (mut found, mut spoilt) = (None, None);
             let numbers = self.newest_numbers(&name).await?;
             for number in &numbers {
-                if let Some(known) = known.filter(|known| known.number == *number) {
-                    found = Some(known.clone());
-                    break;
-                }
                 match self.get(repo, *number).await {
                     Ok(Some(record)) => {
                         found = Some(record);

@@ -207,6 +207,26 @@ fn a_restart_goes_on_with_what_was_mirrored() {
     same(&world, &primary, &node, &two.path);
 }
 
+/// What a node remembers is no state of the bucket: one that was emptied is filled again.
+#[test]
+fn a_bucket_that_was_emptied_is_filled_again() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("r.git", shapes::linear);
+    let mut node = world.node(&primary);
+    mirrored(&world, &node, &repo);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    node.kill();
+    for name in ["blobs", "repos"].iter().flat_map(|folder| world.store.list(folder)) {
+        world.store.delete(&name);
+    }
+    assert!(world.store.generations(&repo.path).is_empty());
+    node.restart();
+    mirrored(&world, &node, &repo);
+    world.store.audit();
+    from_bucket(&node, || same(&world, &primary, &node, &repo.path));
+}
+
 /// A cold node opens a repository of many layers for the client that waits for it.
 #[test]
 fn a_cold_node_serves_its_first_client() {
