@@ -10,6 +10,9 @@ use crate::answer::meter::JobMeter;
 use crate::answer::{Answers, Failed};
 use crate::pack::meter::Meter;
 
+/// From so many objects on, looking them up is not for an async thread.
+const MANY: usize = 256;
+
 impl Answers {
     /// Runs a job that computes, in its turn, until it is done or its client has left.
     pub async fn compute<T: Send + 'static>(
@@ -22,6 +25,15 @@ impl Answers {
         let _left = stop.clone().drop_guard();
         let meter = JobMeter::new(stop, self.work.clone()).taking_turns(Arc::clone(&self.turns), turn);
         blocking(move || job(&meter)).await
+    }
+
+    /// Runs a job that looks up `objects`: in its turn where they are many, at once where that costs less than a turn.
+    pub async fn compute_many<T: Send + 'static>(
+        &self,
+        objects: usize,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failed> {
+        if objects < MANY { Ok(job()) } else { self.compute(move |_| job()).await }
     }
 }
 

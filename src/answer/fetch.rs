@@ -11,7 +11,7 @@ use gix_object::Kind;
 use crate::answer::numbers::Numbers;
 use crate::answer::plans::Key;
 use crate::answer::prepare::{NoPlan, needs_reach, prepare};
-use crate::answer::reaching::{MANY, leave};
+use crate::answer::reaching::leave;
 use crate::answer::reason::Reason;
 use crate::answer::{Answers, Decision, Failed, Ready};
 use crate::budget::Room;
@@ -150,16 +150,14 @@ impl Answers {
         request: &Arc<FetchRequest>,
         wants: Vec<Gid>,
     ) -> Result<Result<(Numbers, Key), String>, Failed> {
-        let look_up = |granted: &Granted, request: &FetchRequest, wants| {
-            let numbers = Numbers::of(granted, request, wants)?;
-            let key = Key::of(granted, request, &numbers);
+        let (granted, request) = (granted.clone(), Arc::clone(request));
+        let objects = request.wants.len().max(request.haves.len()).max(request.shallow.len());
+        let look_up = move || {
+            let numbers = Numbers::of(&granted, &request, wants)?;
+            let key = Key::of(&granted, &request, &numbers);
             Ok((numbers, key))
         };
-        if request.wants.len().max(request.haves.len()).max(request.shallow.len()) < MANY {
-            return Ok(look_up(granted, request, wants));
-        }
-        let (granted, request) = (granted.clone(), Arc::clone(request));
-        self.compute(move |_| look_up(&granted, &request, wants)).await
+        self.compute_many(objects, look_up).await
     }
 
     /// The answer to `object-info`, with what it takes of the memory for readers; or why the primary gives it.

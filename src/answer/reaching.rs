@@ -16,9 +16,6 @@ use crate::pack::meter::Halt;
 use crate::primary::Grant;
 use crate::text::chain;
 
-/// From so many objects on, looking them up is not for an async thread.
-pub const MANY: usize = 256;
-
 /// What is published, compared with what is wanted.
 enum Reached {
     All(Granted, Vec<Gid>),
@@ -54,34 +51,28 @@ impl Answers {
         let Some(granted) = repo.snapshot().and_then(|snapshot| snapshot.open_packs(grant)) else {
             return Ok(Reached::NotAll);
         };
-        if wants.len() < MANY {
-            let Some(numbers) = numbers::all(&granted, wants) else { return Ok(Reached::NotAll) };
-            // Tips are reachable by definition; only other wants need the set of all that is.
-            if wants.iter().all(|oid| granted.is_tip(oid)) {
-                return Ok(Reached::All(granted, numbers));
-            }
-            if let Err(failed) = self.publish(&granted).await? {
-                return Ok(Reached::Unknown(leave(repo, &granted, &failed)));
-            }
-            let all = are_published(&granted, wants, &numbers);
-            return Ok(if all { Reached::All(granted, numbers) } else { Reached::NotAll });
+        let named: Arc<[ObjectId]> = wants.into();
+        let found = {
+            let (granted, named) = (granted.clone(), Arc::clone(&named));
+            self.compute_many(wants.len(), move || {
+                let numbers = numbers::all(&granted, &named)?;
+                Some((numbers, named.iter().all(|oid| granted.is_tip(oid))))
+            })
+        };
+        let Some((numbers, are_tips)) = found.await? else { return Ok(Reached::NotAll) };
+        // Tips are reachable by definition; only other wants need the set of all that is.
+        if are_tips {
+            return Ok(Reached::All(granted, numbers));
         }
         if let Err(failed) = self.publish(&granted).await? {
             return Ok(Reached::Unknown(leave(repo, &granted, &failed)));
         }
-        let wants = wants.to_vec();
-        let all = self.compute(move |meter| {
-            let mut numbers = Vec::with_capacity(wants.len());
-            for wants in wants.chunks(MANY) {
-                meter.step(wants.len() as u64)?;
-                match numbers::all(&granted, wants) {
-                    Some(more) if are_published(&granted, wants, &more) => numbers.extend(more),
-                    _ => return Ok(Reached::NotAll),
-                }
-            }
-            Ok::<_, Halt>(Reached::All(granted, numbers))
-        });
-        Ok(all.await??)
+        let reached =
+            self.compute_many(wants.len(), move || match are_published(&granted, &named, &numbers) {
+                true => Reached::All(granted, numbers),
+                false => Reached::NotAll,
+            });
+        reached.await
     }
 
     /// Makes the set of all that is published, unless it is there: once however many ask, in one turn. An error of the inner
