@@ -67,14 +67,14 @@ impl fmt::Write for Hasher {
 
 /// The layers that a plan was made for; it is good where others lie on top of them, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Base {
+struct Base {
     layers: usize,
     digest: [u8; 32],
 }
 
 impl Base {
     /// Takes note of `layers`.
-    pub fn of(layers: &[LayerRef]) -> Self {
+    fn of(layers: &[LayerRef]) -> Self {
         let mut hasher = Sha256::new();
         layers.iter().for_each(|layer| hasher.update(layer.pack.id.as_bytes()));
         Self { layers: layers.len(), digest: hasher.finalize().into() }

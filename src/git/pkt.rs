@@ -170,11 +170,6 @@ impl Reader {
         Ok(Some(special.unwrap_or_else(|| OwnedPacket::Data(bytes.split_off(4)))))
     }
 
-    /// Gives what was fed and not read: the raw bytes behind the last packet.
-    pub fn into_rest(self) -> Bytes {
-        self.buf.freeze()
-    }
-
     /// Says that the stream has ended; an error if it ended inside a packet.
     pub fn finish(&self) -> Result<(), BadPacket> {
         if self.buf.is_empty() { Ok(()) } else { Err(BadPacket::Truncated) }

@@ -149,11 +149,6 @@ pub fn ambiguous_deepen_not(name: &BStr) -> String {
     format!("git upload-pack: ambiguous deepen-not: deepen-not {name}")
 }
 
-/// Gives git's words for a `shallow` line that names something other than a commit.
-pub fn invalid_shallow_object(oid: &oid) -> String {
-    format!("invalid shallow object {oid}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -169,9 +169,8 @@ impl Outgoing {
 
     fn anew(&mut self, gid: u32, join: Option<u32>) -> Result<Bytes, DecodeError> {
         let plan = Arc::clone(self.sender.plan());
-        let path = join.and_then(|join| plan.joins.get(join as usize)).map_or(&[][..], Vec::as_slice);
         let stack = &self.granted.stack;
-        let entry = encode::anew(stack, &self.reader, gid, path, &mut self.scratch, &self.meter)?;
+        let entry = encode::anew(stack, &self.reader, gid, plan.path(join), &mut self.scratch, &self.meter)?;
         if entry.len() <= ASIDE {
             return Ok(entry.into());
         }

@@ -98,6 +98,11 @@ impl Plan {
         let joins = self.joins.iter().map(|path| size_of_val(&path[..])).sum::<usize>();
         (self.literals.len() + size_of_val(&self.segments[..]) + joins) as u64
     }
+
+    /// The path along which an object is packed anew as a delta, by its number in [`Plan::joins`]; empty without one.
+    pub fn path(&self, join: Option<u32>) -> &[Gid] {
+        join.and_then(|join| self.joins.get(join as usize)).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// Marks that from a position on, entries of a layer lie `shift` bytes from where they are stored.

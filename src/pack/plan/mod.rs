@@ -61,9 +61,10 @@ pub fn plan(
             layout.plan.joins.push(path);
             layout.plan.joins.len() as u32 - 1
         });
-        let path = join.and_then(|join| layout.plan.joins.get(join as usize)).map_or(&[][..], Vec::as_slice);
-        layout.plan.room = layout.plan.room.max(encode::room(stack, gid, path, meter)?);
+        let path = layout.plan.path(join);
+        let room = encode::room(stack, gid, path, meter)?;
         let last = path.last().copied();
+        layout.plan.room = layout.plan.room.max(room);
         let base = last.filter(|_| options.ofs_delta).and_then(|base| layout.number_of(base));
         layout.plan.segments.push(Segment::Anew { gid, join, base, is_base: false });
         layout.plan.anew += 1;

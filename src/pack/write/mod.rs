@@ -44,19 +44,7 @@ pub fn write(
     meter: &dyn Meter,
     out: &mut dyn io::Write,
 ) -> Result<Written, WriteError> {
-    send(Sender::new(plan.clone(), CHUNK), stack, source, scratch, meter, out)
-}
-
-/// Writes the pack of a sender that has not begun.
-pub fn send(
-    mut sender: Sender,
-    stack: &Stack,
-    source: &dyn Source,
-    scratch: &mut Scratch,
-    meter: &dyn Meter,
-    out: &mut dyn io::Write,
-) -> Result<Written, WriteError> {
-    let plan = sender.plan().clone();
+    let mut sender = Sender::new(plan.clone(), CHUNK);
     loop {
         match sender.step()? {
             Step::Bytes(bytes) => out.write_all(&bytes).map_err(WriteError::Write)?,
@@ -64,7 +52,7 @@ pub fn send(
                 sender.feed(source.read(layer as usize, range).map_err(WriteError::Read)?)?;
             }
             Step::NeedAnew { gid, join } => {
-                let path = join.and_then(|join| plan.joins.get(join as usize)).map_or(&[][..], Vec::as_slice);
+                let path = plan.path(join);
                 sender.feed(Bytes::from(encode::anew(stack, source, gid, path, scratch, meter)?))?;
             }
             Step::Done(written) => return Ok(written),
