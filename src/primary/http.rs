@@ -49,6 +49,7 @@ pub(super) async fn read_ca(file: Option<&Path>) -> Result<Vec<Certificate>, Pri
 impl Http {
     /// Prepares pools of connections to `base`; sends nothing.
     pub(super) fn new(base: Url, ca: &[Certificate], timeouts: &Timeouts) -> Result<Self, PrimaryError> {
+        crate::tls::provide();
         let builder = || {
             let mut builder = Client::builder()
                 .redirect(redirect::Policy::none())

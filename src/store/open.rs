@@ -16,6 +16,7 @@ use object_store::path::Path;
 use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 use url::Url;
 
+use super::aws::Asking;
 use super::bucket::{Bucket, Parts, default_policy};
 use super::credentials::Chain;
 use super::directory::Directory;
@@ -114,6 +115,7 @@ fn directory(path: &FilePath, options: &StoreOptions) -> Result<Bucket, StoreErr
 }
 
 async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, StoreError> {
+    crate::tls::provide();
     let bad = |why: String| StoreError::refused(format!("open {url}"), why);
     let bucket =
         url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| bad("no bucket in the URL".into()))?;
@@ -151,7 +153,8 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
             }
         }
         _ => {
-            let config = aws_config::defaults(BehaviorVersion::latest()).load().await;
+            let asking = Asking::new().map_err(|error| bad(format!("cannot set up TLS: {error}")))?;
+            let config = aws_config::defaults(BehaviorVersion::latest()).http_client(asking).load().await;
             region = region.or_else(|| config.region().map(|region| region.to_string()));
             let provider = config.credentials_provider().ok_or_else(|| {
                 bad("no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".into())
