@@ -246,7 +246,7 @@ fn decodes_again(path: &str) -> bool {
 }
 
 /// Cuts a decoded path where the repository ends (the service table of git's `http-backend.c`, and LFS).
-fn cut<'a>(path: &'a str, query: Option<&str>) -> Result<(&'a str, Endpoint), BadPath> {
+pub(super) fn cut<'a>(path: &'a str, query: Option<&str>) -> Result<(&'a str, Endpoint), BadPath> {
     if let Some(repo) = path.strip_suffix("/info/refs") {
         return Ok((repo, Endpoint::InfoRefs(service(query)?)));
     }

@@ -39,6 +39,7 @@ mod hostile;
 mod increment;
 mod matrix;
 mod nodes;
+mod other_paths;
 mod push;
 mod slow;
 mod trust;
