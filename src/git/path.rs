@@ -35,7 +35,7 @@ const IN_URL: &AsciiSet = &CONTROLS
 
 /// The path of a repository at the primary: decoded, without leading slash, in its only spelling.
 ///
-/// `team/app` and `team/app.git` are two paths: whether they are one repository only the primary knows.
+/// `team/app` and `team/app.git` are two paths: whether they are one repository depends on the host (`mirror`).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RepoPath(Arc<str>);

@@ -53,7 +53,6 @@ async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
         }
         cut => cut?,
     };
-    let path = app.mirror.own_spelling(&path);
     let client = origin::client(app, &parts)?;
     check(&parts.method, Some(&endpoint), &parts.headers, &mut body).await?;
     let version = Version::of(&parts.headers);
