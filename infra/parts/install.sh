@@ -5,6 +5,7 @@
 #   git                git with its own tests  conformance-deps    system packages (apt-get, as root)
 #   clients            what tests/clients needs, with its programs in bin/
 #   h2spec             questions about HTTP/2 for a server
+#   lfs                git-lfs, the client
 #
 # They are pinned (lib.sh), go to ${PACKMIRROR_PARTS:-~/.cache/packmirror-parts}, and are built once.
 set -euo pipefail
@@ -87,6 +88,9 @@ build_h2spec() {
 	go build -mod=mod -o "$1/h2spec" "$path/cmd/h2spec"
 	cd / && rm -rf "$1/build"
 }
+
+check_lfs() { need_go; }
+build_lfs() { GOBIN=$1 go install "github.com/git-lfs/git-lfs/v3@$LFS_VERSION"; }
 
 check_git() {
 	command -v apt-get >/dev/null || die "git $GIT_VERSION comes from Debian's source package, and apt-get is missing"
@@ -187,7 +191,7 @@ fi
 [ $# -gt 0 ] || set -- minio versitygw gitea git conformance-deps
 for part in "$@"; do
 	case $part in
-	minio | versitygw | gitea | git | clients | h2spec) ensure "$part" ;;
+	minio | versitygw | gitea | git | clients | h2spec | lfs) ensure "$part" ;;
 	conformance-deps)
 		# shellcheck disable=SC2086  # words
 		need $conformance
