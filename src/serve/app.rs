@@ -11,6 +11,7 @@ use crate::budget::Budget;
 use crate::config::{Freshness, Limits, OnPrimaryDown, Settings, Unselected};
 use crate::mirror::Mirror;
 use crate::primary::Grants;
+use crate::serve::drain::Stop;
 use crate::telemetry::metrics::Recorder;
 
 /// A node, as its handlers see it. Cheap to clone.
@@ -22,8 +23,10 @@ pub struct App {
     pub mirror: Arc<Mirror>,
     /// Who may read, as the primary says.
     pub grants: Grants,
-    /// False before the store was probed and while draining.
+    /// False before the store was probed.
     pub ready: Arc<AtomicBool>,
+    /// How the node is asked to end.
+    pub stop: Stop,
     /// The metrics.
     pub recorder: Arc<Recorder>,
     /// What decides about fetches.
@@ -36,7 +39,13 @@ pub struct App {
 
 impl App {
     /// A node that is not ready yet.
-    pub fn new(settings: &Settings, mirror: Arc<Mirror>, grants: Grants, recorder: Arc<Recorder>) -> Self {
+    pub fn new(
+        settings: &Settings,
+        mirror: Arc<Mirror>,
+        grants: Grants,
+        recorder: Arc<Recorder>,
+        stop: Stop,
+    ) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let memory = Memory::new(settings.limits.memory);
         let (readers, work) = (memory.readers.clone(), memory.work.clone());
@@ -48,6 +57,7 @@ impl App {
             recorder,
             answers,
             ready: Arc::default(),
+            stop,
             memory,
             filling: Filling::new(cores),
         }
@@ -65,6 +75,8 @@ pub struct Terms {
     pub on_primary_down: OnPrimaryDown,
     /// What happens to a repository that is not selected.
     pub unselected: Unselected,
+    /// Whether clients' listener answers `/metrics`: where no other one does.
+    pub public_metrics: bool,
     /// Bounds of requests and connections.
     pub limits: Limits,
 }
@@ -76,6 +88,7 @@ impl Terms {
             max_age: settings.max_age,
             on_primary_down: settings.on_primary_down,
             unselected: settings.unselected,
+            public_metrics: settings.admin_listen.is_none(),
             limits: settings.limits.clone(),
         }
     }

@@ -42,6 +42,7 @@ mod increment;
 mod matrix;
 mod nodes;
 mod push;
+mod seen;
 mod slow;
 mod trust;
 mod unfit;

@@ -37,7 +37,12 @@ impl Setup {
             listen: "127.0.0.1:0".into(),
             memory: None,
             within: Vec::new(),
-            settings: vec!["log_format = \"text\"".into(), "log_level = \"debug\"".into()],
+            settings: vec![
+                "log_format = \"text\"".into(),
+                "log_level = \"debug\"".into(),
+                // No load balancer has to notice.
+                "drain_delay = \"0s\"".into(),
+            ],
         }
     }
 
