@@ -196,7 +196,8 @@ fn line(view: &View<'_>, per_second: Option<u64>) -> String {
         Unit::Bytes => HumanBytes(n).to_string(),
         Unit::Objects => HumanCount(n).to_string(),
     };
-    let objects = if view.unit == Unit::Objects { " objects" } else { "" };
+    // With bytes beside them there is no room for the word.
+    let objects = if view.unit == Unit::Objects && view.bytes.is_none() { " objects" } else { "" };
     let mut line = view.phase.to_owned();
     match (view.done, view.total) {
         (0, 0) => {}
@@ -221,7 +222,7 @@ fn line(view: &View<'_>, per_second: Option<u64>) -> String {
 }
 
 fn style(bounded: bool) -> ProgressStyle {
-    let bar = if colours() { "{bar:20.cyan}" } else { "{bar:20}" };
+    let bar = if colours() { "{bar:12.cyan}" } else { "{bar:12}" };
     let template = match bounded {
         true => format!("{{prefix}}  {bar} {{percent:>3}} %  {{wide_msg}}"),
         false => "{prefix}  {spinner} {wide_msg}".to_owned(),
@@ -246,7 +247,7 @@ mod tests {
             (
                 View { bytes: Some(2 << 20), ..view(Unit::Objects, 1, 3) },
                 Some(1 << 20),
-                "works: 1 of 3 objects, 2.00 MiB, 1.00 MiB/s",
+                "works: 1 of 3, 2.00 MiB, 1.00 MiB/s",
             ),
             (
                 View { words: "Counting objects: 3%\u{7}", ..view(Unit::Objects, 0, 0) },

@@ -68,7 +68,7 @@ fn every_field_is_in_the_table_and_every_key_is_a_field() {
     let all = file(
         all,
         dir.path(),
-        "primary = 'https://git.example.com'\nprimary_ca_file = '/ca'\n[s3]\nendpoint = 'https://x'\nregion = 'r'",
+        "primary = 'https://git.example.com'\nprimary_ca_file = '/ca'\nadmin_listen = '127.0.0.1:9090'\n[s3]\nendpoint = 'https://x'\nregion = 'r'",
     );
     let loaded = load(&all).unwrap();
     // credential and credential_file exclude each other; the former is not serialised.

@@ -120,6 +120,13 @@ impl Setup {
         command
     }
 
+    /// The words of another command for a shell, with a cache directory of its own.
+    pub fn line(&self, args: &[&str], cache: &Path) -> String {
+        let command = self.base(args, cache);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        words.map(|word| format!("'{}'", word.to_string_lossy())).collect::<Vec<_>>().join(" ")
+    }
+
     /// Starts a node and waits until it is ready.
     #[track_caller]
     pub fn start(self) -> Node {

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use crate::front::free_port;
+use crate::git::{clean, finish};
 use crate::mirror_only;
 use crate::node::Node;
-use crate::primary::Primary;
+use crate::primary::{Primary, Seen, Wrong};
 use crate::shapes;
 use crate::wire;
 use crate::world::{World, eventually};
@@ -136,4 +137,76 @@ fn slow_clone(node: &Node, want: &str) -> std::net::TcpStream {
     stream.write_all(&body).unwrap();
     assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
     stream
+}
+
+/// Lets packs come slowly: some seconds for the shape that has most bytes.
+fn trickles(primary: &Primary) {
+    primary.fault(Wrong::Trickle(Duration::from_millis(6)), |seen: &Seen| seen.is("fetch"));
+}
+
+/// A sync is in the bucket's words of its node, and in the node's metrics, as soon as it has begun: `status` says from
+/// anywhere what it does, how much of it, and since when.
+#[test]
+fn a_sync_is_seen_while_it_runs() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("r.git", shapes::big_blob);
+    trickles(&primary);
+    let admin = format!("127.0.0.1:{}", free_port());
+    let node = world.setup(&primary).set(&format!("admin_listen = \"{admin}\"")).start();
+    crate::git::git(world.path()).run(&format!("ls-remote -q {}", node.repo(&repo.path)));
+    eventually("the fetch of a sync", || primary.log().iter().any(|seen| seen.is("fetch")).then_some(()));
+    let begun = Instant::now();
+    let sync = eventually("the sync in the words of its node", || {
+        let rows: serde_json::Value =
+            serde_json::from_str(&node.command(&["status", "--json"]).must().text()).unwrap();
+        assert_ne!(rows[0]["state"], "current", "it ended unseen");
+        Some(rows[0]["sync"].clone()).filter(|sync| sync["phase"] == "fetching")
+    });
+    // Far below the 30 seconds of an idle node's pace, on a machine under load.
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(sync["begun"].is_string() && sync["since"].is_string(), "{sync}");
+    let here = eventually("objects that were received", || {
+        let sync = rows(&admin)[0]["sync"].clone();
+        sync["received_bytes"].as_u64().filter(|bytes| *bytes > 0).map(|_| sync)
+    });
+    assert!(here["total"].as_u64() > Some(0), "the pack says how many objects it has: {here}");
+    let metrics =
+        wire::raw(&admin, b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    assert!(metrics.text().contains("packmirror_repos{state=\"syncing\"} 1"), "{}", metrics.text());
+    let table = node.command(&["status"]).must().text();
+    assert!(table.contains("syncing") && table.contains("the sync began"), "{table}");
+    eventually("its end in the words of its node", || {
+        node.command(&["status"]).must().text().contains("current").then_some(())
+    });
+}
+
+/// On a terminal `sync` shows each phase with per cent and a rate, above which the log's lines stay whole; elsewhere nothing.
+#[test]
+fn progress_is_shown_on_a_terminal_and_nowhere_else() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    primary.repo("r.git", shapes::big_blob);
+    trickles(&primary);
+    let setup = world.setup(&primary);
+    let plain = setup.clone().store(&world.on_side("plain")).command(&["sync", "r.git"]).must();
+    assert!(!plain.stderr.contains(['\u{1b}', '\r', '%']), "{}", plain.stderr);
+    let cache = world.folder("cache");
+    let command = setup.line(&["sync", "r.git"], &cache);
+    let mut script = std::process::Command::new("script");
+    clean(&mut script);
+    script.env("TERM", "xterm").current_dir(world.path()).args(["-qec", &command, "/dev/null"]);
+    let out = finish(script, b"", Duration::from_secs(60)).must();
+    // Without the terminal's codes.
+    let mut text = String::new();
+    for (n, piece) in out.text().split('\u{1b}').enumerate() {
+        let from =
+            if n == 0 { 0 } else { piece.find(|c: char| c.is_ascii_alphabetic()).map_or(0, |at| at + 1) };
+        text.push_str(&piece[from..]);
+    }
+    assert!(text.contains("fetching: ") && text.contains(" %  "), "{text}");
+    assert!(text.contains("MiB/s") || text.contains("KiB/s"), "{text}");
+    assert!(text.contains("r.git: done"), "{text}");
+    let logged: Vec<&str> = text.split(['\r', '\n']).filter(|line| line.contains("packmirror::")).collect();
+    assert!(!logged.is_empty() && logged.iter().all(|line| line.starts_with("20")), "{logged:#?}");
 }
