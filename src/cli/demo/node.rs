@@ -51,7 +51,7 @@ impl Node {
         command
             .arg("serve")
             .args(&plan.extra)
-            .args(["--listen=127.0.0.1:0", "--log-format=text"])
+            .args(["--listen=127.0.0.1:0", "--log-format=text", "--drain-delay=0s"])
             .arg(format!("--primary={}", plan.primary))
             .arg(format!("--store={}", plan.store.display()))
             .arg(format!("--cache-dir={}", dir.join("cache").display()))

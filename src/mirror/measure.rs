@@ -1,11 +1,11 @@
-//! What is measured rather than counted.
+//! What is measured rather than counted, whenever somebody looks.
 
 use crate::mirror::Mirror;
 use crate::mirror::health::RepoHealth;
 use crate::mirror::repo::Phase;
 use crate::telemetry::metrics as names;
 
-/// Sets what is measured rather than counted.
+/// Sets the gauges of a node's repositories and cache.
 pub fn measure(mirror: &Mirror) {
     let cache = mirror.local.stats();
     metrics::gauge!(names::CACHE_BYTES).set(cache.bytes as f64);
