@@ -43,13 +43,14 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let named: Result<Vec<RepoPath>, _> =
         args.repos.iter().map(|repo| RepoPath::parse(repo.trim_matches('/'))).collect();
     let named = named.map_err(Failure::usage)?;
-    let bucket = node::bucket(settings).await.map_err(Failure::failed)?;
+    let bucket = node::bucket(settings).await.map_err(Failure::store)?;
     let primary = node::primary(settings).await.map_err(Failure::failed)?;
     // A node may be running on the configured cache; what this command needs to remember it forgets again.
     let dir = tempfile::tempdir()?;
     let local = node::local(settings, dir.path(), &bucket).await.map_err(Failure::failed)?;
     bucket.probe().await.map_err(Failure::unavailable)?;
     bucket.ensure_format().await.map_err(Failure::store)?;
+    bucket.claim(&primary.name()).await.map_err(Failure::store)?;
     let mirror = Mirror::new(settings, bucket, local, primary, CancellationToken::new())?;
     let mut repos =
         if named.is_empty() { mirror.bucket.repos().await.map_err(Failure::store)? } else { Vec::new() };

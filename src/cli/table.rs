@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::mirror::progress::Sync;
-pub use crate::mirror::standing::{RepoStatus, State, json};
+pub use crate::mirror::standing::{RepoStatus, State, escaped, json};
 pub use crate::text::safe;
 use indicatif::HumanBytes;
 
