@@ -40,6 +40,7 @@ mod increment;
 mod matrix;
 mod nodes;
 mod push;
+mod recipes;
 mod slow;
 mod trust;
 mod unfit;
