@@ -64,10 +64,16 @@ pub fn run(args: &Args, flags: &Flags) -> Result<(), Failure> {
         }
         // What came from a header or a file is not the helpers' to keep or to forget.
         "store" | "erase" if own.as_ref().is_some_and(|own| own.same_secret(&asked)) => Ok(()),
-        "store" => Ok(drop(git(&["credential", "approve"], &asked.to_bytes()))),
-        "erase" => Ok(drop(git(&["credential", "reject"], &asked.to_bytes()))),
+        "store" => tell("approve", &asked),
+        "erase" => tell("reject", &asked),
         _ => Ok(()),
     }
+}
+
+/// Tells the primary's helpers what became of a credential. A helper that fails says so itself.
+fn tell(what: &str, asked: &Message) -> Result<(), Failure> {
+    git(&["credential", what], &asked.to_bytes());
+    Ok(())
 }
 
 /// The primary's URL, if all that was said makes a safe helper.

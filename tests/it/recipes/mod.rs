@@ -7,6 +7,7 @@
 mod client;
 mod page;
 
+mod ci;
 mod developers;
 
 use std::path::{Path, PathBuf};
