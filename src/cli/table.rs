@@ -165,7 +165,11 @@ fn cells(row: &RepoStatus, standing: bool, now: SystemTime) -> Vec<String> {
 
 /// Writes rows as a JSON array. What a terminal might obey is escaped, since people look at it too.
 pub fn json(rows: &[RepoStatus]) -> Result<String, serde_json::Error> {
-    let text = serde_json::to_string_pretty(rows)?;
+    Ok(escaped(&serde_json::to_string_pretty(rows)?) + "\n")
+}
+
+/// Escapes in a JSON text what a terminal might obey.
+pub fn escaped(text: &str) -> String {
     // Outside strings JSON has no such character but line feeds, which strings do not have.
     let mut out = String::with_capacity(text.len() + 1);
     for c in text.chars() {
@@ -177,8 +181,7 @@ pub fn json(rows: &[RepoStatus]) -> Result<String, serde_json::Error> {
             c => out.push(c),
         }
     }
-    out.push('\n');
-    Ok(out)
+    out
 }
 
 /// Writes a duration with its two largest units: `3d 4h`, `2m 5s`, `0s`.
