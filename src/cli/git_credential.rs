@@ -7,7 +7,7 @@
 
 mod header;
 mod message;
-mod netrc;
+pub mod netrc;
 
 use std::io::Write;
 use std::path::Path;
@@ -17,7 +17,7 @@ use url::Url;
 
 use super::exit::Failure;
 use super::flags::Flags;
-use message::Message;
+pub use message::Message;
 
 const EXAMPLES: &str = "\
 Examples:

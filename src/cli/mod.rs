@@ -123,6 +123,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
     if let Command::GitCredential(args) = &cli.command {
         return git_credential::run(args, &flags);
     }
+    if let Command::Doctor(args) = &cli.command
+        && let Some(address) = &args.client
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        return runtime.block_on(doctor::run_client(args, address));
+    }
     let loaded = load(&Inputs::from_process(flags.config.clone(), flags.given.clone())?)?;
     start_log(&cli.command, &loaded)?;
     // An exported repository is the caller's; all else that is made is packmirror's own.

@@ -9,6 +9,7 @@ mod page;
 
 mod ci;
 mod developers;
+mod doctor;
 
 use std::path::{Path, PathBuf};
 
