@@ -5,6 +5,7 @@
 #   git                git with its own tests  conformance-deps    system packages (apt-get, as root)
 #   clients            what tests/clients needs, with its programs in bin/
 #   h2spec             questions about HTTP/2 for a server
+#   proxies            nginx and HAProxy (system packages)
 #
 # They are pinned (lib.sh), go to ${PACKMIRROR_PARTS:-~/.cache/packmirror-parts}, and are built once.
 set -euo pipefail
@@ -18,6 +19,8 @@ git_build="$compiler make=make xz=xz-utils perl=perl curl/curl.h=libcurl4-openss
 	zlib.h=zlib1g-dev openssl/ssl.h=libssl-dev"
 # apache2-bin is the server alone: the package apache2 would also start one on port 80.
 conformance="$git_build python3=python3 /usr/sbin/apache2=apache2-bin"
+# Where systemd runs, Debian's packages also start a server of their own: nginx-light one on port 80.
+proxies='/usr/sbin/nginx=nginx-light /usr/sbin/haproxy=haproxy /usr/bin/openssl=openssl'
 clients="$compiler python3=python3 ensurepip.py=python3-venv javac=default-jdk-headless mvn=maven node=nodejs npm=npm"
 
 has() {
@@ -184,13 +187,18 @@ if command -v flock >/dev/null; then
 	exec 9>"$parts/.lock"
 	flock 9
 fi
-[ $# -gt 0 ] || set -- minio versitygw gitea git conformance-deps
+[ $# -gt 0 ] || set -- minio versitygw gitea git conformance-deps proxies
 for part in "$@"; do
 	case $part in
 	minio | versitygw | gitea | git | clients | h2spec) ensure "$part" ;;
 	conformance-deps)
 		# shellcheck disable=SC2086  # words
 		need $conformance
+		printf '%-16s %s\n' "$part" 'system packages'
+		;;
+	proxies)
+		# shellcheck disable=SC2086  # words
+		need $proxies
 		printf '%-16s %s\n' "$part" 'system packages'
 		;;
 	*) die "no such part: $part" ;;

@@ -5,7 +5,7 @@
 //! its log, and the documented objects in the bucket.
 //!
 //! The harness: [`git`] runs git, [`world`] holds directories and waits, [`bucket`] looks into the store, [`node`]
-//! runs packmirror, [`primary`] is the Git host, [`shapes`] makes repositories, [`oracle`] compares, [`wire`] speaks
+//! runs packmirror, [`front`] what stands before it, [`primary`] is the Git host, [`shapes`] makes repositories, [`oracle`] compares, [`wire`] speaks
 //! HTTP and pkt-lines by hand. The rest is tests, one file per promise.
 //!
 //! Environment: `PACKMIRROR_TEST_S3_URL` (with `AWS_*`) puts the stores on an S3 server; `PACKMIRROR_TEST_GITEA_ENV`
@@ -17,6 +17,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panics")]
 
 mod bucket;
+mod front;
 mod git;
 mod node;
 mod oracle;
@@ -33,6 +34,7 @@ mod clients;
 mod clone;
 mod commands;
 mod faults;
+mod fronts;
 mod gitea;
 #[path = "../hostile/mod.rs"]
 mod hostile;
