@@ -9,6 +9,9 @@ readonly GIT_VERSION=2.47.3
 # The last release that the module proxy has; it names no versions of what it needs.
 readonly H2SPEC_VERSION=v2.2.1
 readonly H2SPEC_NEEDS='github.com/spf13/cobra@v1.10.2 github.com/fatih/color@v1.19.0 golang.org/x/net@v0.62.0'
+# The last release whose modules can all be had from the module proxy.
+readonly BUILDKITE_VERSION=v3.50.0
+readonly LFS_VERSION=v3.8.1
 # Fetches what tests/clients/jgit/pom.xml names.
 readonly MAVEN_DEPENDENCY_VERSION=3.8.1
 
@@ -32,6 +35,8 @@ part_dir() {
 	gitea) echo "$parts/gitea-${GITEA_VERSION#v}" ;;
 	git) echo "$parts/git-$GIT_VERSION" ;;
 	h2spec) echo "$parts/h2spec-${H2SPEC_VERSION#v}" ;;
+	lfs) echo "$parts/lfs-${LFS_VERSION#v}" ;;
+	tools) echo "$parts/tools-buildkite-${BUILDKITE_VERSION#v}" ;;
 	clients) echo "$parts/clients-$(clients_version)" ;;
 	*) die "no such part: $1" ;;
 	esac

@@ -39,7 +39,8 @@ pub struct Args {
     /// Allow plain HTTP to a mirror that is not on this machine; credentials then travel in the clear
     #[arg(long)]
     pub insecure_mirror: bool,
-    /// get, store or erase, as git says it; anything else is ignored
+    /// get, store or erase, as git says it, and get where Cargo's own library says nothing; anything else is ignored
+    #[arg(default_value = "get")]
     pub action: String,
 }
 

@@ -17,8 +17,10 @@ pub struct Client {
     pub home: PathBuf,
     /// Where commands run.
     pub work: PathBuf,
-    primary: String,
-    mirror: String,
+    /// What stands for `https://git.example.com`.
+    pub primary: String,
+    /// What stands for `https://mirror.eu.example.com`.
+    pub mirror: String,
     path: OsString,
     env: Vec<(String, String)>,
 }
@@ -27,8 +29,10 @@ impl Client {
     pub fn new(world: &World, primary: &Primary, node: &Node) -> Self {
         let own = Path::new(env!("CARGO_BIN_EXE_packmirror")).parent().expect("a folder").to_owned();
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let path =
-            std::env::join_paths([own].into_iter().chain(std::env::split_paths(&path))).expect("a path");
+        let chosen = std::env::var_os("PACKMIRROR_TEST_GIT");
+        let chosen = chosen.and_then(|git| Some(Path::new(&git).parent()?.to_owned()));
+        let path = std::env::join_paths([own].into_iter().chain(chosen).chain(std::env::split_paths(&path)))
+            .expect("a path");
         let client = Client {
             home: world.folder("home"),
             work: world.folder("work"),
@@ -50,6 +54,11 @@ impl Client {
     /// Sets a variable for all that is run from now on.
     pub fn set(&mut self, key: &str, value: &str) {
         self.env.push((key.into(), value.into()));
+    }
+
+    /// Takes the primary by the name that it has in the page: for tools whose names of things have no port in them.
+    pub fn by_name(&mut self) {
+        self.primary = "https://git.example.com".into();
     }
 
     /// A program as it runs here.
@@ -88,9 +97,6 @@ impl Client {
     /// Runs `git <line>`, split at spaces.
     pub fn git(&self, line: &str) -> Output {
         let mut command = self.command("git");
-        if let Some(chosen) = std::env::var_os("PACKMIRROR_TEST_GIT") {
-            command = self.command(&chosen.to_string_lossy());
-        }
         command.args(line.split_whitespace());
         finish(command, b"", Duration::from_secs(60))
     }
@@ -102,8 +108,7 @@ impl Client {
 
     /// The same with another password.
     pub fn remember(&self, password: &str) {
-        let host = self.primary.trim_start_matches("http://");
-        let lines = format!("protocol=http\nhost={host}\nusername={USER}\npassword={password}\n\n");
+        let lines = format!("url={}\nusername={USER}\npassword={password}\n\n", self.primary);
         self.git("config --global credential.helper store").must();
         let mut command = self.command("git");
         command.args(["credential", "approve"]);

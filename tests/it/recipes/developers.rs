@@ -142,6 +142,27 @@ fn every_place_that_has_a_credential_for_the_primary_will_do() {
     plain("a program that asks", &format!("git config --global core.askPass {}", askpass.display()));
 }
 
+/// A Basic header is a user and a password; any other a helper can pass on only to a git that asks for it.
+#[test]
+fn a_header_of_another_kind_takes_a_newer_git() {
+    mirror_only!();
+    let scene = Scene::new();
+    scene.primary.token(USER, "bearer-token");
+    scene.client.follow(recipe("developer"));
+    scene.client.follow(
+        "git config --global http.https://git.example.com/.extraheader 'Authorization: Bearer bearer-token'",
+    );
+    let version = scene.client.git("version").must().line();
+    let minor = version.split('.').nth(1).and_then(|minor| minor.parse::<u32>().ok()).expect("a version");
+    if minor >= 46 {
+        clones(&scene);
+    } else {
+        let out = scene.client.git(&format!("ls-remote {}", scene.url(&scene.repo.path)));
+        let out = out.must_fail(&["git 2.46"]);
+        assert!(!out.stderr.contains("bearer-token"), "{}", out.stderr);
+    }
+}
+
 #[test]
 fn a_machine_without_packmirror_needs_a_line_of_shell() {
     mirror_only!();
