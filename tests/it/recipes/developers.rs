@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::page::recipe;
 use super::{PASSWORD, Scene, USER, head, script};
+use crate::front::{Front, Kind};
 use crate::git::finish;
 use crate::mirror_only;
 use crate::oracle::State;
@@ -264,6 +265,24 @@ fn missing_blobs_of_a_partial_clone_come_by_the_mirror() {
     scene.by_the_mirror(|| scene.client.git(&format!("-C {at} sparse-checkout set src/lib")).must());
     assert!(dir.join("src/lib/deep/one.c").exists() && !dir.join("docs").exists());
     scene.by_the_mirror(|| scene.client.git(&format!("-C {at} cat-file -p HEAD:docs/big.txt")).must());
+}
+
+/// Behind nginx as it is shipped, with a certificate of an authority that no system knows.
+#[test]
+fn a_private_authority_is_named_for_the_mirror() {
+    mirror_only!();
+    let mut scene = Scene::new();
+    let Some(front) = Front::start(&scene.world, Kind::Nginx, &[scene.node.address()]) else { return };
+    scene.client.mirror = front.url.clone();
+    scene.client.remember_the_password();
+    scene.client.follow(recipe("developer"));
+    scene.client.git(&format!("ls-remote {}", scene.url(&scene.repo.path))).must_fail(&["certificate"]);
+    let found = super::doctor::doctor(&scene, &scene.url(&scene.repo.path), &[]);
+    assert_eq!(super::doctor::codes(&found), ["address-ok", "certificate", "credential-ok", "git-ok"]);
+    let ca = front.ca.display().to_string();
+    scene.client.follow(&recipe("authority").replace("/etc/ssl/certs/example-authority.pem", &ca));
+    clones(&scene);
+    assert!(super::doctor::doctor(&scene, &scene.url(&scene.repo.path), &[]).0);
 }
 
 #[test]

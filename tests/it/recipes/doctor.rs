@@ -8,10 +8,10 @@ use crate::git::finish;
 use crate::mirror_only;
 
 /// Codes with their advice, and whether all is well.
-type Found = (bool, BTreeMap<String, String>);
+pub type Found = (bool, BTreeMap<String, String>);
 
 #[track_caller]
-fn doctor(scene: &Scene, address: &str, more: &[&str]) -> Found {
+pub fn doctor(scene: &Scene, address: &str, more: &[&str]) -> Found {
     let mut command = scene.client.command("packmirror");
     command.args(["doctor", "--json", "--client", address]).args(more);
     let out = finish(command, b"", std::time::Duration::from_secs(90));
@@ -27,7 +27,7 @@ fn doctor(scene: &Scene, address: &str, more: &[&str]) -> Found {
 }
 
 #[track_caller]
-fn codes(found: &Found) -> Vec<&str> {
+pub fn codes(found: &Found) -> Vec<&str> {
     found.1.keys().map(|code| code.trim_start_matches("client.")).collect()
 }
 
