@@ -259,6 +259,33 @@ fn gitlab_runner_passes_by_a_mirror_that_only_git_knows_of() {
     run(&whole).must_fail(&["could not read Username"]);
 }
 
+/// Where the primary's own name leads to the mirror, the same lines work on a machine without any setting.
+#[test]
+fn nothing_changes_where_the_mirror_has_the_primarys_name() {
+    mirror_only!();
+    let mut scene = machine();
+    let name = scene.node.url.clone();
+    scene.client.primary = name.clone();
+    let (repo, lib) =
+        with_submodules(&scene, "team/job.git", &["../lib".to_owned(), format!("{name}/team/lib")]);
+    let sha = repo.oid("refs/heads/main");
+    let runner = "[[runners]]\nurl = \"https://git.example.com\"\n";
+    let lines = |dir: &Path| {
+        let temp = scene.world.folder("temp");
+        let url = scene.node.repo(&repo.path);
+        [checkout_7(&url, &name, &sha, dir, &temp), gitlab_runner(&scene, runner, &repo.path, &sha, dir)]
+    };
+    for which in 0..2 {
+        let dir = scene.world.unused("build");
+        let lines = &lines(&dir)[which];
+        scene.by_the_mirror(|| scene.client.shell(lines).must());
+        assert_eq!(
+            (head(&dir), head(&dir.join("s0")), head(&dir.join("s1"))),
+            (sha.clone(), lib.clone(), lib.clone())
+        );
+    }
+}
+
 /// What Jenkins runs (git-client-plugin, CliGitAPIImpl.java at 0f4ff57): a program gives user and password, whoever asks.
 #[test]
 fn jenkins_gives_its_credential_to_whoever_asks() {
