@@ -122,6 +122,13 @@ fn only_work_reads_packs_without_a_grant() {
     assert_eq!(strangers, [""; 0]);
 }
 
+/// A grant becomes one for another spelling only where it is known which spellings are one repository.
+#[test]
+fn only_mirror_knows_of_spellings() {
+    let users = sources("src").into_iter().filter(|(_, text)| text.contains(".known_as("));
+    assert_eq!(users.map(|(path, _)| path).collect::<Vec<_>>(), ["src/mirror/mod.rs"]);
+}
+
 #[test]
 fn arrows_point_down() {
     let arrows = arrows(&sources("src"));

@@ -9,6 +9,8 @@ pub enum Reason {
     Push,
     /// LFS, dumb HTTP files: not mirrored.
     OtherEndpoint,
+    /// It is not for Git, and the settings pass that on.
+    NotGit,
     /// The settings exclude the repository.
     NotSelected,
     /// Nothing was published yet.
@@ -40,6 +42,7 @@ impl Reason {
             Self::Live => "live",
             Self::Push => "push",
             Self::OtherEndpoint => "other-endpoint",
+            Self::NotGit => "not-git",
             Self::NotSelected => "not-selected",
             Self::NotYetMirrored => "not-yet-mirrored",
             Self::Opening => "opening",

@@ -54,7 +54,7 @@ fn flag(key: &'static Key, name: &'static str) -> Arg {
     match key.kind {
         Kind::Choice(words) => arg.value_parser(PossibleValuesParser::new(words)).hide_possible_values(true),
         Kind::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
-        Kind::Globs => arg.action(ArgAction::Append),
+        Kind::Globs | Kind::Networks => arg.action(ArgAction::Append),
         Kind::Path("DIR") => arg.value_hint(ValueHint::DirPath),
         Kind::Path(_) => arg.value_hint(ValueHint::FilePath),
         Kind::Place(_) => arg.value_hint(ValueHint::AnyPath),

@@ -55,9 +55,13 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let local = node::local(settings, dir.path(), &bucket).await.map_err(Failure::failed)?;
     bucket.probe().await.map_err(Failure::unavailable)?;
     bucket.ensure_format().await.map_err(Failure::store)?;
-    let repos = if named.is_empty() { bucket.repos().await.map_err(Failure::store)? } else { named };
-    let at_once = settings.max_syncs.max(1);
     let mirror = Mirror::new(settings, bucket, local, primary, CancellationToken::new())?;
+    let mut repos =
+        if named.is_empty() { mirror.bucket.repos().await.map_err(Failure::store)? } else { Vec::new() };
+    for path in &named {
+        repos.push(mirror.name_of(path).await.map_err(Failure::store)?);
+    }
+    let at_once = settings.max_syncs.max(1);
     let work = Work::new(mirror, settings);
     work.store_is_sound();
     let board = Board::new();

@@ -24,6 +24,16 @@ pub fn check(settings: &Settings, origins: &BTreeMap<&'static str, Origin>) -> R
     {
         return bad("primary", why, &write);
     }
+    if settings.primary_address.is_some()
+        && let Some(primary) = &settings.primary
+        && !Location::parse(primary, settings.insecure_primary).is_ok_and(|at| at.may_be_elsewhere())
+    {
+        return bad(
+            "primary_address",
+            "it stands for the address of a name, with the port that the name's URL leaves out".into(),
+            "it only beside a primary such as \"https://git.example.com\"",
+        );
+    }
     if let Err((why, write)) = store_fits(&settings.store) {
         return bad("store", why, &write);
     }

@@ -3,8 +3,9 @@
 //! It is the one source of flags, environment names, defaults, `packmirror config` and the README's table.
 //! A test holds it against the fields of [`Settings`](super::Settings), another holds the README against it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use toml::Value;
 
 use super::size;
@@ -52,6 +53,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// A list of globs.
     Globs,
+    /// A list of IP addresses and networks.
+    Networks,
     /// Text that must never be shown; it has no flag, since command lines are public on a machine.
     Secret,
 }
@@ -123,6 +126,8 @@ pub const KEYS: &[Key] = &[
         "Allow plain HTTP to a primary that is not on this machine; credentials then travel in the clear"),
     key("primary_ca_file", Kind::Path("FILE"), Standard::Unset("the system's authorities alone"), Group::Primary,
         "PEM file with further certificate authorities for the primary"),
+    key("primary_address", Kind::Address, Standard::Unset("where the name of the primary leads"), Group::Primary,
+        "Where to connect for the primary, IP:PORT, if its own name leads to this mirror; TLS and Host stay the name's"),
     key("primary_connect_timeout", Kind::Duration, Standard::Is("10s"), Group::Primary,
         "How long a connection to the primary may take to open"),
     key("primary_read_timeout", Kind::Duration, Standard::Is("2m"), Group::Primary,
@@ -150,6 +155,10 @@ pub const KEYS: &[Key] = &[
         "Repositories that a node takes up a minute because clients ask for them; the others are passed through until later"),
     key("max_repositories", Kind::Count, Standard::Is("10000"), Group::Mirroring,
         "Repositories up to which a node takes up new ones; further ones are passed through"),
+    key("other_paths", Kind::Choice(&["redirect", "pass", "refuse"]), Standard::Is("redirect"), Group::Serving,
+        "What is not Git (web pages, archives, interfaces): send the client to the primary, pass it on to the primary, or refuse it with 404"),
+    key("trusted_proxies", Kind::Networks, Standard::Unset("none"), Group::Serving,
+        "Addresses and networks of proxies in front, whose X-Forwarded-For, -Host and -Proto the primary gets to see"),
     key("cache_max", Kind::Size, Standard::Is("20GiB"), Group::Serving, "Bound of the cache on disk"),
     key("drain_timeout", Kind::Duration, Standard::Is("60s"), Group::Serving,
         "How long requests in flight may go on after SIGTERM"),
@@ -225,6 +234,9 @@ impl Kind {
                 words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ")
             }
             Self::Globs => "a list of globs such as [\"team/*\", \"!team/secret\"]".into(),
+            Self::Networks => {
+                "a list of addresses and networks such as [\"10.0.0.0/8\", \"2001:db8::1\"]".into()
+            }
             Self::Secret => "\"user:password\" or a token, as text".into(),
         }
     }
@@ -240,6 +252,7 @@ impl Kind {
             Self::Switch => "true|false",
             Self::Choice(_) => "WORD",
             Self::Globs => "GLOB",
+            Self::Networks => "NETWORK",
             Self::Secret => "SECRET",
         }
     }
@@ -266,6 +279,13 @@ impl Kind {
                 false => return Some(format!("{value} is not one of its words")),
             },
             (Self::Globs, Value::Array(globs)) => globs.iter().all(Value::is_str),
+            (Self::Networks, Value::Array(networks)) => {
+                let parsed = networks.iter().map(|one| one.as_str().and_then(network));
+                match parsed.zip(networks).find(|(parsed, _)| parsed.is_none()) {
+                    None => true,
+                    Some((_, bad)) => return Some(format!("{bad} is no address and no network")),
+                }
+            }
             _ => false,
         };
         (!fits).then(|| format!("{value} does not fit"))
@@ -283,10 +303,20 @@ impl Kind {
                 "false" | "0" | "no" | "off" => Value::Boolean(false),
                 _ => return Err(format!("\"{text}\" is neither true nor false")),
             },
-            Self::Globs => Value::Array(globs(text).into_iter().map(Value::String).collect()),
+            Self::Globs | Self::Networks => {
+                Value::Array(globs(text).into_iter().map(Value::String).collect())
+            }
             Self::Size => Value::String(size::parse(text).map(size::format).map_err(|bad| bad.to_string())?),
             _ => Value::String(text.to_owned()),
         })
+    }
+}
+
+/// Reads an address or a network; an IPv4 one in IPv6's clothes is what it is.
+pub fn network(text: &str) -> Option<IpNet> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Some(address.to_canonical().into()),
+        Err(_) => text.parse().ok(),
     }
 }
 

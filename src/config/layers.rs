@@ -121,9 +121,14 @@ impl Layer {
         for (name, texts) in flags {
             let Some(key) = find(name) else { continue };
             let origin = Origin::Flag(format!("--{}", key.flag().unwrap_or_default()));
-            if key.kind == Kind::Globs {
-                let globs = texts.iter().cloned().map(Value::String).collect();
-                layer.set(key, Value::Array(globs), origin);
+            if matches!(key.kind, Kind::Globs | Kind::Networks) {
+                // A comma may be part of a glob.
+                let list = texts.iter().flat_map(|text| match key.kind {
+                    Kind::Globs => vec![text.as_str()],
+                    _ => text.split(',').map(str::trim).collect(),
+                });
+                let list = list.map(|text| Value::String(text.to_owned())).collect();
+                layer.set(key, Value::Array(list), origin);
             } else if let Some(text) = texts.last() {
                 layer.set_text(key, text, origin)?;
             }

@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,9 @@ pub struct Settings {
     /// PEM file with further certificate authorities for the primary.
     #[serde(default)]
     pub primary_ca_file: Option<PathBuf>,
+    /// Where to connect for the primary, if not where its name leads.
+    #[serde(default)]
+    pub primary_address: Option<SocketAddr>,
     /// How long a connection to the primary may take to open.
     #[serde(with = "humantime_serde")]
     pub primary_connect_timeout: Duration,
@@ -73,6 +77,11 @@ pub struct Settings {
     pub mirror: Vec<String>,
     /// What happens to a repository that is not selected.
     pub unselected: Unselected,
+    /// What happens to what is not Git.
+    pub other_paths: OtherPaths,
+    /// Proxies in front whose word about clients counts; see [`Settings::trusted_proxies`].
+    #[serde(default)]
+    trusted_proxies: Vec<String>,
     /// Whether each answer asks the primary.
     pub freshness: Freshness,
     /// How old the last comparison may be in `bounded` mode.
@@ -156,6 +165,18 @@ pub enum Unselected {
     Refuse,
 }
 
+/// What happens to a request that is not for a Git repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OtherPaths {
+    /// The client is sent to the primary.
+    Redirect,
+    /// Passed through to the primary.
+    Pass,
+    /// Refused with 404.
+    Refuse,
+}
+
 /// How fresh an answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -198,6 +219,11 @@ impl Settings {
     /// [`Settings::credential_file`] otherwise.
     pub fn credential(&self) -> Option<&SecretString> {
         self.credential.as_ref()
+    }
+
+    /// The networks of the proxies in front. They were checked at load, so none is left out for loaded settings.
+    pub fn trusted_proxies(&self) -> Vec<IpNet> {
+        self.trusted_proxies.iter().filter_map(|text| keys::network(text)).collect()
     }
 
     /// Compiles the globs of `mirror`. They were checked at load, so this does not fail for loaded settings.

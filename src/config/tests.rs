@@ -68,7 +68,7 @@ fn every_field_is_in_the_table_and_every_key_is_a_field() {
     let all = file(
         all,
         dir.path(),
-        "primary = 'https://git.example.com'\nprimary_ca_file = '/ca'\n[s3]\nendpoint = 'https://x'\nregion = 'r'",
+        "primary = 'https://git.example.com'\nprimary_ca_file = '/ca'\nprimary_address = '192.0.2.1:443'\ntrusted_proxies = ['::1']\n[s3]\nendpoint = 'https://x'\nregion = 'r'",
     );
     let loaded = load(&all).unwrap();
     // credential and credential_file exclude each other; the former is not serialised.
@@ -155,6 +155,9 @@ fn a_bad_value_is_refused_with_its_place_and_what_to_write() {
         ("max_syncs", "-1", "-1 does not fit", "a whole number"),
         ("insecure_primary", "maybe", "neither true nor false", "true or false"),
         ("mirror", "team/[a", "team/[a", "globs such as"),
+        ("trusted_proxies", "10.0.0.0/8,proxy.example", "\"proxy.example\" is no address", "10.0.0.0/8"),
+        ("primary_address", "git.example.com:443", "does not fit", "127.0.0.1:8080"),
+        ("other_paths", "proxy", "\"proxy\"", "\"redirect\" or \"pass\""),
         ("log_level", "inof", "\"inof\"", "error, warn, info"),
         ("primary", "git.example.com", "no directory", "\"https://git.example.com\""),
         ("primary", "git@example.com:x", "SSH", "HTTPS URL"),
@@ -190,6 +193,24 @@ fn plain_http_needs_a_word_or_this_machine() {
     assert!(message.contains("s3.allow_http = true"), "{message}");
     // An endpoint for other programs does not matter while the bucket is a directory.
     load(&env(inputs(), &[("AWS_ENDPOINT_URL", "http://minio:9000")])).unwrap();
+}
+
+#[test]
+fn another_address_needs_a_name_without_a_port() {
+    let at = |primary| flags(inputs(), &[("primary", primary), ("primary_address", "192.0.2.1:8443")]);
+    load(&at("https://git.example.com/scm")).unwrap();
+    for primary in ["https://git.example.com:8443", "https://192.0.2.2", "https://[::1]", "/srv"] {
+        let message = refusal(&at(primary));
+        assert!(message.contains("--primary-address") && message.contains("beside"), "{primary}: {message}");
+    }
+}
+
+#[test]
+fn networks_are_read_in_all_their_forms() {
+    let text = "10.0.0.0/8, 192.0.2.1, 2001:db8::/32, ::ffff:192.0.2.7";
+    let loaded = load(&flags(inputs(), &[("trusted_proxies", text)])).unwrap();
+    let nets: Vec<_> = loaded.settings.trusted_proxies().iter().map(ToString::to_string).collect();
+    assert_eq!(nets, ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32", "192.0.2.7/32"]);
 }
 
 #[test]

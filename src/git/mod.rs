@@ -19,6 +19,7 @@ pub mod line;
 pub mod ls_refs;
 pub mod negotiate;
 pub mod object_info;
+pub mod other_path;
 pub mod path;
 pub mod pkt;
 pub mod refname;

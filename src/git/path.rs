@@ -35,7 +35,7 @@ const IN_URL: &AsciiSet = &CONTROLS
 
 /// The path of a repository at the primary: decoded, without leading slash, in its only spelling.
 ///
-/// `team/app` and `team/app.git` are two paths: whether they are one repository only the primary knows.
+/// `team/app` and `team/app.git` are two paths: whether they are one repository depends on the host (`mirror`).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RepoPath(Arc<str>);
@@ -246,7 +246,7 @@ fn decodes_again(path: &str) -> bool {
 }
 
 /// Cuts a decoded path where the repository ends (the service table of git's `http-backend.c`, and LFS).
-fn cut<'a>(path: &'a str, query: Option<&str>) -> Result<(&'a str, Endpoint), BadPath> {
+pub(super) fn cut<'a>(path: &'a str, query: Option<&str>) -> Result<(&'a str, Endpoint), BadPath> {
     if let Some(repo) = path.strip_suffix("/info/refs") {
         return Ok((repo, Endpoint::InfoRefs(service(query)?)));
     }

@@ -33,13 +33,13 @@ use tokio_util::task::TaskTracker;
 use crate::config::{ConfigError, Selection, Settings};
 use crate::git::path::RepoPath;
 use crate::local::Local;
-use crate::mirror::names::{Repos, folded};
+use crate::mirror::names::{Repos, folded, with_suffix};
 use crate::mirror::newcomers::Newcomers;
 use crate::mirror::newest::NotFound;
 use crate::mirror::opening::Opening;
 use crate::mirror::repo::Repo;
-use crate::primary::{Naming, Primary};
-use crate::store::{Bucket, nonce};
+use crate::primary::{Grant, Naming, Primary};
+use crate::store::{Bucket, StoreError, nonce};
 
 /// A repository from which no client was served for so long is closed.
 const IDLE: Duration = Duration::from_secs(1800);
@@ -123,7 +123,7 @@ impl Mirror {
 
     /// Says whether the settings select this repository for mirroring.
     pub fn selects(&self, path: &RepoPath) -> bool {
-        self.selection.selects(path.as_str())
+        self.selection.selects(self.lock_repos().own(path).as_str())
     }
 
     /// The repositories this node has open or is syncing.
@@ -137,9 +137,12 @@ impl Mirror {
         self.repos.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The spelling under which a repository is known here, where the host ignores case; the path itself otherwise.
-    pub fn own_spelling(&self, path: &RepoPath) -> RepoPath {
-        self.lock_repos().own(path).clone()
+    /// A grant that the primary gave for one spelling of a repository, as one for the name that the repository has here.
+    ///
+    /// Each spelling has grants of its own, for only the primary knows what it says to which.
+    pub fn under_own_name(&self, grant: Grant) -> Grant {
+        let own = self.lock_repos().own(grant.repo()).clone();
+        grant.known_as(own)
     }
 
     /// Takes note that the primary has shown a repository: it is opened, or its first sync starts, behind the request that
@@ -189,23 +192,31 @@ impl Mirror {
         if !self.newcomers.admit(path, count) {
             return None;
         }
-        let Naming::AnyCase(interface) = naming else {
-            return Some(self.start(Arc::new(self.known(path.clone()))));
-        };
-        // Another node may have published it under the spelling that it knows.
-        let published = self.bucket.repos_beside(&self.keys()).await.inspect_err(|e| {
+        let own = self.own_name(path, naming).await.inspect_err(|e| {
             tracing::warn!(repo = %path, error = %e, "not taken up: the bucket could not be listed");
         });
-        let published = published.ok()?.into_iter().find(|known| folded(known) == folded(path));
-        let own = match published {
-            Some(known) => known,
-            None => match self.primary.own_spelling(path, interface).await {
-                Some(own) => own,
-                // A spelling that every node would choose.
-                None => RepoPath::parse(&folded(path)).unwrap_or_else(|_| path.clone()),
-            },
-        };
-        Some(self.start(Arc::new(self.known(own))))
+        Some(self.start(Arc::new(self.known(own.ok()?))))
+    }
+
+    /// The name under which a repository is stored, or would be, for those that ask for one by name.
+    pub async fn name_of(&self, path: &RepoPath) -> Result<RepoPath, StoreError> {
+        let naming = self.naming(&mut *self.naming.lock().await).await;
+        self.own_name(path, naming.unwrap_or(Naming::Exact)).await
+    }
+
+    /// The same, where it is known how the host names repositories.
+    async fn own_name(&self, path: &RepoPath, naming: Naming) -> Result<RepoPath, StoreError> {
+        let Naming::AnyCase(interface) = naming else { return Ok(path.clone()) };
+        // Another node, or an older version, may have published it under the spelling that it knew.
+        let stored = self.bucket.repos_beside(&self.keys()).await?;
+        let alike = stored.into_iter().filter(|known| folded(known) == folded(path));
+        if let Some(known) = alike.min_by_key(|known| (known != path, known != &with_suffix(known))) {
+            return Ok(known);
+        }
+        // A spelling that every node would choose.
+        let shown = with_suffix(path);
+        let own = self.primary.own_spelling(&shown, interface).await;
+        Ok(own.unwrap_or_else(|| RepoPath::parse(&shown.as_str().to_ascii_lowercase()).unwrap_or(shown)))
     }
 
     /// How the host names repositories: asked once, and again after a while if it gave no answer. A host that never
@@ -257,7 +268,7 @@ impl Mirror {
         let paths = self.bucket.repos_beside(&self.keys()).await?;
         let mut taken = 0;
         for path in paths.iter().filter(|path| self.selects(path)) {
-            let known = self.lock_repos().by_path.contains_key(path);
+            let known = self.lock_repos().get(path).is_some();
             if !known {
                 self.start(Arc::new(self.known(path.clone())));
                 taken += 1;

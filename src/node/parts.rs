@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use crate::config::Settings;
 use crate::local::{Local, LocalOptions};
-use crate::primary::{BadCredential, Credential, Location, Primary, PrimarySettings};
+use crate::primary::{BadCredential, Credential, Location, Primary, PrimarySettings, farm_token};
 use crate::store::{Bucket, StoreOptions};
 
 /// Opens the bucket that the settings name.
@@ -38,6 +38,14 @@ pub async fn primary(settings: &Settings) -> anyhow::Result<Primary> {
     let mut to = PrimarySettings::new(location);
     to.credential = credential(settings).await?;
     to.ca_file = settings.primary_ca_file.clone();
+    to.address = settings.primary_address;
+    if settings.store.starts_with("s3://") {
+        to.token = farm_token(&[
+            &to.location.to_string(),
+            settings.s3.endpoint.as_deref().unwrap_or_default(),
+            settings.store.trim_end_matches('/'),
+        ]);
+    }
     to.allow_push = settings.allow_push;
     to.timeouts.connect = settings.primary_connect_timeout;
     to.timeouts.idle = settings.primary_read_timeout;

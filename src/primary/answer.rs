@@ -49,6 +49,7 @@ pub(super) fn sort(status: StatusCode, headers: &HeaderMap) -> PrimaryError {
     match status.as_u16() {
         code @ (401 | 403) => PrimaryError::Denied { status: code },
         404 | 410 => PrimaryError::NotFound,
+        508 => PrimaryError::Loops,
         code @ (408 | 429 | 500..) => {
             PrimaryError::ServerError { status: code, retry_after: retry_after(headers) }
         }

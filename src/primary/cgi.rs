@@ -139,13 +139,14 @@ impl Cgi {
                 headers,
                 body: Box::pin(stream::empty()),
                 unframed: false,
+                tunnel: None,
                 asked: None,
             });
         }
         let body = stream::try_unfold(running, |mut running| async move {
             Ok(running.piece().await?.map(|piece| (piece, running)))
         });
-        Ok(Response { status, headers, body: Box::pin(body), unframed: false, asked: None })
+        Ok(Response { status, headers, body: Box::pin(body), unframed: false, tunnel: None, asked: None })
     }
 
     /// The process with all of its environment: nothing of ours but `PATH`, no user or system configuration.
@@ -219,7 +220,7 @@ fn text(status: StatusCode, words: &'static str) -> Response {
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     let body = stream::iter([Ok(Bytes::from_static(words.as_bytes()))]);
-    Response { status, headers, body: Box::pin(body), unframed: false, asked: None }
+    Response { status, headers, body: Box::pin(body), unframed: false, tunnel: None, asked: None }
 }
 
 /// Pipes a request's body into the process. If the client breaks off, the pipe stays open until the process is

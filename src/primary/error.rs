@@ -47,6 +47,11 @@ pub enum PrimaryError {
         /// Where to, without query and userinfo.
         to: String,
     },
+    /// Its name leads to a mirror that has seen this request before. Nothing can be mirrored until that is put right.
+    #[error(
+        "the primary's name leads back to this mirror (508): set primary_address to where the primary itself is"
+    )]
+    Loops,
     /// The primary does not speak protocol v2. Nothing can be mirrored from it; requests can be passed through.
     #[error("the primary does not speak Git protocol v2: its repositories can only be passed through")]
     NoV2,

@@ -59,6 +59,13 @@ impl Grant {
         &self.repo
     }
 
+    /// The same yes for the name under which the repository is kept. `mirror` alone calls this, as a test of the sources
+    /// holds: it knows which spellings are one repository.
+    pub fn known_as(mut self, own: RepoPath) -> Self {
+        self.repo = own;
+        self
+    }
+
     /// When the primary was asked.
     pub fn asked(&self) -> Instant {
         self.asked

@@ -372,8 +372,16 @@ async fn the_question_holds_the_clients_headers_and_nothing_of_ours() {
     assert_eq!((seen.method.as_str(), seen.target.as_str()), ("POST", "/team/secret.git/git-upload-pack"));
     let mut names: Vec<_> = seen.headers.keys().map(|name| name.as_str()).collect();
     names.sort_unstable();
-    let expected =
-        ["accept", "content-length", "content-type", "git-protocol", "host", "private-token", "user-agent"];
+    let expected = [
+        "accept",
+        "content-length",
+        "content-type",
+        "git-protocol",
+        "host",
+        "packmirror-hops",
+        "private-token",
+        "user-agent",
+    ];
     assert_eq!(names, expected);
     assert_eq!(
         (seen.header("git-protocol"), seen.header("private-token")),

@@ -136,7 +136,7 @@ impl Primary {
         };
         let asked = timeout(limit, async {
             let response = self.exchange(outgoing).await?;
-            if matches!(response.status.as_u16(), 408 | 429 | 500 | 502..=504) {
+            if matches!(response.status.as_u16(), 408 | 429 | 500 | 502..=504 | 508) {
                 // It may know better later.
                 return Err(super::answer::sort(response.status, &response.headers));
             }

@@ -8,12 +8,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::StreamExt;
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::{Method, StatusCode, Version};
 use reqwest::{Certificate, Client, ClientBuilder, Url, redirect, retry};
 
-use super::settings::Timeouts;
-use super::{Body, Line, Location, Outgoing, PrimaryError, Response};
+use super::{
+    Body, Line, Location, OtherRequest, Outgoing, PrimaryError, PrimarySettings, Response, Tunnel, hops,
+};
+use crate::git::other_path::OtherPath;
 use crate::text::chain;
 
 /// Unused connections are closed after this, before most load balancers close them under a request.
@@ -32,6 +34,8 @@ pub(super) struct Http {
     plain: Client,
     once: Client,
     own: Client,
+    /// What requests of ours are known by when they come back.
+    token: String,
 }
 
 /// Reads the file of further certificate authorities, if one is configured.
@@ -48,14 +52,18 @@ pub(super) async fn read_ca(file: Option<&Path>) -> Result<Vec<Certificate>, Pri
 
 impl Http {
     /// Prepares pools of connections to `base`; sends nothing.
-    pub(super) fn new(base: Url, ca: &[Certificate], timeouts: &Timeouts) -> Result<Self, PrimaryError> {
+    pub(super) fn new(
+        base: Url,
+        ca: &[Certificate],
+        settings: &PrimarySettings,
+    ) -> Result<Self, PrimaryError> {
         let builder = || {
             let mut builder = Client::builder()
                 .redirect(redirect::Policy::none())
                 // The caller, which knows what a request does, repeats it; the library never does.
                 .retry(retry::never())
                 .referer(false)
-                .connect_timeout(timeouts.connect)
+                .connect_timeout(settings.timeouts.connect)
                 .pool_idle_timeout(POOLED)
                 .pool_max_idle_per_host(MOST_POOLED)
                 .tcp_keepalive(KEEPALIVE)
@@ -67,6 +75,10 @@ impl Http {
             }
             if Location::Http(base.clone()).is_loopback() {
                 builder = builder.no_proxy();
+            }
+            // A proxy would look the name up itself.
+            if let (Some(host), Some(address)) = (base.host_str(), settings.address) {
+                builder = builder.resolve(host, address).no_proxy();
             }
             builder
         };
@@ -80,6 +92,7 @@ impl Http {
             // HTTP/1 alone, since only there a request can say that it is the last one.
             once: build(builder().pool_max_idle_per_host(0).http1_only())?,
             own: build(builder())?,
+            token: settings.token.clone(),
             base,
         })
     }
@@ -108,23 +121,60 @@ impl Http {
 
     /// Asks for the base itself, with no headers of a client and no credential.
     pub(super) async fn reach(&self) -> Result<(), PrimaryError> {
-        let answer = self.own.get(self.base.clone()).send().await.map_err(sort)?;
+        let asked = self.own.get(self.base.clone()).header(hops::HOPS, &self.token);
+        let answer = asked.send().await.map_err(sort)?;
         match answer.status() {
             status if status.is_server_error() => Err(super::answer::sort(status, answer.headers())),
             _ => Ok(()),
         }
     }
 
+    /// The address of what is not Git, always below the base.
+    fn other_url(&self, other: &OtherPath) -> Result<Url, PrimaryError> {
+        let mut url = self.base.clone();
+        let below = self.base.path().trim_end_matches('/').to_owned();
+        url.set_path(&format!("{below}{}", other.path()));
+        if !url.path().starts_with(&format!("{below}/")) {
+            return Err(PrimaryError::Settings("the path leads elsewhere".into()));
+        }
+        url.set_query(other.query());
+        Ok(url)
+    }
+
     /// Sends one request and gives the head of its answer; both bodies stream.
     pub(super) async fn send(&self, outgoing: Outgoing) -> Result<Response, PrimaryError> {
-        let bodiless = outgoing.method == Method::HEAD;
         let mut request = reqwest::Request::new(outgoing.method.clone(), self.url(&outgoing)?);
         *request.headers_mut() = outgoing.headers;
-        let (line, length) = (outgoing.line, outgoing.body.len());
-        if line == Line::Once {
+        if outgoing.line == Line::Once {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        *request.body_mut() = match outgoing.body {
+        self.execute(request, outgoing.body, outgoing.line).await
+    }
+
+    /// The same for what is not Git.
+    pub(super) async fn send_other(&self, other: OtherRequest) -> Result<Response, PrimaryError> {
+        let mut request = reqwest::Request::new(other.method, self.other_url(&other.path)?);
+        *request.headers_mut() = other.client.all();
+        if other.websocket {
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            request.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+        } else {
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        self.execute(request, other.body, Line::Once).await
+    }
+
+    async fn execute(
+        &self,
+        mut request: reqwest::Request,
+        body: Body,
+        line: Line,
+    ) -> Result<Response, PrimaryError> {
+        let bodiless = request.method() == Method::HEAD;
+        let changes = request.headers().contains_key(UPGRADE);
+        hops::add(request.headers_mut(), &self.token);
+        let length = body.len();
+        *request.body_mut() = match body {
             Body::Empty => None,
             Body::Whole(bytes) => Some(bytes.into()),
             body @ Body::Stream { .. } => {
@@ -136,9 +186,21 @@ impl Http {
         };
         let answer = self.client(line).execute(request).await.map_err(sort)?;
         let (status, headers) = (answer.status(), answer.headers().clone());
+        if changes && status == StatusCode::SWITCHING_PROTOCOLS {
+            let tunnel: Box<dyn Tunnel> = Box::new(answer.upgrade().await.map_err(sort)?);
+            let body = Box::pin(futures::stream::empty());
+            return Ok(Response {
+                status,
+                headers,
+                body,
+                unframed: false,
+                tunnel: Some(tunnel),
+                asked: None,
+            });
+        }
         let unframed = !bodiless && is_unframed(&answer);
         let body = answer.bytes_stream().map(|piece| piece.map_err(sort));
-        Ok(Response { status, headers, body: Box::pin(body), unframed, asked: None })
+        Ok(Response { status, headers, body: Box::pin(body), unframed, tunnel: None, asked: None })
     }
 }
 
@@ -192,9 +254,35 @@ mod tests {
         }
     }
 
+    fn http(base: &str) -> Http {
+        let location = Location::parse(base, false).unwrap();
+        let Location::Http(url) = location.clone() else { panic!() };
+        Http::new(url, &[], &PrimarySettings::new(location)).unwrap()
+    }
+
+    #[test]
+    fn other_paths_stay_below_the_base_and_as_they_are() {
+        for base in ["https://git.example.com", "https://git.example.com/scm"] {
+            for path in [
+                "/",
+                "//evil.example/x",
+                "/@evil.example",
+                "/a%2Fb//c/?",
+                "/%E9%25",
+                "/https://evil.example/",
+            ] {
+                let (path, query) =
+                    path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+                let url = http(base).other_url(&OtherPath::read(path, query).unwrap()).unwrap();
+                let want =
+                    format!("{base}{path}{}", query.map(|query| format!("?{query}")).unwrap_or_default());
+                assert_eq!(url.as_str(), want);
+            }
+        }
+    }
+
     fn url(base: &str, repo: &str, endpoint: Endpoint, query: Option<&str>) -> String {
-        let Location::Http(base) = Location::parse(base, false).unwrap() else { panic!() };
-        let http = Http::new(base, &[], &Timeouts::default()).unwrap();
+        let http = http(base);
         let outgoing = Outgoing {
             method: Method::GET,
             repo: RepoPath::parse(repo).unwrap(),

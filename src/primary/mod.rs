@@ -19,10 +19,12 @@ mod error;
 mod grants;
 #[cfg(test)]
 mod grants_tests;
+mod hops;
 mod host;
 mod http;
 mod idle;
 mod left_out;
+mod other;
 mod pack_stream;
 mod pass;
 #[cfg(test)]
@@ -35,6 +37,7 @@ use std::sync::Arc;
 
 use ::http::{HeaderMap, Method, StatusCode};
 use tokio::time::Instant;
+use url::Url;
 
 use crate::git::path::{Endpoint, RepoPath};
 
@@ -43,7 +46,9 @@ pub use client::{Auth, FetchSpec, Seen};
 pub use credential::{BadCredential, Credential};
 pub use error::PrimaryError;
 pub use grants::{Denial, Grant, Grants, Refusal};
+pub use hops::farm_token;
 pub use host::{Interface, Naming};
+pub use other::{OtherRequest, Tunnel, asks_for_websocket};
 pub use pack_stream::{Pack, Progress};
 pub use pass::{BadHeaders, ClientHeaders, MOST_HEADER_BYTES};
 pub use settings::{BadLocation, Location, PrimarySettings, Timeouts};
@@ -117,6 +122,8 @@ pub struct Response {
     pub body: Pieces,
     /// Only the end of the connection ends the body, as in HTTP/1.0: whether it is whole nobody can tell.
     pub unframed: bool,
+    /// The connection, where it has changed its protocol (101).
+    pub tunnel: Option<Box<dyn Tunnel>>,
     /// Set only where a client's own `git-upload-pack` was answered; what [`Grants::observe`] goes by.
     asked: Option<FetchAsked>,
 }
@@ -163,7 +170,7 @@ impl Primary {
         let backend = match &settings.location {
             Location::Http(url) => {
                 let ca = http::read_ca(settings.ca_file.as_deref()).await?;
-                Backend::Http(http::Http::new(url.clone(), &ca, &settings.timeouts)?)
+                Backend::Http(http::Http::new(url.clone(), &ca, &settings)?)
             }
             Location::Directory(root) => Backend::Directory(cgi::Cgi::open(root, settings.allow_push).await?),
         };
@@ -178,6 +185,19 @@ impl Primary {
     /// The primary's address as it is written into records, logs and grants; it holds no secret.
     pub fn name(&self) -> String {
         self.0.settings.location.to_string()
+    }
+
+    /// The web address below which everything of the primary lies; `None`: it is a directory.
+    pub fn web(&self) -> Option<&Url> {
+        match &self.0.settings.location {
+            Location::Http(url) => Some(url),
+            Location::Directory(_) => None,
+        }
+    }
+
+    /// Says whether a request with these headers has been here before: the primary's name leads to this mirror.
+    pub fn came_back(&self, headers: &HeaderMap) -> bool {
+        hops::came_back(headers, &self.0.settings.token)
     }
 
     /// The settings it was opened with.
@@ -213,7 +233,7 @@ impl Primary {
             repo: request.repo,
             endpoint: request.endpoint,
             query: request.query,
-            headers: request.client.all().clone(),
+            headers: request.client.all(),
             body: request.body,
         };
         let mut response = self.exchange(outgoing).await?;
@@ -225,7 +245,7 @@ impl Primary {
     async fn exchange(&self, mut outgoing: Outgoing) -> Result<Response, PrimaryError> {
         let watch = idle::Watch::new(self.0.settings.timeouts.idle);
         outgoing.body = watch.over_request(outgoing.body);
-        let mut response = match &self.0.backend {
+        let response = match &self.0.backend {
             Backend::Http(http) => watch.over_head(http.send(outgoing)).await??,
             Backend::Directory(cgi) => watch.over_head(cgi.send(outgoing)).await??,
         };
@@ -235,8 +255,6 @@ impl Primary {
                 response.status
             )));
         }
-        response.headers = pass::response_headers(&response.headers);
-        response.body = watch.over_answer(response.body);
-        Ok(response)
+        Ok(pass::returned(response, &watch))
     }
 }

@@ -14,7 +14,9 @@ use std::sync::{Arc, LazyLock};
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use super::{Body, Line, Request};
+use super::hops::HOPS;
+use super::idle::Watch;
+use super::{Body, Line, Request, Response};
 use crate::git::path::Endpoint;
 
 /// The most headers a client may send.
@@ -37,13 +39,14 @@ const HOP_BY_HOP: [&str; 9] = [
 
 /// Request headers that we make ourselves or that the primary may never receive from a client. Compared with
 /// `_` read as `-`, since many servers do not tell them apart.
-const NEVER_SENT: [&str; 43] = [
+const NEVER_SENT: [&str; 44] = [
     // Made anew for our own connection.
     "host",
     "content-length",
     "expect",
     "max-forwards",
     "http2-settings",
+    "packmirror-hops",
     // Who the client is or where it comes from, in the words of reverse proxies and single sign-on gates.
     "forwarded",
     "via",
@@ -150,7 +153,12 @@ static ONCE: LazyLock<[HeaderName; 6]> = LazyLock::new(|| {
 
 /// A client's headers as they may go to the primary. Cheap to clone; `Debug` shows names only.
 #[derive(Clone, Default)]
-pub struct ClientHeaders(Arc<HeaderMap>);
+pub struct ClientHeaders {
+    /// Its own.
+    own: Arc<HeaderMap>,
+    /// What we say of where it came from and through which mirrors. The primary may go by it, so it is part of a grant's key.
+    origin: Arc<HeaderMap>,
+}
 
 impl ClientHeaders {
     /// No headers: an anonymous client.
@@ -179,28 +187,50 @@ impl ClientHeaders {
             value.set_sensitive(!is_harmless(name));
             kept.append(name, value);
         }
-        Ok(Self(Arc::new(kept)))
+        // HTTP/2 may send a cookie in parts, which HTTP/1 may not (RFC 9113, 8.2.3).
+        let cookies: Vec<_> = kept.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if cookies.len() > 1
+            && let Ok(mut whole) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+        {
+            whole.set_sensitive(true);
+            kept.insert(header::COOKIE, whole);
+        }
+        let hops = headers.get_all(HOPS).iter().map(|value| (HOPS, value.clone())).collect_appended();
+        Ok(Self { own: Arc::new(kept), origin: Arc::new(hops) })
+    }
+
+    /// The same, with what is known of where the client came from.
+    pub fn from_there(mut self, origin: HeaderMap) -> Self {
+        let all = self.origin.iter().map(|(name, value)| (name.clone(), value.clone()));
+        let more = origin.iter().map(|(name, value)| (name.clone(), value.clone()));
+        self.origin = Arc::new(all.chain(more).collect_appended());
+        self
     }
 
     /// One header, if it was sent and may be passed on.
     pub fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
-        self.0.get(name)
+        self.own.get(name)
     }
 
     /// All that is passed on.
-    pub(super) fn all(&self) -> &HeaderMap {
-        &self.0
+    pub(super) fn all(&self) -> HeaderMap {
+        let all = self.own.iter().chain(self.origin.iter());
+        all.map(|(name, value)| (name.clone(), value.clone())).collect_appended()
     }
 
     /// The part that may say who asks, for a question of our own in the client's name.
     pub(super) fn identity(&self) -> HeaderMap {
-        let of_identity = self.0.iter().filter(|(name, _)| !is_harmless(name));
-        of_identity.map(|(name, value)| (name.clone(), value.clone())).collect_appended()
+        let of_identity = self.own.iter().filter(|(name, _)| !is_harmless(name));
+        of_identity
+            .chain(self.origin.iter())
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect_appended()
     }
 
     /// Feeds that part into a hash, unambiguously: names sorted, values in their order, all with their lengths.
     pub(super) fn write_identity(&self, mut write: impl FnMut(&[u8])) {
-        let mut names: Vec<&HeaderName> = self.0.keys().filter(|name| !is_harmless(name)).collect();
+        let identity = self.identity();
+        let mut names: Vec<&HeaderName> = identity.keys().collect();
         names.sort_by_key(|name| name.as_str());
         let mut part = |bytes: &[u8]| {
             write(&(bytes.len() as u64).to_be_bytes());
@@ -208,7 +238,7 @@ impl ClientHeaders {
         };
         for name in names {
             part(name.as_str().as_bytes());
-            let values = self.0.get_all(name);
+            let values = identity.get_all(name);
             part(&(values.iter().count() as u64).to_be_bytes());
             values.iter().for_each(|value| part(value.as_bytes()));
         }
@@ -217,7 +247,7 @@ impl ClientHeaders {
 
 impl fmt::Debug for ClientHeaders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.own.keys()).finish()
     }
 }
 
@@ -258,6 +288,13 @@ fn check_size(headers: &HeaderMap) -> Result<(), BadHeaders> {
     Ok(())
 }
 
+/// The primary's answer as it may go to a client, under watch.
+pub(super) fn returned(mut response: Response, watch: &Watch) -> Response {
+    response.headers = response_headers(&response.headers);
+    response.body = watch.over_answer(response.body);
+    response
+}
+
 /// The primary's headers as they may go to a client.
 pub(super) fn response_headers(headers: &HeaderMap) -> HeaderMap {
     let named = named_by_connection(headers);
@@ -279,11 +316,11 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 
 /// Which connections a client's request may use: shared ones only if nothing in it could be read as a second request.
 pub(super) fn line(request: &Request) -> Line {
-    let conditional = CONDITIONS.iter().any(|name| request.client.0.contains_key(*name));
+    let conditional = CONDITIONS.iter().any(|name| request.client.own.contains_key(*name));
     let plain = match (&request.method, &request.endpoint, &request.body) {
         (&Method::GET, Endpoint::InfoRefs(Some(_)), Body::Empty) => true,
         (&Method::POST, Endpoint::UploadPack, Body::Whole(body)) => {
-            !request.client.0.contains_key(header::CONTENT_ENCODING) && is_plain_question(body)
+            !request.client.own.contains_key(header::CONTENT_ENCODING) && is_plain_question(body)
         }
         _ => false,
     };
@@ -349,7 +386,8 @@ mod tests {
             ("User-Agent", "git/2.47.3"),
         ]);
         let headers = ClientHeaders::of(&sent).unwrap();
-        let mut names: Vec<_> = headers.all().keys().map(|name| name.as_str()).collect();
+        let all = headers.all();
+        let mut names: Vec<_> = all.keys().map(|name| name.as_str()).collect();
         names.sort_unstable();
         assert_eq!(
             names,
@@ -363,7 +401,7 @@ mod tests {
                 "user-agent"
             ]
         );
-        assert_eq!(headers.all().get_all("cookie").iter().count(), 2);
+        assert_eq!(headers.all().get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
         let identity = headers.identity();
         let mut names: Vec<_> = identity.keys().map(|name| name.as_str()).collect();
         names.sort_unstable();

@@ -4,13 +4,14 @@
 //! Elsewhere: how settings are read from files and flags (`config`), what they do (`http`, `cgi`, `grants`).
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use url::{Host, Url};
 
 use super::credential::Credential;
+use super::hops;
 
 /// The primary: a Git host over HTTP(S), or a directory of bare repositories.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +62,12 @@ impl Location {
         let path = url.path().trim_end_matches('/').to_owned();
         url.set_path(&path);
         Ok(Self::Http(url))
+    }
+
+    /// Whether connections can be made to another address than its name's: there is a name, and no port beside it, which
+    /// would count more.
+    pub fn may_be_elsewhere(&self) -> bool {
+        matches!(self, Self::Http(url) if url.port().is_none() && matches!(url.host(), Some(Host::Domain(_))))
     }
 
     /// Whether the primary is on this very machine.
@@ -158,6 +165,10 @@ pub struct PrimarySettings {
     pub credential: Option<Credential>,
     /// A PEM file of further certificate authorities to believe, for hosts with a private one.
     pub ca_file: Option<PathBuf>,
+    /// Where to connect, if not where its name leads.
+    pub address: Option<SocketAddr>,
+    /// What requests of ours are known by when they come back ([`super::Hops`]).
+    pub token: String,
     /// How long we wait.
     pub timeouts: Timeouts,
     /// Whether everybody may push to a directory, also where a repository does not say so itself.
@@ -167,7 +178,15 @@ pub struct PrimarySettings {
 impl PrimarySettings {
     /// The defaults for a primary: no credential, the system's certificate authorities.
     pub fn new(location: Location) -> Self {
-        Self { location, credential: None, ca_file: None, timeouts: Timeouts::default(), allow_push: false }
+        Self {
+            location,
+            credential: None,
+            ca_file: None,
+            address: None,
+            token: hops::token(),
+            timeouts: Timeouts::default(),
+            allow_push: false,
+        }
     }
 }
 

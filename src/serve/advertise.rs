@@ -63,6 +63,7 @@ async fn known(app: &App, path: &RepoPath, client: &ClientHeaders, when: When) -
         When::Fresh => app.grants.check(path, client, snapshot.refs.hash).await.ok()?,
         When::PrimaryDown => app.grants.live(path, client)?,
     };
+    let grant = app.mirror.under_own_name(grant);
     if when == When::PrimaryDown {
         tracing::warn!(repo = %path, age_seconds = age.as_secs(), "the primary is down; serving what was verified last");
     }

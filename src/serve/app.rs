@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::sync::Semaphore;
 
 use crate::answer::Answers;
 use crate::budget::Budget;
-use crate::config::{Freshness, Limits, OnPrimaryDown, Settings, Unselected};
+use crate::config::{Freshness, Limits, OnPrimaryDown, OtherPaths, Settings, Unselected};
 use crate::mirror::Mirror;
 use crate::primary::Grants;
 use crate::telemetry::metrics::Recorder;
@@ -65,6 +66,10 @@ pub struct Terms {
     pub on_primary_down: OnPrimaryDown,
     /// What happens to a repository that is not selected.
     pub unselected: Unselected,
+    /// What happens to what is not Git.
+    pub other_paths: OtherPaths,
+    /// Proxies in front whose word about clients counts.
+    pub trusted_proxies: Vec<IpNet>,
     /// Bounds of requests and connections.
     pub limits: Limits,
 }
@@ -76,6 +81,8 @@ impl Terms {
             max_age: settings.max_age,
             on_primary_down: settings.on_primary_down,
             unselected: settings.unselected,
+            other_paths: settings.other_paths,
+            trusted_proxies: settings.trusted_proxies(),
             limits: settings.limits.clone(),
         }
     }

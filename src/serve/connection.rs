@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::serve::error::Failure;
 use crate::serve::framing::{Bad, REFUSED};
 use crate::serve::health;
+use crate::serve::tunnel::Tunnel;
 
 /// So many more requests given up than answered, and the connection is closed: a flood of resets (CVE-2023-44487).
 const MOST_GIVEN_UP: u64 = 256;
@@ -56,6 +57,9 @@ pub struct Connection {
     patience: Duration,
     load: Arc<Load>,
     modern: AtomicBool,
+    /// What it becomes once its last answer has gone out, and whether it has become that.
+    tunnel: Mutex<Option<(Tunnel, InFlight)>>,
+    changed: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -111,6 +115,8 @@ impl Connection {
             patience,
             load,
             modern: AtomicBool::new(false),
+            tunnel: Mutex::default(),
+            changed: AtomicBool::new(false),
             state: Mutex::new(state),
         }
     }
@@ -123,6 +129,23 @@ impl Connection {
     /// Whether it speaks HTTP/2.
     pub fn is_http2(&self) -> bool {
         self.modern.load(Ordering::Relaxed)
+    }
+
+    /// Makes it a tunnel: what comes now is no request. It counts as a request in flight until the tunnel's end.
+    pub fn becomes(self: &Arc<Self>, tunnel: Tunnel) {
+        let in_flight = self.begin();
+        *lock(&self.tunnel) = Some((tunnel, in_flight));
+        self.changed.store(true, Ordering::Release);
+    }
+
+    /// Whether it has become a tunnel.
+    pub fn is_tunnel(&self) -> bool {
+        self.changed.load(Ordering::Acquire)
+    }
+
+    /// The tunnel that it has become, for whoever serves it, with what counts it as in flight.
+    pub fn take_tunnel(&self) -> Option<(Tunnel, InFlight)> {
+        lock(&self.tunnel).take()
     }
 
     /// How long a request waits for its client.
@@ -192,9 +215,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A request, from its head to the end of its answer or of its client.
-struct InFlight {
+#[derive(Debug)]
+pub struct InFlight {
     connection: Arc<Connection>,
     ended: bool,
+}
+
+impl InFlight {
+    /// Takes note that it has come to its end, and was not given up.
+    pub fn ends(mut self) {
+        self.ended = true;
+    }
 }
 
 impl Drop for InFlight {

@@ -24,6 +24,24 @@ pub enum Failure {
     /// The request is larger than the limits.
     #[error("the request is too large: {0}")]
     TooLarge(&'static str),
+    /// The path is of nothing in a primary that is a directory.
+    #[error(
+        "not a path of a git repository, and this mirror's primary is a directory of those; clone http(s)://THIS-HOST/PATH-OF-THE-REPOSITORY"
+    )]
+    OnlyGit,
+    /// The method is one that no proxy passes on.
+    #[error("this method is not passed on")]
+    Method,
+    /// The primary's name leads here.
+    #[error(
+        "this request came back to the mirror: the primary's name leads to it. Set primary_address to the address of the primary itself"
+    )]
+    Loops,
+    /// The client would be sent to the primary, by whose name it came.
+    #[error(
+        "this is not for Git, and the primary's own name leads to this mirror: set other_paths = \"pass\", and primary_address to the address of the primary itself"
+    )]
+    OwnName,
     /// The settings exclude the repository.
     #[error("this mirror does not serve this repository; use the primary")]
     NotSelected,
@@ -68,6 +86,9 @@ impl From<Halt> for Failure {
 impl From<PrimaryError> for Failure {
     fn from(e: PrimaryError) -> Self {
         tracing::warn!(error = %e, "the primary could not be asked");
+        if e == PrimaryError::Loops {
+            return Self::Loops;
+        }
         Self::PrimaryDown(e.retry_after())
     }
 }
@@ -75,7 +96,9 @@ impl From<PrimaryError> for Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let status = match &self {
-            Self::Path(BadPath::NotGit) => StatusCode::NOT_FOUND,
+            Self::Path(BadPath::NotGit) | Self::OnlyGit => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Loops | Self::OwnName => StatusCode::LOOP_DETECTED,
             Self::Path(BadPath::Service(_)) => StatusCode::FORBIDDEN,
             Self::Path(BadPath::TooLong) => StatusCode::URI_TOO_LONG,
             Self::Path(BadPath::Refused(_)) | Self::Malformed(_) => StatusCode::BAD_REQUEST,

@@ -12,7 +12,8 @@ use crate::answer::reason::Reason;
 use crate::config::{OnPrimaryDown, Unselected};
 use crate::git::HashKind;
 use crate::git::ls_refs::LsRefs;
-use crate::git::path::{Endpoint, RepoPath, Service, split};
+use crate::git::other_path::may_be_gits;
+use crate::git::path::{BadPath, Endpoint, RepoPath, Service, split};
 use crate::git::request::{BadRequest, Command, CommandRequest, FetchRequest, RequestLimits, parse_v2};
 use crate::git::v0::parse_v0;
 use crate::mirror::opening::NotOpen;
@@ -25,6 +26,8 @@ use crate::serve::body::{self, Begun};
 use crate::serve::error::Failure;
 use crate::serve::fetch;
 use crate::serve::grant::grant;
+use crate::serve::origin;
+use crate::serve::other;
 use crate::serve::pass::{ask, check, client_response, outbound, pass};
 use crate::serve::watch::{Form, watch};
 use crate::text::chain;
@@ -40,11 +43,18 @@ async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
     if parts.version < http::Version::HTTP_2 && parts.uri.authority().is_some() {
         return Err(Failure::Malformed("the request names another host; this is no forward proxy".into()));
     }
+    if app.mirror.primary.came_back(&parts.headers) {
+        return Err(Failure::Loops);
+    }
     let query = parts.uri.query();
-    let (path, endpoint) = split(parts.uri.path(), query)?;
-    let path = app.mirror.own_spelling(&path);
-    let client = ClientHeaders::of(&parts.headers)?;
-    check(&parts.method, &endpoint, &parts.headers, &mut body).await?;
+    let (path, endpoint) = match split(parts.uri.path(), query) {
+        Err(bad) if !matches!(bad, BadPath::Service(_)) && !may_be_gits(parts.uri.path()) => {
+            return other::answer(app, parts, body, bad).await;
+        }
+        cut => cut?,
+    };
+    let client = origin::client(app, &parts)?;
+    check(&parts.method, Some(&endpoint), &parts.headers, &mut body).await?;
     let version = Version::of(&parts.headers);
     let selected = app.mirror.selects(&path);
     if !selected && app.terms.unselected == Unselected::Refuse {
@@ -56,7 +66,10 @@ async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
         return upload_pack(app, path, client, version, begun).await;
     }
     let method = parts.method.clone();
-    let request = outbound(method, &path, &endpoint, query, &parts.headers, client.clone(), body);
+    let body = outbound(&method, &parts.headers, body);
+    let (repo, query) = (path.clone(), query.map(str::to_owned));
+    let request =
+        primary::Request { method, repo, endpoint: endpoint.clone(), query, client: client.clone(), body };
     let known =
         matches!(parts.method, Method::GET | Method::HEAD | Method::POST | Method::PUT | Method::DELETE);
     if !known {

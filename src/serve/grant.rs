@@ -19,7 +19,7 @@ pub async fn grant(
 ) -> Result<Result<Grant, Response>, Failure> {
     let hash = repo.snapshot().map_or(HashKind::Sha1, |snapshot| snapshot.refs.hash);
     match app.grants.check(path, client, hash).await {
-        Ok(grant) => Ok(Ok(grant)),
+        Ok(grant) => Ok(Ok(app.mirror.under_own_name(grant))),
         Err(Refusal::Answer(denial)) => Ok(Err(denial_response(*denial))),
         Err(Refusal::Unavailable(e)) => Err(e.into()),
     }

@@ -5,6 +5,7 @@
 //! Elsewhere: who may stay how long (`places`, `connection`), what a request may look like (`framing`).
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,7 +15,6 @@ use axum::routing::get;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulConnection;
 use hyper_util::service::TowerToHyperService;
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +24,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::primary::MOST_HEADER_BYTES;
 use crate::serve::app::App;
+use crate::serve::origin::Peer;
 use crate::serve::places::{Place, Places, REQUEST_TIMEOUT};
 use crate::serve::wire::Wire;
 use crate::serve::{connection, count, files, git, health};
@@ -122,6 +123,7 @@ async fn speak(socket: TcpStream, place: Place, router: Router) {
     // Small packets matter more than full ones: a negotiation is many short answers.
     let _ = socket.set_nodelay(true);
     let connection = Arc::clone(&place.connection);
+    let peer = socket.peer_addr().ok().map(Peer);
     let opened = tokio::select! {
         opened = Wire::open(socket, Arc::clone(&connection)) => opened,
         () = connection.leave.cancelled() => return,
@@ -131,6 +133,9 @@ async fn speak(socket: TcpStream, place: Place, router: Router) {
     let service = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(Arc::clone(&connection));
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
         service.call(request)
     });
     // One connection holds at most: a head and `BUFFER` twice in HTTP/1; a window, a table of headers and one piece of each
@@ -148,19 +153,43 @@ async fn speak(socket: TcpStream, place: Place, router: Router) {
             .max_local_error_reset_streams(Some(STREAMS as usize))
             .keep_alive_interval(REQUEST_TIMEOUT)
             .keep_alive_timeout(PING_TIMEOUT);
-        drive(builder.serve_connection(TokioIo::new(wire), service), place).await;
+        drive(
+            builder.serve_connection(TokioIo::new(wire), service),
+            http2::Connection::graceful_shutdown,
+            &place,
+        )
+        .await;
     } else {
         let mut builder = http1::Builder::new();
-        // Upgrades are not served, and heads have a deadline in `places`.
+        // Heads have a deadline in `places`.
         builder.header_read_timeout(None).max_buf_size(BUFFER);
-        drive(builder.serve_connection(TokioIo::new(wire), service), place).await;
+        let connection = builder.serve_connection(TokioIo::new(wire), service).with_upgrades();
+        drive(connection, http1::UpgradeableConnection::graceful_shutdown, &place).await;
+        carry(&place).await;
     }
 }
 
+/// Serves the tunnel that a connection has become, if it has.
+async fn carry(place: &Place) {
+    let connection = &place.connection;
+    let Some((tunnel, in_flight)) = connection.take_tunnel() else { return };
+    tokio::select! {
+        ended = tunnel.run(connection.patience()) => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a tunnel ended early");
+            }
+        }
+        () = connection.cut.cancelled() => {}
+        () = connection.leave.cancelled() => {}
+    }
+    in_flight.ends();
+}
+
 /// Runs a connection until it ends, or is ended.
-async fn drive<C: GracefulConnection>(connection: C, place: Place)
+async fn drive<C, E>(connection: C, end: fn(Pin<&mut C>), place: &Place)
 where
-    C::Error: std::fmt::Display,
+    C: Future<Output = Result<(), E>>,
+    E: std::fmt::Display,
 {
     let (leave, cut) = (place.connection.leave.clone(), place.connection.cut.clone());
     let mut connection = std::pin::pin!(connection);
@@ -168,7 +197,7 @@ where
         ended = &mut connection => ended,
         () = cut.cancelled() => return,
         () = leave.cancelled() => {
-            connection.as_mut().graceful_shutdown();
+            end(connection.as_mut());
             tokio::select! {
                 ended = &mut connection => ended,
                 () = cut.cancelled() => return,

@@ -4,6 +4,7 @@
 //! - [`advertise`]: refs from what is published (bounded mode). [`watch`]: reading along with the live ones.
 //! - [`fetch`]: a fetch on its way. [`grant`](mod@grant): who may have it. [`send`]: its stream, in pieces ([`frame`]) and with little in
 //!   hand ([`holding`](mod@holding)). [`pass`](mod@pass): everything the primary answers. What a fetch gets is decided elsewhere (`answer`).
+//! - [`other`]: what is not Git, with the [`page`](mod@page) at `/` and the [`tunnel`] of a WebSocket. [`origin`]: where a client is.
 //! - [`places`]: who may stay connected how long. [`connection`]: what one client owes. [`wire`]: its bytes. [`framing`]: where
 //!   its requests begin and end. [`files`]: how many files may be open.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics`. [`count`]: every request counted.
@@ -26,8 +27,12 @@ pub mod grant;
 pub mod health;
 pub mod holding;
 pub mod listen;
+pub mod origin;
+pub mod other;
+pub mod page;
 pub mod pass;
 pub mod places;
 pub mod send;
+pub mod tunnel;
 pub mod watch;
 pub mod wire;

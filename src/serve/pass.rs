@@ -10,8 +10,8 @@ use http::{HeaderMap, Method, Version, header};
 use http_body_util::BodyExt;
 
 use crate::answer::reason::Reason;
-use crate::git::path::{Endpoint, RepoPath};
-use crate::primary::{self, ClientHeaders, Denial};
+use crate::git::path::Endpoint;
+use crate::primary::{self, Denial};
 use crate::serve::app::App;
 use crate::serve::error::Failure;
 use crate::telemetry::metrics as names;
@@ -50,31 +50,14 @@ pub fn denial_response(denial: Denial) -> Response {
     response
 }
 
-/// A request to be passed on, its body as a stream. GET and HEAD go on without one.
-pub fn outbound(
-    method: Method,
-    repo: &RepoPath,
-    endpoint: &Endpoint,
-    query: Option<&str>,
-    headers: &HeaderMap,
-    client: ClientHeaders,
-    body: Body,
-) -> primary::Request {
-    let body = if is_bodiless(&method) || body.is_end_stream() {
-        primary::Body::Empty
-    } else {
-        let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-        let pieces = TryStreamExt::map_err(body.into_data_stream(), std::io::Error::other);
-        primary::Body::Stream { pieces: Box::pin(pieces), length }
-    };
-    primary::Request {
-        method,
-        repo: repo.clone(),
-        endpoint: endpoint.clone(),
-        query: query.map(str::to_owned),
-        client,
-        body,
+/// The body of a request to be passed on, as a stream. GET and HEAD go on without one.
+pub fn outbound(method: &Method, headers: &HeaderMap, body: Body) -> primary::Body {
+    if is_bodiless(method) || body.is_end_stream() {
+        return primary::Body::Empty;
     }
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    let pieces = TryStreamExt::map_err(body.into_data_stream(), std::io::Error::other);
+    primary::Body::Stream { pieces: Box::pin(pieces), length }
 }
 
 /// Whether requests with this method have no body: servers need not look for one (RFC 9110, 9.3.1).
@@ -82,10 +65,11 @@ fn is_bodiless(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
 }
 
-/// Refuses what a server behind us might read in another way than we do, before anything of it goes on.
+/// Refuses what a server behind us might read in another way than we do, before anything of it goes on. No endpoint: it is
+/// not for Git.
 pub async fn check(
     method: &Method,
-    endpoint: &Endpoint,
+    endpoint: Option<&Endpoint>,
     headers: &HeaderMap,
     body: &mut Body,
 ) -> Result<(), Failure> {
@@ -94,7 +78,7 @@ pub async fn check(
         return Err(Failure::Malformed("Content-Length is not a number".into()));
     }
     let coding = headers.get(header::CONTENT_ENCODING).map(|v| v.as_bytes());
-    let smart = matches!(endpoint, Endpoint::UploadPack | Endpoint::ReceivePack);
+    let smart = matches!(endpoint, Some(Endpoint::UploadPack | Endpoint::ReceivePack));
     if smart && !matches!(coding, None | Some(b"identity" | b"gzip" | b"x-gzip")) {
         return Err(Failure::Malformed("this Content-Encoding is not known; send gzip or none".into()));
     }

@@ -98,6 +98,10 @@ impl Wire {
 impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.framing.is_some() && this.connection.is_tunnel() {
+            // What was held back as the beginning of a request goes on as it is.
+            this.framing = None;
+        }
         loop {
             if this.fine == 0 && !this.held.is_empty() && !this.refused {
                 this.look()?;

@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::primary::gzip;
@@ -18,6 +19,7 @@ const RESULT: &str = "application/x-git-upload-pack-result";
 /// The primary; its threads end with the test's process.
 pub struct Fake {
     pub url: String,
+    state: Arc<State>,
 }
 
 /// What it serves.
@@ -26,6 +28,8 @@ struct State {
     head: String,
     /// A host that ignores case, and what it calls its repository.
     own_spelling: Option<String>,
+    /// It minds spellings after all, as long as this is set.
+    minds: AtomicBool,
 }
 
 impl Fake {
@@ -39,18 +43,25 @@ impl Fake {
         Self::with(repo, Some(own_spelling.to_owned()))
     }
 
+    /// Whether a host that ignores case minds it for now, and does not say what it is.
+    pub fn minds_case(&self, minds: bool) {
+        self.state.minds.store(minds, Ordering::SeqCst);
+    }
+
     fn with(repo: &Path, own_spelling: Option<String>) -> Self {
         let head = crate::git::git(repo).run("rev-parse main").line();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let state = Arc::new(State { repo: repo.to_owned(), head, own_spelling });
+        let state =
+            Arc::new(State { repo: repo.to_owned(), head, own_spelling, minds: AtomicBool::new(false) });
+        let serving = Arc::clone(&state);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let state = Arc::clone(&state);
+                let state = Arc::clone(&serving);
                 std::thread::spawn(move || serve(stream, &state));
             }
         });
-        Self { url }
+        Self { url, state }
     }
 }
 
@@ -74,7 +85,7 @@ fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
     let mut line = head.split(' ');
     let (method, target) = (line.next().unwrap_or_default(), line.next().unwrap_or_default());
     let mut path = target.split('?').next().unwrap_or_default().trim_start_matches('/').to_owned();
-    if let Some(own) = &state.own_spelling {
+    if let Some(own) = state.own_spelling.as_ref().filter(|_| !state.minds.load(Ordering::SeqCst)) {
         path = path.to_ascii_lowercase();
         let name = own.to_ascii_lowercase();
         if path == "api/v1/version" {
@@ -84,7 +95,7 @@ fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
             let found = format!(r#"{{"full_name":"{own}"}}"#);
             return answer(&mut stream, 200, "application/json", "", found.as_bytes());
         }
-        if !path.starts_with(&format!("{name}.git/")) {
+        if !path.starts_with(&format!("{name}.git/")) && !path.starts_with(&format!("{name}/")) {
             return answer(&mut stream, 404, "text/plain", "", b"not found");
         }
     }

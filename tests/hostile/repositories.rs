@@ -47,23 +47,57 @@ fn spellings_of_one_repository_are_one() {
         name.map(|(at, c)| if n >> (at % 16) & 1 == 1 { c.to_ascii_uppercase() } else { c }).collect()
     };
     for n in 0..60 {
-        let path = format!("/{}.git/info/refs?service=git-upload-pack", spelled(n * 37));
+        let suffix = if n % 3 == 0 { "" } else { ".git" };
+        let path = format!("/{}{suffix}/info/refs?service=git-upload-pack", spelled(n * 37));
         let reply = wire::get(nodes[n as usize % 2].address(), &path, &[("Git-Protocol", "version=2")]);
         assert_eq!(reply.unwrap().status, 200);
     }
     for node in &nodes {
         eventually("a clone of another spelling from the bucket", || {
             let before = node.answered_from_bucket();
-            let copy = world.clone_of(&node.repo(&format!("{}.git", spelled(12345))), "--bare");
-            assert_eq!(git(&copy).run("rev-parse HEAD").line(), repo.oid("HEAD"));
-            (node.answered_from_bucket() > before).then_some(())
+            for suffix in ["", ".git"] {
+                let copy = world.clone_of(&node.repo(&format!("{}{suffix}", spelled(12345))), "--bare");
+                assert_eq!(git(&copy).run("rev-parse HEAD").line(), repo.oid("HEAD"));
+            }
+            (node.answered_from_bucket() > before + 1.0).then_some(())
         });
     }
+    nodes[0].command(&["sync", "ALICE/demorepository"]).must();
     let listed = nodes[0].command(&["ls"]).must().text();
     let names: Vec<&str> =
         listed.lines().filter(|line| line.to_ascii_lowercase().contains("alice/")).collect();
     assert_eq!(names.len(), 1, "{listed}");
     assert!(names[0].contains("Alice/DemoRepository.git"), "{listed}");
+}
+
+/// What was stored before it was known that two spellings are one is found under both, whichever of them it was.
+#[test]
+fn what_was_stored_under_another_spelling_is_found() {
+    mirror_only!();
+    let (one, both) = (&["Alice/Demo"][..], &["Alice/Demo", "Alice/Demo.git"][..]);
+    for stored in [one, both] {
+        let world = World::new();
+        let repo = crate::primary::Repo::create(&world.folder("host"), "x.git", "sha1");
+        shapes::linear(&repo.dir);
+        let fake = Fake::gitea(&repo.dir, "Alice/Demo");
+        fake.minds_case(true);
+        let setup = Setup::new(&world, &fake.url);
+        for path in stored {
+            setup.command(&["sync", path]).must();
+        }
+        fake.minds_case(false);
+        let node = setup.start();
+        for path in ["Alice/Demo", "Alice/Demo.git", "alice/demo"] {
+            eventually("a clone from the bucket", || {
+                let before = node.answered_from_bucket();
+                let copy = world.clone_of(&node.repo(path), "--bare");
+                assert_eq!(git(&copy).run("rev-parse HEAD").line(), repo.oid("HEAD"));
+                (node.answered_from_bucket() > before).then_some(())
+            });
+        }
+        let listed = node.command(&["ls"]).must().text();
+        assert_eq!(listed.matches("Alice/Demo").count(), stored.len(), "{listed}");
+    }
 }
 
 /// On a host that minds case two spellings are two repositories, whatever they hold.

@@ -41,6 +41,7 @@ mod hostile;
 mod increment;
 mod matrix;
 mod nodes;
+mod other_paths;
 mod push;
 mod recipes;
 mod slow;
