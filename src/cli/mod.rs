@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod exit;
 pub mod export;
 pub mod flags;
+pub mod git_credential;
 pub mod ls;
 pub mod progress;
 pub mod rows;
@@ -91,6 +92,8 @@ pub enum Command {
     Doctor(doctor::Args),
     /// Print the effective settings as TOML, without secrets
     Config(config::Args),
+    /// Give git the primary's credential for the mirror: a credential helper for clients
+    GitCredential(git_credential::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -116,6 +119,16 @@ fn run(cli: Cli) -> Result<(), Failure> {
         return completions::run(args);
     }
     let flags = cli.flags;
+    // It runs on clients, whose machines have no settings of a node.
+    if let Command::GitCredential(args) = &cli.command {
+        return git_credential::run(args, &flags);
+    }
+    if let Command::Doctor(args) = &cli.command
+        && let Some(address) = &args.client
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        return runtime.block_on(doctor::run_client(args, address));
+    }
     let loaded = load(&Inputs::from_process(flags.config.clone(), flags.given.clone())?)?;
     start_log(&cli.command, &loaded)?;
     // An exported repository is the caller's; all else that is made is packmirror's own.
@@ -134,7 +147,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Export(args) => export::run(args, &loaded).await,
             Command::Doctor(args) => doctor::run(args, &loaded).await,
             Command::Config(args) => config::run(args, &loaded).await,
-            Command::Completions(_) => Ok(()),
+            Command::Completions(_) | Command::GitCredential(_) => Ok(()),
         }
     });
     // Blocking work that was abandoned must not hold up the end of the process.

@@ -157,6 +157,46 @@ codes! {
     SystemFiles = "system.files",
     /// The process may map too few files.
     SystemMaps = "system.maps",
+    /// Git on this machine is new enough.
+    ClientGitOk = "client.git-ok",
+    /// Git cannot be run on this machine.
+    ClientGitMissing = "client.git-missing",
+    /// Git on this machine does not use protocol v2 by itself.
+    ClientGitOld = "client.git-old",
+    /// Git takes the mirror for the address.
+    ClientAddressOk = "client.address-ok",
+    /// No rule leads git from the address to a mirror.
+    ClientNoRule = "client.no-rule",
+    /// A rule is there, and the address is spelled in another way.
+    ClientSpelling = "client.spelling",
+    /// The address leads to another host than the mirror.
+    ClientOtherHost = "client.other-host",
+    /// Git has a credential for the mirror.
+    ClientCredentialOk = "client.credential-ok",
+    /// Git has a credential for the primary and none for the mirror.
+    ClientNoCredential = "client.no-credential",
+    /// Git has two different credentials for the primary and for the mirror.
+    ClientCredentialDiffers = "client.credential-differs",
+    /// Git has no credential, for the mirror or for the primary.
+    ClientAnonymous = "client.anonymous",
+    /// Git goes to the mirror by a proxy.
+    ClientProxy = "client.proxy",
+    /// Git does not look at certificates.
+    ClientUnverified = "client.unverified",
+    /// Credentials travel to the mirror in the clear.
+    ClientInTheClear = "client.in-the-clear",
+    /// Git LFS has an address of its own.
+    ClientLfs = "client.lfs",
+    /// Git reaches the repository by the mirror.
+    ClientAnswerOk = "client.answer-ok",
+    /// Git does not trust the mirror's certificate.
+    ClientCertificate = "client.certificate",
+    /// The credential was refused, or is missing.
+    ClientRefused = "client.refused",
+    /// The mirror shows no such repository.
+    ClientNoRepository = "client.no-repository",
+    /// Git does not reach the mirror.
+    ClientUnreachable = "client.unreachable",
 }
 
 impl Serialize for Code {

@@ -1,6 +1,8 @@
 //! `packmirror doctor`: probes store, primary and this machine, and explains what is wrong.
 
+mod address;
 mod check;
+mod client;
 
 use super::exit::Failure;
 use super::print;
@@ -17,6 +19,7 @@ const EXAMPLES: &str = "\
 Examples:
   packmirror doctor --primary https://git.example.com --store s3://bucket/prefix
   packmirror doctor --config /etc/packmirror/packmirror.toml
+  packmirror doctor --client https://git.example.com/team/app.git
 
 Exits with 1 if a check failed. The probe of the store writes and removes a few small objects under
 the prefix.";
@@ -28,14 +31,29 @@ pub struct Args {
     /// Print JSON instead of text
     #[arg(long)]
     pub json: bool,
+    /// Look at git on this machine instead: would it use the mirror for this address?
+    #[arg(long, value_name = "ADDRESS")]
+    pub client: Option<String>,
+    /// The mirror that --client should find
+    #[arg(long, value_name = "URL", requires = "client")]
+    pub via: Option<url::Url>,
+}
+
+/// Looks at git on this machine, as a client.
+pub async fn run_client(args: &Args, address: &str) -> Result<(), Failure> {
+    tell(args, &client::checks(address, args.via.as_ref()).await)
+}
+
+fn tell(args: &Args, checks: &[Check]) -> Result<(), Failure> {
+    print(&if args.json { json(checks).map_err(Failure::failed)? } else { report(checks) })?;
+    if is_well(checks) { Ok(()) } else { Err(Failure::failed("something is wrong, see above")) }
 }
 
 /// Runs all checks.
 pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let checks =
         vec![store(&loaded.settings).await, primary(&loaded.settings).await, cache(&loaded.settings)];
-    print(&if args.json { json(&checks).map_err(Failure::failed)? } else { report(&checks) })?;
-    if is_well(&checks) { Ok(()) } else { Err(Failure::failed("something is wrong, see above")) }
+    tell(args, &checks)
 }
 
 /// Tries what packmirror relies on, on throw-away keys.
