@@ -31,7 +31,7 @@ const APART: &[(&str, &[&str])] = &[
     ("git", &[]),
     ("pack", &["git"]),
     ("primary", &["pack", "git", "telemetry", "retry", "text", "umask"]),
-    ("store", &["git", "folder", "retry", "text"]),
+    ("store", &["git", "telemetry", "folder", "retry", "text"]),
 ];
 
 /// Rooms beside each other: a node may have one without the other.

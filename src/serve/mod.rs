@@ -6,7 +6,7 @@
 //!   hand ([`holding`](mod@holding)). [`pass`](mod@pass): everything the primary answers. What a fetch gets is decided elsewhere (`answer`).
 //! - [`places`]: who may stay connected how long. [`connection`]: what one client owes. [`wire`]: its bytes. [`framing`]: where
 //!   its requests begin and end. [`files`]: how many files may be open.
-//! - [`drain`](mod@drain): how it all ends. [`health`]: `/livez`, `/readyz`, `/metrics`. [`count`]: every request counted.
+//! - [`drain`](mod@drain): how it all ends. [`health`]: `/livez`, `/readyz`, `/metrics`. [`count`]: every request counted. [`told`]: what is told of it.
 //!
 //! Relies on: `mirror` for repositories, `primary` for grants and passing on, `git` and `pack` for the protocol.
 
@@ -30,5 +30,6 @@ pub mod listen;
 pub mod pass;
 pub mod places;
 pub mod send;
+pub mod told;
 pub mod watch;
 pub mod wire;
