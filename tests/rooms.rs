@@ -32,7 +32,7 @@ const APART: &[(&str, &[&str])] = &[
     ("git", &[]),
     ("pack", &["git"]),
     ("primary", &["pack", "git", "telemetry", "retry", "text", "tls", "umask"]),
-    ("store", &["git", "folder", "retry", "text", "tls"]),
+    ("store", &["git", "telemetry", "folder", "retry", "text", "tls"]),
 ];
 
 /// Rooms beside each other: a node may have one without the other.

@@ -31,6 +31,30 @@ pub enum Step {
 }
 
 impl Step {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Asking,
+        Self::WaitingForRepair,
+        Self::Fetching,
+        Self::Indexing,
+        Self::Graph,
+        Self::Uploading,
+        Self::Publishing,
+    ];
+
+    /// The label of metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Asking => "asking",
+            Self::WaitingForRepair => "waiting-for-repair",
+            Self::Fetching => "fetching",
+            Self::Indexing => "indexing",
+            Self::Graph => "graph",
+            Self::Uploading => "uploading",
+            Self::Publishing => "publishing",
+        }
+    }
+
     /// What people read.
     pub fn words(self) -> &'static str {
         match self {

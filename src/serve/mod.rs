@@ -7,7 +7,7 @@
 //! - [`other`]: what is not Git, with the [`page`](mod@page) at `/` and the [`tunnel`] of a WebSocket. [`origin`]: where a client is.
 //! - [`places`]: who may stay connected how long. [`connection`]: what one client owes. [`wire`]: its bytes. [`framing`]: where
 //!   its requests begin and end. [`files`]: how many files may be open.
-//! - [`drain`](mod@drain): how it all ends. [`health`]: `/livez`, `/readyz`, `/metrics`. [`count`]: every request counted.
+//! - [`drain`](mod@drain): how it all ends. [`health`]: `/livez`, `/readyz`, `/metrics`. [`count`]: every request counted. [`told`]: what is told of it.
 //!
 //! Relies on: `mirror` for repositories, `primary` for grants and passing on, `git` and `pack` for the protocol.
 
@@ -34,6 +34,7 @@ pub mod page;
 pub mod pass;
 pub mod places;
 pub mod send;
+pub mod told;
 pub mod tunnel;
 pub mod watch;
 pub mod wire;

@@ -30,6 +30,7 @@ pub mod faulty;
 pub(crate) mod frame;
 mod generation;
 mod generations;
+mod metered;
 mod nodes;
 mod notes;
 mod open;

@@ -22,6 +22,7 @@ use super::cause::Cause;
 use super::credentials::Chain;
 use super::directory::Directory;
 use super::error::StoreError;
+use super::metered::Metered;
 use crate::retry::Policy;
 
 /// Longest time for one request with its body: a part of 16 MiB at 140 kB/s.
@@ -95,7 +96,7 @@ async fn open(text: &str, options: &StoreOptions, env: Env<'_>) -> Result<Bucket
         }
         "memory" => {
             let prefix = prefix(&url).map_err(|error| bad(&error))?;
-            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let store = Metered::around(Arc::new(InMemory::new()));
             let (uploads, name, policy) = (store.clone(), "memory".into(), options.retry.clone());
             Ok(Bucket::build(Parts { store, uploads, prefix, name, ordered: true, policy, renew: None }))
         }
@@ -114,7 +115,7 @@ fn directory(path: &FilePath, options: &StoreOptions) -> Result<Bucket, StoreErr
     if path.as_os_str().is_empty() {
         return Err(StoreError::refused("open the store", "no directory given"));
     }
-    let store = Arc::new(Directory::open(path, options.make)?);
+    let store = Metered::around(Arc::new(Directory::open(path, options.make)?));
     let path = std::fs::canonicalize(path).map_err(|error| StoreError::local(path, error))?;
     Ok(Bucket::build(Parts {
         uploads: store.clone(),
@@ -202,7 +203,8 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
     }
     builder = builder.with_region(region.unwrap_or_else(|| ASSUMED_REGION.into()));
     let build = |retry| -> Result<Arc<dyn ObjectStore>, StoreError> {
-        Ok(Arc::new(builder.clone().with_retry(retry).build().map_err(|error| bad(error.to_string()))?))
+        let built = builder.clone().with_retry(retry).build().map_err(|error| bad(error.to_string()))?;
+        Ok(Metered::around(Arc::new(built)))
     };
     let policy = options.retry.clone();
     // Requests are repeated by our policy, which signs each one anew; only parts of uploads need the library's retries.

@@ -166,6 +166,10 @@ fn record(work: &Work, repo: &Repo, outcome: Result<Synced, SyncError>) {
                 } else {
                     tracing::warn!(repo = %repo.path, error, "sync failed; another try would end the same way");
                 }
+            } else if work.mirror.primary.is_down() && matches!(&e, SyncError::Primary(e) if e.is_transient())
+            {
+                // Told once for all repositories.
+                tracing::debug!(repo = %repo.path, failures = health.failures, next_try_in = ?wait, error, "sync failed");
             } else {
                 tracing::warn!(repo = %repo.path, failures = health.failures, next_try_in = ?wait, error, "sync failed");
             }

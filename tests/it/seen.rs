@@ -210,3 +210,107 @@ fn progress_is_shown_on_a_terminal_and_nowhere_else() {
     let logged: Vec<&str> = text.split(['\r', '\n']).filter(|line| line.contains("packmirror::")).collect();
     assert!(!logged.is_empty() && logged.iter().all(|line| line.starts_with("20")), "{logged:#?}");
 }
+
+/// The last line of the log about an answered request that has all of `words`.
+#[track_caller]
+fn line(node: &Node, words: &[&str]) -> String {
+    let all: Vec<&str> = std::iter::once(" answered ").chain(words.iter().copied()).collect();
+    node.logged(&all)
+}
+
+/// Each request has one line: which repository, what it was, who answered and why, how much and how fast; never a secret.
+#[test]
+fn each_request_has_one_line() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    primary.account("alice", "s3cret-word");
+    let repo = primary.repo("team/app.git", shapes::town);
+    primary.private("team/app.git", &["alice"]);
+    let node =
+        world.setup(&primary).set("credential = \"alice:s3cret-word\"").set("log_level = \"info\"").start();
+    crate::oracle::mirrored_at(&world, &node, &node.repo_as("alice", "s3cret-word", &repo.path), &repo);
+    line(
+        &node,
+        &["kind=\"refs\"", "source=\"primary\"", "reason=\"live\"", "status=401", "repo=\"team/app.git\""],
+    );
+    line(&node, &["kind=\"ls-refs\"", "source=\"primary\"", "reason=\"live\"", "status=200"]);
+    let url = node.repo_as("alice", "s3cret-word", &repo.path);
+    let git = crate::git::git(world.path()).config("http.extraHeader", "X-Gitaly-Correlation-ID: job-4711");
+    let dir = world.unused("clone");
+    crate::oracle::from_bucket(&node, || git.run(&format!("clone -q --mirror {url} {}", dir.display())));
+    let clone = line(
+        &node,
+        &["id=\"job-4711\"", "kind=\"clone\"", "source=\"bucket\"", "reason=\"fetch\"", "ended=\"whole\""],
+    );
+    let number = |name: &str| -> u64 {
+        let found = clone.split_once(&format!("{name}=")).unwrap_or_else(|| panic!("{name}: {clone}")).1;
+        found.split(' ').next().unwrap().parse().unwrap()
+    };
+    let objects = crate::git::git(&dir).run("rev-list --objects --all --count").line();
+    assert_eq!(number("objects").to_string(), objects);
+    assert!(number("bytes") > 1000 && number("total_ms") >= number("first_ms"), "{clone}");
+    repo.commit("main", "new", "1\n");
+    crate::git::git(&dir).run("fetch -q origin");
+    line(&node, &["kind=\"fetch\"", "repo=\"team/app.git\"", "status=200"]);
+    let told = |id: &str| {
+        let head = format!(
+            "GET /team/app.git/HEAD?token=s3cret-word HTTP/1.1\r\nHost: x\r\nX-Request-Id: {id}\r\nConnection: close\r\n\r\n"
+        );
+        wire::raw(node.address(), head.as_bytes()).unwrap().header("x-request-id").unwrap().to_owned()
+    };
+    assert_eq!(told("from-a-balancer"), "from-a-balancer");
+    line(&node, &["id=\"from-a-balancer\"", "kind=\"file\"", "reason=\"other-endpoint\"", "status=401"]);
+    assert_ne!(told("not \"sane\""), "not \"sane\"");
+    assert_eq!(status(node.address(), "/readyz"), Some(200));
+    let log = node.log();
+    assert!(!log.contains("s3cret") && !log.contains("readyz") && !log.contains("token="), "{log}");
+    let metrics = node.get("/metrics").text();
+    for name in [
+        "packmirror_answer_first_byte_seconds_bucket{kind=\"clone\",source=\"bucket\",le=\"3600\"}",
+        "packmirror_answer_duration_seconds_count{kind=\"clone\",source=\"bucket\"}",
+        "packmirror_answer_bytes_total{source=\"primary\"}",
+        "packmirror_store_requests_total{op=\"create\",outcome=\"ok\"}",
+        "packmirror_store_request_duration_seconds_count{op=\"get\",outcome=\"ok\"}",
+        "packmirror_primary_requests_total{op=\"upload-pack\",outcome=\"ok\"}",
+        "packmirror_primary_up 1",
+        "packmirror_staleness_seconds ",
+        "process_resident_memory_bytes ",
+    ] {
+        assert!(metrics.lines().any(|line| line.starts_with(name)), "{name} is missing in\n{metrics}");
+    }
+}
+
+/// A primary that is away is told once for all requests and repositories, and so is its return.
+#[test]
+fn trouble_with_the_primary_is_told_once() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repos: Vec<_> = (0..4).map(|n| primary.repo(&format!("r{n}.git"), shapes::linear)).collect();
+    let node = world.setup(&primary).set("compare_every = \"1s\"").set("log_level = \"info\"").start();
+    for repo in &repos {
+        crate::oracle::mirrored(&world, &node, repo);
+    }
+    primary.down();
+    for repo in repos.iter().chain(&repos) {
+        crate::git::git(world.path())
+            .try_run(&format!("ls-remote -q {}", node.repo(&repo.path)))
+            .must_fail(&[]);
+    }
+    eventually("each repository to fail", || {
+        (node.metric("packmirror_backoff_repos", &[]) >= 4.0).then_some(())
+    });
+    assert_eq!(node.metric("packmirror_primary_up", &[]), 0.0);
+    primary.up();
+    node.logged(&["the primary answers again"]);
+    eventually("the primary to be up", || (node.metric("packmirror_primary_up", &[]) == 1.0).then_some(()));
+    let log = node.log();
+    let told: Vec<&str> =
+        log.lines().filter(|line| line.contains(" WARN ") && !line.contains("again")).collect();
+    // Two failures in a row are trouble; until then a repository may have told its own.
+    assert!(told.len() <= 4, "{told:#?}");
+    assert_eq!(
+        told.iter().filter(|line| line.contains("the primary does not answer")).count(),
+        1,
+        "{told:#?}"
+    );
+}
