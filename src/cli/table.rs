@@ -4,10 +4,12 @@
 
 use std::time::{Duration, SystemTime};
 
+use indicatif::HumanBytes;
+
 use crate::mirror::progress::Sync;
 pub use crate::mirror::standing::{RepoStatus, State, escaped, json};
+use crate::text::line as one_line;
 pub use crate::text::safe;
-use indicatif::HumanBytes;
 
 /// The widest column that all rows are aligned to; a longer name stands out of line.
 const WIDEST: usize = 80;
@@ -55,7 +57,7 @@ pub fn table(rows: &[RepoStatus], columns: Columns, now: SystemTime, bold: bool)
         out.push('\n');
         let running = row.sync.as_ref().map(|sync| running(sync, now));
         for words in running.iter().chain(&row.error).chain(&row.left_out).filter(|_| standing) {
-            out.push_str(&format!("  {}\n", safe(words)));
+            out.push_str(&format!("  {}\n", safe(&one_line(words))));
         }
     }
     let bytes = rows.iter().map(|row| row.bytes).fold(0, u64::saturating_add);
@@ -186,7 +188,7 @@ team/app.git               current          12  1234   845012  3.00 GiB  2m 5s a
   fetching 25 %, 3.00 MiB received, for 4s; the sync began 1m 5s ago
   left out: refs/heads/a: it names no object
 evil\\u{1b}[2J\\u{202e}name  failing           -     0        0       0 B  never      -      in 30s
-  the primary said\\u{d}\\u{a}500
+  the primary said 500
 2 repositories, 3.00 GiB
 ";
         let got = table(&rows(), Columns::Standing, now(), false);

@@ -5,11 +5,17 @@ use std::path::Path;
 use crate::config::Settings;
 use crate::local::{Local, LocalOptions};
 use crate::primary::{BadCredential, Credential, Location, Primary, PrimarySettings, farm_token};
-use crate::store::{Bucket, StoreError, StoreOptions};
+use crate::store::{ASSUMED_REGION, Bucket, StoreError, StoreOptions};
 
 /// Opens the bucket that the settings name; a directory is made if it is missing.
 pub async fn bucket(settings: &Settings) -> Result<Bucket, StoreError> {
-    open(settings, true).await
+    let bucket = open(settings, true).await?;
+    if bucket.region_is_assumed() {
+        tracing::warn!(
+            "no region is set, so the bucket is looked for in {ASSUMED_REGION}: set s3.region, or AWS_REGION"
+        );
+    }
+    Ok(bucket)
 }
 
 /// Opens the bucket that the settings name, and makes nothing: for whoever reads only.

@@ -71,6 +71,8 @@ pub(super) struct Parts {
     /// Listings come in order of keys, so the first entry is the newest generation.
     pub(super) ordered: bool,
     pub(super) policy: Policy,
+    /// No region was set for a bucket at Amazon.
+    pub(super) region_is_assumed: bool,
     /// Forgets cached credentials, if there are any that can be renewed.
     pub(super) renew: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -108,6 +110,7 @@ impl Bucket {
             name,
             ordered: false,
             policy: default_policy(),
+            region_is_assumed: false,
             renew: None,
         })
     }
@@ -143,6 +146,11 @@ impl Bucket {
             Created::Ours => Ok(()),
             Created::Other(found) => known_format(&key, &found),
         }
+    }
+
+    /// Says whether the bucket lies at Amazon, and where was not set.
+    pub fn region_is_assumed(&self) -> bool {
+        self.inner.region_is_assumed
     }
 
     /// Checks that this program knows the layout of the store; false where there is no store yet. Writes nothing.

@@ -126,6 +126,10 @@ fn sorted(error: &CredentialsError) -> object_store::Error {
         CredentialsError::InvalidConfiguration(_) => {
             refused(format!("the AWS configuration gives no credentials ({why})"), Cause::NoCredentials)
         }
+        // The last of the chain: a machine that forbids to be asked has no role for us.
+        _ if why.contains("IMDS is disabled") => {
+            refused("no AWS credentials were found".into(), Cause::NoCredentials)
+        }
         _ if ["expired", "ExpiredToken", "InvalidGrant"].iter().any(|word| why.contains(word)) => {
             refused(format!("the AWS credentials have run out ({why})"), Cause::ExpiredCredentials)
         }

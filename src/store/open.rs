@@ -98,7 +98,16 @@ async fn open(text: &str, options: &StoreOptions, env: Env<'_>) -> Result<Bucket
             let prefix = prefix(&url).map_err(|error| bad(&error))?;
             let store = Metered::around(Arc::new(InMemory::new()));
             let (uploads, name, policy) = (store.clone(), "memory".into(), options.retry.clone());
-            Ok(Bucket::build(Parts { store, uploads, prefix, name, ordered: true, policy, renew: None }))
+            Ok(Bucket::build(Parts {
+                store,
+                uploads,
+                prefix,
+                name,
+                ordered: true,
+                policy,
+                region_is_assumed: false,
+                renew: None,
+            }))
         }
         "s3" => s3(&url, options, env).await,
         other => Err(bad(&format!("unknown scheme {other}: use s3://bucket/prefix or a directory"))),
@@ -124,6 +133,7 @@ fn directory(path: &FilePath, options: &StoreOptions) -> Result<Bucket, StoreErr
         name: path.display().to_string(),
         ordered: false,
         policy: options.retry.clone(),
+        region_is_assumed: false,
         renew: None,
     }))
 }
@@ -196,11 +206,7 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
         let endpoint = if path_style { endpoint } else { with_bucket(&endpoint, bucket).map_err(bad)? };
         builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
     }
-    if region.is_none() && at_amazon {
-        tracing::warn!(
-            "no region is set, so the bucket is looked for in {ASSUMED_REGION}: set s3.region, or AWS_REGION"
-        );
-    }
+    let region_is_assumed = region.is_none() && at_amazon;
     builder = builder.with_region(region.unwrap_or_else(|| ASSUMED_REGION.into()));
     let build = |retry| -> Result<Arc<dyn ObjectStore>, StoreError> {
         let built = builder.clone().with_retry(retry).build().map_err(|error| bad(error.to_string()))?;
@@ -210,7 +216,7 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
     // Requests are repeated by our policy, which signs each one anew; only parts of uploads need the library's retries.
     let store = build(RetryConfig { max_retries: 0, ..RetryConfig::default() })?;
     let uploads = build(part_retries(&policy))?;
-    Ok(Bucket::build(Parts { store, uploads, prefix, name, ordered: true, policy, renew }))
+    Ok(Bucket::build(Parts { store, uploads, prefix, name, ordered: true, policy, region_is_assumed, renew }))
 }
 
 /// An own endpoint for addresses with the bucket in the host name.
