@@ -6,7 +6,7 @@
 #   clients            what tests/clients needs, with its programs in bin/
 #   h2spec             questions about HTTP/2 for a server
 #   tools              programs that use git, for docs/clients.md
-#   lfs                Git LFS, the client
+#   lfs                git-lfs, the client
 #   proxies            nginx and HAProxy (system packages)
 #
 # They are pinned (lib.sh), go to ${PACKMIRROR_PARTS:-~/.cache/packmirror-parts}, and are built once.
@@ -91,9 +91,6 @@ build_tools() {
 	mv "$1/agent" "$1/buildkite-agent"
 }
 
-check_lfs() { need_go; }
-build_lfs() { GOBIN=$1 go install "github.com/git-lfs/git-lfs/v3@$LFS_VERSION"; }
-
 check_h2spec() { need_go; }
 # Not `go install`: in a module of our own the versions of what it needs can be named.
 build_h2spec() {
@@ -106,6 +103,9 @@ build_h2spec() {
 	go build -mod=mod -o "$1/h2spec" "$path/cmd/h2spec"
 	cd / && rm -rf "$1/build"
 }
+
+check_lfs() { need_go; }
+build_lfs() { GOBIN=$1 go install "github.com/git-lfs/git-lfs/v3@$LFS_VERSION"; }
 
 check_git() {
 	command -v apt-get >/dev/null || die "git $GIT_VERSION comes from Debian's source package, and apt-get is missing"

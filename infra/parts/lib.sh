@@ -6,12 +6,12 @@ readonly MINIO_VERSION=v0.0.0-20260212201848-7aac2a2c5b7c
 readonly VERSITYGW_VERSION=v1.8.0
 readonly GITEA_VERSION=v1.26.4
 readonly GIT_VERSION=2.47.3
+readonly LFS_VERSION=v3.8.1
 # The last release that the module proxy has; it names no versions of what it needs.
 readonly H2SPEC_VERSION=v2.2.1
 readonly H2SPEC_NEEDS='github.com/spf13/cobra@v1.10.2 github.com/fatih/color@v1.19.0 golang.org/x/net@v0.62.0'
 # The last release whose modules can all be had from the module proxy.
 readonly BUILDKITE_VERSION=v3.50.0
-readonly LFS_VERSION=v3.8.1
 # Fetches what tests/clients/jgit/pom.xml names.
 readonly MAVEN_DEPENDENCY_VERSION=3.8.1
 

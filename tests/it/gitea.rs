@@ -16,12 +16,12 @@ use crate::oracle::{State, compare, from_bucket};
 use crate::wire;
 use crate::world::{World, block_on, eventually, skip};
 
-struct Gitea {
+pub struct Gitea {
     env: HashMap<String, String>,
 }
 
 impl Gitea {
-    fn here() -> Option<Gitea> {
+    pub fn here() -> Option<Gitea> {
         let Some(file) = std::env::var_os("PACKMIRROR_TEST_GITEA_ENV") else {
             skip("a Gitea, named by PACKMIRROR_TEST_GITEA_ENV");
             return None;
@@ -36,19 +36,25 @@ impl Gitea {
         self.env.get(key).unwrap_or_else(|| panic!("the Gitea file lacks {key}"))
     }
 
-    fn url(&self) -> &str {
+    pub fn url(&self) -> &str {
         self.get("GITEA_URL").trim_end_matches('/')
     }
 
-    fn password(&self, user: &str) -> &str {
+    pub fn password(&self, user: &str) -> &str {
         self.get(&format!("GITEA_{}_PASSWORD", user.to_uppercase()))
     }
 
-    fn token(&self, user: &str) -> &str {
+    pub fn token(&self, user: &str) -> &str {
         self.get(&format!("GITEA_{}_TOKEN", user.to_uppercase()))
     }
 
-    fn api(&self, method: &str, path: &str, user: &str, body: serde_json::Value) -> (u16, serde_json::Value) {
+    pub fn api(
+        &self,
+        method: &str,
+        path: &str,
+        user: &str,
+        body: serde_json::Value,
+    ) -> (u16, serde_json::Value) {
         let basic = format!("{user}:{}", self.password(user));
         let basic = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(basic));
         block_on(async {
@@ -67,7 +73,7 @@ impl Gitea {
     }
 
     /// Makes a repository of alice's and fills it; gives its path.
-    fn repo(&self, world: &World, private: bool, format: &str) -> String {
+    pub fn repo(&self, world: &World, private: bool, format: &str) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let asked = serde_json::json!({"name": name, "private": private, "object_format_name": format});
@@ -85,22 +91,22 @@ impl Gitea {
         path
     }
 
-    fn at(base: &str, user: &str, secret: &str, path: &str) -> String {
+    pub fn at(base: &str, user: &str, secret: &str, path: &str) -> String {
         format!("{}/{path}", base.replacen("://", &format!("://{user}:{secret}@"), 1))
     }
 
-    fn as_user(&self, user: &str, path: &str) -> String {
+    pub fn as_user(&self, user: &str, path: &str) -> String {
         Self::at(self.url(), user, self.password(user), path)
     }
 
-    fn node(&self, world: &World) -> Node {
+    pub fn node(&self, world: &World) -> Node {
         let service = format!("credential = \"siteadmin:{}\"", self.password("siteadmin"));
         Setup::new(world, self.url()).set(&service).set("grant_ttl = \"1s\"").start()
     }
 }
 
 /// Waits until a clone of `url` through the node comes from the bucket, and has compared it with Gitea's.
-fn mirrored(world: &World, gitea: &Gitea, node: &Node, path: &str) {
+pub fn mirrored(world: &World, gitea: &Gitea, node: &Node, path: &str) {
     let password = gitea.password("alice");
     let ours = gitea.as_user("alice", path);
     let theirs = Gitea::at(&node.url, "alice", password, path);
