@@ -6,7 +6,7 @@
 #   clients            what tests/clients needs, with its programs in bin/
 #   h2spec             questions about HTTP/2 for a server
 #   tools              programs that use git, for docs/clients.md
-#   lfs                Git LFS, the client
+#   lfs                git-lfs, the client
 #   proxies            nginx and HAProxy (system packages)
 #
 # They are pinned (lib.sh), go to ${PACKMIRROR_PARTS:-~/.cache/packmirror-parts}, and are built once.

@@ -100,7 +100,7 @@ impl Gitea {
         Self::at(self.url(), user, self.password(user), path)
     }
 
-    fn node(&self, world: &World) -> Node {
+    pub fn node(&self, world: &World) -> Node {
         let service = format!("credential = \"siteadmin:{}\"", self.password("siteadmin"));
         Setup::new(world, self.url()).set(&service).set("grant_ttl = \"1s\"").start()
     }

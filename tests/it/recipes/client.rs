@@ -27,6 +27,11 @@ pub struct Client {
 
 impl Client {
     pub fn new(world: &World, primary: &Primary, node: &Node) -> Self {
+        Self::at(world, &primary.url, &node.url)
+    }
+
+    /// A client of the primary and the mirror at these addresses.
+    pub fn at(world: &World, primary: &str, mirror: &str) -> Self {
         let own = Path::new(env!("CARGO_BIN_EXE_packmirror")).parent().expect("a folder").to_owned();
         let path = std::env::var_os("PATH").unwrap_or_default();
         let chosen = std::env::var_os("PACKMIRROR_TEST_GIT");
@@ -36,8 +41,8 @@ impl Client {
         let client = Client {
             home: world.folder("home"),
             work: world.folder("work"),
-            primary: primary.url.clone(),
-            mirror: node.url.clone(),
+            primary: primary.to_owned(),
+            mirror: mirror.to_owned(),
             path,
             env: Vec::new(),
         };
@@ -49,6 +54,12 @@ impl Client {
     /// The file that `git config --system` writes.
     pub fn system(&self) -> PathBuf {
         self.home.join("system")
+    }
+
+    /// Finds programs in another folder too.
+    pub fn find(&mut self, folder: &Path) {
+        let all = std::env::split_paths(&self.path).chain([folder.to_owned()]).collect::<Vec<_>>();
+        self.path = std::env::join_paths(all).expect("a path");
     }
 
     /// Sets a variable for all that is run from now on.
@@ -108,7 +119,12 @@ impl Client {
 
     /// The same with another password.
     pub fn remember(&self, password: &str) {
-        let lines = format!("url={}\nusername={USER}\npassword={password}\n\n", self.primary);
+        self.remember_for(USER, password);
+    }
+
+    /// The same for another user.
+    pub fn remember_for(&self, user: &str, password: &str) {
+        let lines = format!("url={}\nusername={user}\npassword={password}\n\n", self.primary);
         self.git("config --global credential.helper store").must();
         let mut command = self.command("git");
         command.args(["credential", "approve"]);

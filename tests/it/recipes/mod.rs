@@ -10,6 +10,7 @@ mod page;
 mod ci;
 mod developers;
 mod doctor;
+mod lfs;
 mod tools;
 
 use std::path::{Path, PathBuf};
