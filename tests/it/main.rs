@@ -41,6 +41,7 @@ mod increment;
 mod matrix;
 mod nodes;
 mod other_paths;
+mod own_name;
 mod push;
 mod slow;
 mod trust;
