@@ -36,6 +36,8 @@ pub struct App {
     pub memory: Memory,
     /// Where pieces of packs are filled.
     pub filling: Filling,
+    /// How much that is not Git may be under way: it may last as long as a client wants, and must leave room for Git.
+    pub others: Arc<Semaphore>,
 }
 
 impl App {
@@ -61,6 +63,7 @@ impl App {
             stop,
             memory,
             filling: Filling::new(cores),
+            others: Arc::new(Semaphore::new((settings.limits.connections / 2).max(1))),
         }
     }
 }

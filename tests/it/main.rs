@@ -44,6 +44,7 @@ mod increment;
 mod matrix;
 mod nodes;
 mod other_paths;
+mod own_name;
 mod push;
 mod recipes;
 mod seen;
