@@ -23,6 +23,7 @@ use crate::serve::error::Failure;
 use crate::serve::origin;
 use crate::serve::page;
 use crate::serve::pass::{check, client_response, outbound};
+use crate::serve::told;
 use crate::serve::tunnel;
 use crate::telemetry::metrics as names;
 
@@ -56,7 +57,7 @@ async fn pass(app: &App, parts: &mut Parts, path: OtherPath, body: Body) -> Resu
     })?;
     let client = origin::client(app, parts)?;
     let websocket = tunnel::is_possible(parts) && asks_for_websocket(&parts.method, &parts.headers);
-    metrics::counter!(names::ANSWERS, "source" => "primary", "reason" => Reason::NotGit.word()).increment(1);
+    told::answered("primary", Reason::NotGit.word());
     tracing::debug!(?path, "passed to the primary, since it is not for git");
     let method = parts.method.clone();
     let body = outbound(&method, &parts.headers, body);
