@@ -32,6 +32,7 @@ mod cli;
 mod clients;
 mod clone;
 mod commands;
+mod doctor;
 mod faults;
 mod gitea;
 #[path = "../hostile/mod.rs"]
