@@ -175,6 +175,8 @@ fn start_log(command: &Command, loaded: &Loaded) -> Result<(), Failure> {
     let level = match command {
         Command::Serve(_) | Command::Sync(_) => &loaded.settings.log_level,
         _ if asked => &loaded.settings.log_level,
+        // What it finds stands in its report, with what to do.
+        Command::Doctor(_) => "error",
         _ => "warn",
     };
     let json = match loaded.settings.log_format {

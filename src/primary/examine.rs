@@ -6,13 +6,15 @@
 
 use std::time::{Duration, SystemTime};
 
+use bstr::ByteSlice;
 use http::header::{CONTENT_TYPE, DATE, EXPIRES, HeaderMap, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use http::{Method, StatusCode};
 use tokio::time::timeout;
 
 use super::answer::{self, ADVERTISEMENT, REQUEST};
+use super::body::collect;
 use super::client::{common_headers, too_late};
-use super::{Body, Line, Location, Naming, Outgoing, Primary, PrimaryError, Response, directory};
+use super::{Body, Line, Location, Naming, Outgoing, Pieces, Primary, PrimaryError, Response, directory};
 use crate::git::path::{Endpoint, RepoPath, Service};
 
 /// A repository that nobody has.
@@ -20,6 +22,17 @@ const NOBODYS: &str = "packmirror-doctor/no-such-repository.git";
 
 /// The date by which git's `http-backend` and JGit forbid to keep an answer (http-backend.c, `hdr_nocache`).
 const LONG_AGO: &str = "Fri, 01 Jan 1980 00:00:00 GMT";
+
+/// What the pages say that web servers make themselves for what they do not have.
+const OWN_PAGES: &[(&str, &str)] = &[
+    ("<hr><center>nginx", "nginx"),
+    ("<hr><center>openresty", "openresty"),
+    ("<address>Apache/", "Apache"),
+    ("Nothing matches the given URI", "a server of files"),
+];
+
+/// The longest page that is looked at.
+const MOST_PAGE: usize = 16 * 1024;
 
 /// What was found at the primary's address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +108,12 @@ impl Primary {
                 None => Answers::Unknown(format!("it redirects to {to}")),
             });
         }
+        if let Some(server) = own_page(first.body).await {
+            return done(Answers::NotGit(format!(
+                "{server} itself answers {} where a Git host lists refs",
+                status.as_u16()
+            )));
+        }
         // Servers of files take no such request, whatever its path; a Git host does.
         let second = self.ask_nobody(Method::POST).await?;
         if is_gits(&second.headers) {
@@ -145,6 +164,13 @@ impl Primary {
     }
 }
 
+/// Which web server made this page by itself: nothing behind it was asked, so no Git host.
+async fn own_page(body: Pieces) -> Option<&'static str> {
+    let body = collect(body, MOST_PAGE).await.ok()??;
+    let has = |mark: &&(&str, &str)| body.find(mark.0).is_some();
+    OWN_PAGES.iter().find(has).map(|(_, server)| *server)
+}
+
 fn is_gits(headers: &HeaderMap) -> bool {
     headers.get(EXPIRES).is_some_and(|value| value == LONG_AGO)
 }
@@ -170,7 +196,8 @@ mod tests {
     #[tokio::test]
     async fn what_answers_is_judged_by_what_only_it_does() {
         type Pairs = &'static [(&'static str, &'static str)];
-        let cases: [(u16, Pairs, u16, &str); 8] = [
+        let cases: [(u16, Pairs, u16, &str); 9] = [
+            (404, &[("X-Page", "nginx")], 404, "not"),
             (404, &[("Expires", LONG_AGO)], 404, "git"),
             (200, &[("Content-Type", ADVERTISEMENT)], 200, "git"),
             (200, &[("Content-Type", "text/html")], 200, "not"),
@@ -184,6 +211,9 @@ mod tests {
             let server = Server::start(move |request| async move {
                 let asks = request.uri().to_string().contains(NOBODYS);
                 match (asks, request.method().as_str()) {
+                    (true, "GET") if headers.iter().any(|(name, _)| *name == "X-Page") => {
+                        answer(get, headers, "<h1>404 Not Found</h1></center><hr><center>nginx/1.26</center>")
+                    }
                     (true, "GET") => answer(get, headers, ""),
                     (true, _) => answer(post, &[], ""),
                     _ => answer(404, &[], ""),

@@ -108,9 +108,12 @@ impl Said {
             let words = one_line(&format!("{status}{code}: {}", message.trim_end_matches('.')));
             return Self { words, cause: Cause::of(code, message) };
         }
+        // The library's words for a redirect, which S3 gives for a bucket of another region.
+        if whole.contains("incorrectly configured region") {
+            let words = "it sends the request to another region".to_owned();
+            return Self { words, cause: Some(Cause::WrongRegion) };
+        }
         let cause = match error {
-            // The library's words for a redirect, which S3 gives for a bucket of another region.
-            _ if whole.contains("incorrectly configured region") => Some(Cause::WrongRegion),
             Foreign::PermissionDenied { .. } if status_in(&whole).is_some() => Some(Cause::Denied),
             Foreign::Unauthenticated { .. } => Some(Cause::WrongCredentials),
             _ => None,

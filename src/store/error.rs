@@ -151,7 +151,7 @@ impl StoreError {
                 Self::Refused { context, source: said }
             }
             Foreign::NotFound { .. } => Self::NotFound { key: key.to_string() },
-            error if lasting(&error) => Self::Refused { context, source: said },
+            error if said.cause.is_some() || lasting(&error) => Self::Refused { context, source: said },
             _ => Self::Unavailable { context, source: said },
         }
     }
