@@ -5,6 +5,7 @@
 //! got what the primary has, and the bucket gave it.
 
 mod client;
+mod controllers;
 mod page;
 
 mod ci;
