@@ -13,7 +13,7 @@ use http::{Method, StatusCode, Version};
 use reqwest::{Certificate, Client, ClientBuilder, Url, redirect, retry};
 
 use super::{
-    Body, Line, Location, OtherRequest, Outgoing, PrimaryError, PrimarySettings, Response, Tunnel, hops,
+    Body, Duplex, Line, Location, OtherRequest, Outgoing, PrimaryError, PrimarySettings, Response, hops,
 };
 use crate::git::other_path::OtherPath;
 use crate::text::chain;
@@ -187,7 +187,7 @@ impl Http {
         let answer = self.client(line).execute(request).await.map_err(sort)?;
         let (status, headers) = (answer.status(), answer.headers().clone());
         if changes && status == StatusCode::SWITCHING_PROTOCOLS {
-            let tunnel: Box<dyn Tunnel> = Box::new(answer.upgrade().await.map_err(sort)?);
+            let tunnel: Box<dyn Duplex> = Box::new(answer.upgrade().await.map_err(sort)?);
             let body = Box::pin(futures::stream::empty());
             return Ok(Response {
                 status,
