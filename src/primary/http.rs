@@ -281,6 +281,23 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #![proptest_config(crate::seed::cases(512))]
+
+        #[test]
+        fn no_other_path_leaves_the_base_or_changes(path in "/([a/%.\\\\;@:?#\"<>^|`{}~-]|%2[eEfF5]|%[0-9a-f]{2}){0,12}") {
+            let path = path.replace(['?', '#'], "");
+            if let Ok(other) = OtherPath::read(&path, None) {
+                let url = http("https://git.example.com/scm").other_url(&other).unwrap();
+                proptest::prop_assert_eq!(url.origin().ascii_serialization(), "https://git.example.com");
+                let decoded = |text: &str| percent_encoding::percent_decode_str(text).collect::<Vec<u8>>();
+                // A backslash is a slash to a URL, and nothing that leads elsewhere.
+                let (sent, came) = (decoded(url.path()), decoded(&format!("/scm{path}").replace('\\', "/")));
+                proptest::prop_assert_eq!(sent, came);
+            }
+        }
+    }
+
     fn url(base: &str, repo: &str, endpoint: Endpoint, query: Option<&str>) -> String {
         let http = http(base);
         let outgoing = Outgoing {
