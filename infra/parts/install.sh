@@ -5,7 +5,9 @@
 #   git                git with its own tests  conformance-deps    system packages (apt-get, as root)
 #   clients            what tests/clients needs, with its programs in bin/
 #   h2spec             questions about HTTP/2 for a server
+#   tools              programs that use git, for docs/clients.md
 #   lfs                git-lfs, the client
+#   proxies            nginx and HAProxy (system packages)
 #
 # They are pinned (lib.sh), go to ${PACKMIRROR_PARTS:-~/.cache/packmirror-parts}, and are built once.
 set -euo pipefail
@@ -19,6 +21,9 @@ git_build="$compiler make=make xz=xz-utils perl=perl curl/curl.h=libcurl4-openss
 	zlib.h=zlib1g-dev openssl/ssl.h=libssl-dev"
 # apache2-bin is the server alone: the package apache2 would also start one on port 80.
 conformance="$git_build python3=python3 /usr/sbin/apache2=apache2-bin"
+# Where systemd runs, Debian's packages also start a server of their own: nginx-light one on port 80.
+proxies='/usr/sbin/nginx=nginx-light /usr/sbin/haproxy=haproxy /usr/bin/openssl=openssl'
+tools='python3=python3 pip.py=python3-pip node=nodejs npm=npm'
 clients="$compiler python3=python3 ensurepip.py=python3-venv javac=default-jdk-headless mvn=maven node=nodejs npm=npm"
 
 has() {
@@ -74,6 +79,16 @@ build_gitea() {
 	cp -R "$source/templates" "$source/options" "$source/public" "$1/static"
 	chmod -R u+w "$1/static"
 	cd / && rm -rf "$1/build"
+}
+
+check_tools() {
+	need_go
+	# shellcheck disable=SC2086  # words
+	need $tools
+}
+build_tools() {
+	GOBIN=$1 go install "github.com/buildkite/agent/v3@$BUILDKITE_VERSION"
+	mv "$1/agent" "$1/buildkite-agent"
 }
 
 check_h2spec() { need_go; }
@@ -188,13 +203,18 @@ if command -v flock >/dev/null; then
 	exec 9>"$parts/.lock"
 	flock 9
 fi
-[ $# -gt 0 ] || set -- minio versitygw gitea git conformance-deps
+[ $# -gt 0 ] || set -- minio versitygw gitea git conformance-deps proxies
 for part in "$@"; do
 	case $part in
-	minio | versitygw | gitea | git | clients | h2spec | lfs) ensure "$part" ;;
+	minio | versitygw | gitea | git | clients | h2spec | tools | lfs) ensure "$part" ;;
 	conformance-deps)
 		# shellcheck disable=SC2086  # words
 		need $conformance
+		printf '%-16s %s\n' "$part" 'system packages'
+		;;
+	proxies)
+		# shellcheck disable=SC2086  # words
+		need $proxies
 		printf '%-16s %s\n' "$part" 'system packages'
 		;;
 	*) die "no such part: $part" ;;

@@ -10,6 +10,8 @@ readonly LFS_VERSION=v3.8.1
 # The last release that the module proxy has; it names no versions of what it needs.
 readonly H2SPEC_VERSION=v2.2.1
 readonly H2SPEC_NEEDS='github.com/spf13/cobra@v1.10.2 github.com/fatih/color@v1.19.0 golang.org/x/net@v0.62.0'
+# The last release whose modules can all be had from the module proxy.
+readonly BUILDKITE_VERSION=v3.50.0
 # Fetches what tests/clients/jgit/pom.xml names.
 readonly MAVEN_DEPENDENCY_VERSION=3.8.1
 
@@ -32,8 +34,8 @@ part_dir() {
 	versitygw) echo "$parts/versitygw-${VERSITYGW_VERSION#v}" ;;
 	gitea) echo "$parts/gitea-${GITEA_VERSION#v}" ;;
 	git) echo "$parts/git-$GIT_VERSION" ;;
-	lfs) echo "$parts/lfs-${LFS_VERSION#v}" ;;
 	h2spec) echo "$parts/h2spec-${H2SPEC_VERSION#v}" ;;
+	tools) echo "$parts/tools-buildkite-${BUILDKITE_VERSION#v}" ;;
 	clients) echo "$parts/clients-$(clients_version)" ;;
 	*) die "no such part: $1" ;;
 	esac

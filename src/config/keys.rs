@@ -30,6 +30,21 @@ pub struct Key {
     pub help: &'static str,
 }
 
+/// What of packmirror a setting concerns: the commands that use that show it in their help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Every command.
+    All,
+    /// Whoever opens the store.
+    Store,
+    /// Whoever asks the primary with the service credential.
+    Primary,
+    /// Whoever syncs.
+    Sync,
+    /// A node alone.
+    Node,
+}
+
 /// What a value looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -118,6 +133,8 @@ pub const KEYS: &[Key] = &[
         "This node's cache: an empty or new directory; one process owns it, and it may be deleted while none runs"),
     key("listen", Kind::Address, Standard::Is("127.0.0.1:8080"), Group::Basic,
         "Where `serve` listens; port 0 takes a free port"),
+    key("admin_listen", Kind::Address, Standard::Unset("none"), Group::Serving,
+        "A listener of its own for /metrics, /status, /readyz and /livez, to the end of a drain; with it `listen` does not answer /metrics"),
     key("credential", Kind::Secret, Standard::Unset("none"), Group::Primary,
         "Service credential for syncs of private repositories: user:password, or a token; not a flag, since command lines can be read by others"),
     key("credential_file", Kind::Path("FILE"), Standard::Unset("none"), Group::Primary,
@@ -160,8 +177,10 @@ pub const KEYS: &[Key] = &[
     key("trusted_proxies", Kind::Networks, Standard::Unset("none"), Group::Serving,
         "Addresses and networks of proxies in front, whose X-Forwarded-For, -Host and -Proto the primary gets to see"),
     key("cache_max", Kind::Size, Standard::Is("20GiB"), Group::Serving, "Bound of the cache on disk"),
+    key("drain_delay", Kind::Duration, Standard::Is("5s"), Group::Serving,
+        "How long after SIGTERM the node says on /readyz that it is not ready, and serves as usual, before it takes no new connections; SIGINT and a second signal end it"),
     key("drain_timeout", Kind::Duration, Standard::Is("60s"), Group::Serving,
-        "How long requests in flight may go on after SIGTERM"),
+        "How long requests in flight may go on after that"),
     key("log_format", Kind::Choice(&["auto", "text", "json"]), Standard::Is("auto"), Group::Logging,
         "Log as text or JSON; auto is text on a terminal and JSON otherwise"),
     key("log_level", Kind::Text("LEVEL"), Standard::Is("info"), Group::Logging,
@@ -201,6 +220,24 @@ impl Key {
     /// The environment variable: `s3.path_style` is `PACKMIRROR__S3__PATH_STYLE`.
     pub fn env(&self) -> String {
         format!("{ENV_PREFIX}{}", self.name.replace('.', "__").to_ascii_uppercase())
+    }
+
+    /// What the setting concerns.
+    pub fn part(&self) -> Part {
+        match self.name {
+            "store" => Part::Store,
+            "mirror" | "primary" => Part::Primary,
+            "max_syncs" | "cache_max" | "limits.object" | "limits.sync_memory" => Part::Sync,
+            "allow_push" => Part::Node,
+            _ => match self.group {
+                Group::Logging => Part::All,
+                Group::S3 => Part::Store,
+                Group::Primary => Part::Primary,
+                Group::Basic | Group::Freshness | Group::Mirroring | Group::Serving | Group::Limits => {
+                    Part::Node
+                }
+            },
+        }
     }
 
     /// The flag without its dashes: `s3.path_style` is `s3-path-style`. Secrets have none.

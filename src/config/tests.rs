@@ -68,7 +68,14 @@ fn every_field_is_in_the_table_and_every_key_is_a_field() {
     let all = file(
         all,
         dir.path(),
-        "primary = 'https://git.example.com'\nprimary_ca_file = '/ca'\nprimary_address = '192.0.2.1:443'\ntrusted_proxies = ['::1']\n[s3]\nendpoint = 'https://x'\nregion = 'r'",
+        "primary = 'https://git.example.com'
+primary_ca_file = '/ca'
+primary_address = '192.0.2.1:443'
+trusted_proxies = ['::1']
+admin_listen = '127.0.0.1:9090'
+[s3]
+endpoint = 'https://x'
+region = 'r'",
     );
     let loaded = load(&all).unwrap();
     // credential and credential_file exclude each other; the former is not serialised.
@@ -168,6 +175,13 @@ fn a_bad_value_is_refused_with_its_place_and_what_to_write() {
         ("store", "https://s3.example.com/bucket", "server's URL", "s3://BUCKET/PREFIX"),
         ("store", "gs://bucket", "gs:// is not supported", "s3://"),
         ("store", "s3:///prefix", "bucket name", "s3://BUCKET"),
+        ("store", "s3:/bucket/x", "neither the URL", "\"s3://bucket/x\""),
+        ("store", "s3:bucket", "neither the URL", "\"s3://bucket\""),
+        ("store", "S3://bucket/x", "S3:// is not supported", "\"s3://bucket/x\""),
+        ("store", "gs:/bucket", "neither the URL", "s3://BUCKET/PREFIX"),
+        ("primary", "https:/git.example.com", "is no URL", "\"https://git.example.com\""),
+        ("primary", "HTTPS:git.example.com", "is no URL", "\"https://git.example.com\""),
+        ("primary", "git.example.com:8443", "no directory", "\"https://git.example.com:8443\""),
         ("store", "~/store", "not expanded", "full path"),
         ("cache_dir", "~/cache", "not expanded", "full path"),
     ] {

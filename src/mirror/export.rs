@@ -75,7 +75,8 @@ pub async fn export(
         let name = packs.join(format!("pack-{}", layer.pack.id));
         // The pack first: git complains about an index without its pack.
         for (blob, ending) in [(&layer.pack, "pack"), (&layer.idx, "idx")] {
-            bucket.download(blob, &name.with_extension(ending)).await?;
+            let told = |bytes| done(so_far + bytes, total);
+            bucket.download_telling(blob, &name.with_extension(ending), &told).await?;
             so_far += blob.len;
             done(so_far, total);
         }
@@ -124,7 +125,7 @@ fn remove_left(part: &Path) -> io::Result<Option<()>> {
 }
 
 /// The refs of a generation, unpacked within bounds and checked as a node checks them: their names become file names.
-async fn refs(bucket: &Bucket, generation: &Generation) -> Result<Refs, ExportError> {
+pub async fn refs(bucket: &Bucket, generation: &Generation) -> Result<Refs, ExportError> {
     let hash = object_format(generation)?;
     let blob = generation.refs;
     if blob.len > MOST_PACKED_REFS {

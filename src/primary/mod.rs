@@ -16,9 +16,11 @@ mod client_tests;
 mod credential;
 mod directory;
 mod error;
+mod examine;
 mod grants;
 #[cfg(test)]
 mod grants_tests;
+mod health;
 mod hops;
 mod host;
 mod http;
@@ -45,6 +47,7 @@ pub use body::{Body, Pieces, RequestPieces};
 pub use client::{Auth, FetchSpec, Seen};
 pub use credential::{BadCredential, Credential};
 pub use error::PrimaryError;
+pub use examine::{Answers, Examined};
 pub use grants::{Denial, Grant, Grants, Refusal};
 pub use hops::farm_token;
 pub use host::{Interface, Naming};
@@ -62,6 +65,7 @@ struct Inner {
     settings: PrimarySettings,
     backend: Backend,
     said: left_out::Said,
+    health: health::Health,
 }
 
 /// Which connections (of a directory: which processes) a request may use.
@@ -179,7 +183,12 @@ impl Primary {
                 "the primary is a directory and has no accounts: the service credential is not used"
             );
         }
-        Ok(Self(Arc::new(Inner { settings, backend, said: left_out::Said::default() })))
+        Ok(Self(Arc::new(Inner {
+            settings,
+            backend,
+            said: left_out::Said::default(),
+            health: health::Health::default(),
+        })))
     }
 
     /// The primary's address as it is written into records, logs and grants; it holds no secret.
@@ -203,6 +212,11 @@ impl Primary {
     /// The settings it was opened with.
     pub fn settings(&self) -> &PrimarySettings {
         &self.0.settings
+    }
+
+    /// Whether the primary was found not to answer, which is told already.
+    pub fn is_down(&self) -> bool {
+        self.0.health.is_down()
     }
 
     /// Asks whether the primary is there at all: for an HTTP host any answer that is not its own trouble, for
@@ -245,10 +259,14 @@ impl Primary {
     async fn exchange(&self, mut outgoing: Outgoing) -> Result<Response, PrimaryError> {
         let watch = idle::Watch::new(self.0.settings.timeouts.idle);
         outgoing.body = watch.over_request(outgoing.body);
-        let response = match &self.0.backend {
-            Backend::Http(http) => watch.over_head(http.send(outgoing)).await??,
-            Backend::Directory(cgi) => watch.over_head(cgi.send(outgoing)).await??,
+        let (op, begun) = (health::op(&outgoing), Instant::now());
+        let answered = match &self.0.backend {
+            Backend::Http(http) => watch.over_head(http.send(outgoing)).await,
+            Backend::Directory(cgi) => watch.over_head(cgi.send(outgoing)).await,
         };
+        let answered = answered.and_then(|answer| answer);
+        self.0.health.note(op, begun.elapsed(), &answered);
+        let mut response = answered?;
         if response.status.is_informational() {
             return Err(PrimaryError::Protocol(format!(
                 "the interim status {} as an answer",

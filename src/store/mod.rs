@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! <prefix>/format                           layout version, created once
+//! <prefix>/owner                            the primary whose mirror it is
 //! <prefix>/blobs/<aa>/<sha256>.<kind>       pack | idx | graph | refs
 //! <prefix>/repos/<repo>/gen/<number>        generation records, newest first in a listing
 //! <prefix>/repos/<repo>/{repair,trouble}    notes of nodes to each other about their work
@@ -16,9 +17,11 @@
 //! Relies on: a store with create-if-absent (checked by [`Bucket::probe`]). Elsewhere: what is inside packs and graphs
 //! ([`crate::pack`]), keeping bytes on this node ([`crate::local`]), when to publish ([`crate::mirror`]).
 
+mod aws;
 mod blob;
 mod blobs;
 mod bucket;
+mod cause;
 mod credentials;
 mod directory;
 mod error;
@@ -27,9 +30,11 @@ pub mod faulty;
 pub(crate) mod frame;
 mod generation;
 mod generations;
+mod metered;
 mod nodes;
 mod notes;
 mod open;
+mod owner;
 mod probe;
 mod upload;
 
@@ -40,11 +45,13 @@ mod suite;
 
 pub use blob::{BadBlobId, BlobId, BlobKind, BlobRef};
 pub use bucket::{Bucket, LAYOUT};
+pub use cause::Cause;
 pub use error::StoreError;
 #[cfg(test)]
 pub(crate) use generation::tests::sample as generation_for_tests;
 pub use generation::{Generation, LayerRef, VERSION, nonce};
 pub use generations::Publish;
 pub use notes::Note;
-pub use open::StoreOptions;
+pub use open::{ASSUMED_REGION, StoreOptions};
+pub use owner::Owner;
 pub use probe::{Probe, ProbeFailed, Step};

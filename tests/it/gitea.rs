@@ -58,6 +58,7 @@ impl Gitea {
         let basic = format!("{user}:{}", self.password(user));
         let basic = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(basic));
         block_on(async {
+            packmirror::tls::provide();
             let client = reqwest::Client::builder().no_proxy().build().expect("a client");
             let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
             let request = client
@@ -99,7 +100,7 @@ impl Gitea {
         Self::at(self.url(), user, self.password(user), path)
     }
 
-    fn node(&self, world: &World) -> Node {
+    pub fn node(&self, world: &World) -> Node {
         let service = format!("credential = \"siteadmin:{}\"", self.password("siteadmin"));
         Setup::new(world, self.url()).set(&service).set("grant_ttl = \"1s\"").start()
     }

@@ -5,18 +5,20 @@
 //! its log, and the documented objects in the bucket.
 //!
 //! The harness: [`git`] runs git, [`world`] holds directories and waits, [`bucket`] looks into the store, [`node`]
-//! runs packmirror, [`primary`] is the Git host, [`shapes`] makes repositories, [`oracle`] compares, [`wire`] speaks
+//! runs packmirror, [`front`] what stands before it, [`primary`] is the Git host, [`shapes`] makes repositories, [`oracle`] compares, [`wire`] speaks
 //! HTTP and pkt-lines by hand. The rest is tests, one file per promise.
 //!
 //! Environment: `PACKMIRROR_TEST_S3_URL` (with `AWS_*`) puts the stores on an S3 server; `PACKMIRROR_TEST_GITEA_ENV`
 //! names a file that describes a Gitea; `PACKMIRROR_TEST_CLIENTS` names the folder of other clients;
 //! `PACKMIRROR_TEST_H2SPEC` is the program h2spec; `PACKMIRROR_TEST_LFS` is the program git-lfs;
+//! `PACKMIRROR_TEST_TOOLS` names the folder of programs that use git;
 //! `PACKMIRROR_TEST_GIT` is the git that clients run, if not the one in the path; `PACKMIRROR_TEST_REQUIRE_PARTS=1` makes
 //! a skipped test a failed one; `PACKMIRROR_TEST_SEED` and `PACKMIRROR_TEST_TIMES` are for long runs of what is random ([`seed`]);
 //! `PACKMIRROR_TEST_HOSTILE=full` runs attacks at full size; `PACKMIRROR_TEST_PASSTHROUGH=1` puts the primary in the mirror's place, to test the tests.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panics")]
 
 mod bucket;
+mod front;
 mod git;
 mod node;
 mod oracle;
@@ -33,6 +35,7 @@ mod clients;
 mod clone;
 mod commands;
 mod faults;
+mod fronts;
 mod gitea;
 mod gitea_web;
 #[path = "../hostile/mod.rs"]
@@ -43,6 +46,8 @@ mod nodes;
 mod other_paths;
 mod own_name;
 mod push;
+mod recipes;
+mod seen;
 mod slow;
 mod trust;
 mod unfit;

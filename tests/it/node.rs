@@ -18,6 +18,8 @@ pub struct Setup {
     pub cache: PathBuf,
     settings: Vec<String>,
     env: Vec<(String, String)>,
+    /// Where it listens: a free port, or one that it has again after a restart.
+    listen: String,
     /// The most private memory the process may have, in bytes.
     memory: Option<u64>,
     /// What the program is started by: a command and its first arguments.
@@ -32,9 +34,15 @@ impl Setup {
             store: world.store.url.clone(),
             cache: world.unused("cache"),
             env: Vec::new(),
+            listen: "127.0.0.1:0".into(),
             memory: None,
             within: Vec::new(),
-            settings: vec!["log_format = \"text\"".into(), "log_level = \"debug\"".into()],
+            settings: vec![
+                "log_format = \"text\"".into(),
+                "log_level = \"debug\"".into(),
+                // No load balancer has to notice.
+                "drain_delay = \"0s\"".into(),
+            ],
         }
     }
 
@@ -73,6 +81,12 @@ impl Setup {
         self.within(&["sh", "-c", "umask \"$0\" && exec \"$@\"", mask])
     }
 
+    /// Lets it listen on a port of its own, also after a restart.
+    pub fn port(mut self, port: u16) -> Self {
+        self.listen = format!("127.0.0.1:{port}");
+        self
+    }
+
     pub fn store(mut self, url: &str) -> Self {
         self.store = url.into();
         self
@@ -104,6 +118,13 @@ impl Setup {
         command.arg("--cache-dir").arg(cache).env("RUST_BACKTRACE", "1");
         command.envs(self.env.iter().map(|(k, v)| (k, v)));
         command
+    }
+
+    /// The words of another command for a shell, with a cache directory of its own.
+    pub fn line(&self, args: &[&str], cache: &Path) -> String {
+        let command = self.base(args, cache);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        words.map(|word| format!("'{}'", word.to_string_lossy())).collect::<Vec<_>>().join(" ")
     }
 
     /// Starts a node and waits until it is ready.
@@ -151,7 +172,7 @@ impl Node {
         let log =
             std::fs::File::options().create(true).append(true).open(self.log_path()).expect("a log file");
         let mut command = self.setup.base(&["serve"], &self.setup.cache);
-        command.args(["--listen", "127.0.0.1:0", "--port-file"]).arg(&port_file);
+        command.args(["--listen", &self.setup.listen, "--port-file"]).arg(&port_file);
         command
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log file"))

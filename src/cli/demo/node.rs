@@ -51,7 +51,7 @@ impl Node {
         command
             .arg("serve")
             .args(&plan.extra)
-            .args(["--listen=127.0.0.1:0", "--log-format=text"])
+            .args(["--listen=127.0.0.1:0", "--log-format=text", "--drain-delay=0s"])
             .arg(format!("--primary={}", plan.primary))
             .arg(format!("--store={}", plan.store.display()))
             .arg(format!("--cache-dir={}", dir.join("cache").display()))
@@ -67,6 +67,7 @@ impl Node {
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).kill_on_drop(true);
         let start = |source| DemoError::Start { program: plan.program.display().to_string(), source };
         let mut child = command.spawn().map_err(start)?;
+        crate::tls::provide();
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?;
         let begun = Instant::now();
         loop {
