@@ -51,7 +51,7 @@ pub use examine::{Answers, Examined};
 pub use grants::{Denial, Grant, Grants, Refusal};
 pub use hops::farm_token;
 pub use host::{Interface, Naming};
-pub use other::{OtherRequest, Tunnel, asks_for_websocket};
+pub use other::{Duplex, OtherRequest, asks_for_websocket};
 pub use pack_stream::{Pack, Progress};
 pub use pass::{BadHeaders, ClientHeaders, MOST_HEADER_BYTES};
 pub use settings::{BadLocation, Location, PrimarySettings, Timeouts};
@@ -127,7 +127,7 @@ pub struct Response {
     /// Only the end of the connection ends the body, as in HTTP/1.0: whether it is whole nobody can tell.
     pub unframed: bool,
     /// The connection, where it has changed its protocol (101).
-    pub tunnel: Option<Box<dyn Tunnel>>,
+    pub tunnel: Option<Box<dyn Duplex>>,
     /// Set only where a client's own `git-upload-pack` was answered; what [`Grants::observe`] goes by.
     asked: Option<FetchAsked>,
 }

@@ -28,9 +28,9 @@ pub struct OtherRequest {
 }
 
 /// The bytes of a connection that has changed its protocol, in both directions.
-pub trait Tunnel: AsyncRead + AsyncWrite + Unpin + Send {}
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Tunnel for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 /// Says whether a request asks for a WebSocket (RFC 6455, 4.1).
 pub fn asks_for_websocket(method: &Method, headers: &HeaderMap) -> bool {

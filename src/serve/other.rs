@@ -58,7 +58,8 @@ async fn pass(app: &App, parts: &mut Parts, path: OtherPath, body: Body) -> Resu
     let client = origin::client(app, parts)?;
     let websocket = tunnel::is_possible(parts) && asks_for_websocket(&parts.method, &parts.headers);
     told::answered("primary", Reason::NotGit.word());
-    tracing::debug!(?path, "passed to the primary, since it is not for git");
+    // Without its path: hosts put secrets into addresses, of invitations for example.
+    tracing::debug!(method = %parts.method, "passed to the primary, since it is not for git");
     let method = parts.method.clone();
     let body = outbound(&method, &parts.headers, body);
     let request = OtherRequest { method, path, client, body, websocket, own_name };

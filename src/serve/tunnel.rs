@@ -26,7 +26,7 @@ use crate::serve::connection::Connection;
 /// Both ends, until the client's connection is free for it.
 pub struct Tunnel {
     near: OnUpgrade,
-    far: Box<dyn primary::Tunnel>,
+    far: Box<dyn primary::Duplex>,
     /// Its place among what is not Git, until its end.
     _place: OwnedSemaphorePermit,
 }
@@ -48,7 +48,7 @@ pub fn is_possible(parts: &Parts) -> bool {
 pub fn begin(
     parts: &mut Parts,
     answer: primary::Response,
-    far: Box<dyn primary::Tunnel>,
+    far: Box<dyn primary::Duplex>,
     place: OwnedSemaphorePermit,
 ) -> Response {
     let mut response = Response::new(Body::empty());
