@@ -266,7 +266,7 @@ impl Primary {
         };
         let answered = answered.and_then(|answer| answer);
         self.0.health.note(op, begun.elapsed(), &answered);
-        let mut response = answered?;
+        let response = answered?;
         if response.status.is_informational() {
             return Err(PrimaryError::Protocol(format!(
                 "the interim status {} as an answer",

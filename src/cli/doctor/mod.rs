@@ -71,7 +71,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     }
     checks.extend(machine::credential(settings));
     checks.extend(machine::cache(settings));
-    checks.push(machine::listen(settings));
+    checks.extend(machine::listen(settings));
     checks.extend(machine::system(settings));
     tell(args, &checks)
 }

@@ -99,6 +99,12 @@ fn silent(what: String, error: &PrimaryError) -> Check {
             found,
             "look at the Git host; nothing is served while it is in trouble",
         ),
+        PrimaryError::Loops => Check::bad(
+            Code::PrimaryLoops,
+            what,
+            found,
+            "set primary_address to where the primary itself is: its name leads to the mirror here",
+        ),
         _ if found.contains("certificate") => Check::bad(
             Code::PrimaryCertificate,
             what,
@@ -214,9 +220,10 @@ fn unfit(what: String, error: &PrimaryError) -> Check {
         PrimaryError::NotGit(_) => {
             (Code::PrimaryNotGit, "name what stands before team/app.git in a clone's URL with --primary")
         }
-        PrimaryError::Unreachable(_) | PrimaryError::Timeout(_) | PrimaryError::ServerError { .. } => {
-            return silent(what, error);
-        }
+        PrimaryError::Unreachable(_)
+        | PrimaryError::Timeout(_)
+        | PrimaryError::ServerError { .. }
+        | PrimaryError::Loops => return silent(what, error),
         PrimaryError::Protocol(_)
         | PrimaryError::Remote(_)
         | PrimaryError::Costs(_)
