@@ -4,7 +4,7 @@
 //!   [`blocks`]: the bytes of its packs. [`damage`]: what is wrong with them.
 //! - [`opening`]: what the bucket holds is opened. [`newest`]: the newest record. `memory`: what of it outlives a restart.
 //! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
-//! - [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
+//! - [`remove`](mod@remove): taking one out. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
 //!   [`progress`]: how far a sync is. [`standing`]: how a repository stands. [`measure`](mod@measure): gauges.
 //!
 //! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: what
@@ -21,6 +21,7 @@ pub mod newcomers;
 pub mod newest;
 pub mod opening;
 pub mod progress;
+pub mod remove;
 pub mod repo;
 pub mod snapshot;
 pub mod standing;
@@ -213,7 +214,7 @@ impl Mirror {
             return None;
         }
         let Naming::AnyCase(interface) = naming else {
-            return Some(self.start(Arc::new(self.known(path.clone()))));
+            return Some(self.start(self.wanted(path.clone())));
         };
         // Another node may have published it under the spelling that it knows.
         let published = self.bucket.repos_beside(&self.keys()).await.inspect_err(|e| {
@@ -228,7 +229,14 @@ impl Mirror {
                 None => RepoPath::parse(&folded(path)).unwrap_or_else(|_| path.clone()),
             },
         };
-        Some(self.start(Arc::new(self.known(own))))
+        Some(self.start(self.wanted(own)))
+    }
+
+    /// A repository that a client asked for.
+    fn wanted(&self, path: RepoPath) -> Arc<Repo> {
+        let repo = self.known(path);
+        repo.want();
+        Arc::new(repo)
     }
 
     /// How the host names repositories: asked once, and again after a while if it gave no answer. A host that never
