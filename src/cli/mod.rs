@@ -16,6 +16,7 @@ pub mod flags;
 pub mod git_credential;
 pub mod ls;
 pub mod progress;
+pub mod rm;
 pub mod rows;
 pub mod serve;
 pub mod status;
@@ -86,6 +87,8 @@ pub enum Command {
     Sync(sync::Args),
     /// List the repositories in the bucket
     Ls(ls::Args),
+    /// Take repositories out of the mirror
+    Rm(rm::Args),
     /// Show how each repository stands against the primary
     Status(status::Args),
     /// Write a repository from the bucket as a plain bare repository; needs no primary
@@ -152,6 +155,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Demo(args) => demo::run(args, &flags, &loaded.settings).await,
             Command::Sync(args) => sync::run(args, &loaded).await,
             Command::Ls(args) => ls::run(args, &loaded).await,
+            Command::Rm(args) => rm::run(args, &loaded).await,
             Command::Status(args) => status::run(args, &loaded).await,
             Command::Export(args) => export::run(args, &loaded).await,
             Command::Adopt(args) => adopt::run(args, &loaded).await,

@@ -4,26 +4,38 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 
 use crate::mirror::health::{RepoHealth, nodes};
-use crate::mirror::standing::RepoStatus;
+use crate::mirror::progress::Step;
+use crate::mirror::standing::{RepoStatus, State};
 use crate::store::{Bucket, StoreError};
 
 /// One row a repository that the bucket holds or a node knows, by name.
 pub async fn rows(bucket: &Bucket) -> Result<Vec<RepoStatus>, StoreError> {
-    let generations = bucket.current().await?;
-    let mut said: HashMap<String, RepoHealth> = HashMap::new();
+    let (mut said, mut syncs) = (HashMap::<String, RepoHealth>::new(), HashMap::new());
     // Nodes come newest first: of two that know a repository the one that compared it last counts.
     for repo in nodes(bucket).await?.into_iter().flat_map(|node| node.repos) {
+        // Another node may sync what this one has just compared.
+        if let Some(sync) = repo.sync.clone().filter(|sync| sync.phase > Step::Asking) {
+            syncs.entry(repo.repo.clone()).or_insert(sync);
+        }
         let known = said.get(&repo.repo);
         if known.is_none_or(|known| known.compared < repo.compared) {
             said.insert(repo.repo.clone(), repo);
         }
     }
+    // Read behind the nodes' words: what they knew to be published is there, or was taken out.
+    let generations = bucket.current().await?;
     let now = SystemTime::now();
     let mut rows: Vec<RepoStatus> = generations
         .iter()
         .map(|generation| RepoStatus::published(generation, said.remove(generation.repo.as_str()), now))
         .collect();
-    rows.extend(said.into_values().map(|health| RepoStatus::unpublished(health)));
+    let unpublished = said.into_values().filter(|health| health.generation.is_none());
+    rows.extend(unpublished.map(RepoStatus::unpublished));
+    for row in &mut rows {
+        if let Some(sync) = syncs.remove(&row.repo) {
+            (row.state, row.sync) = (State::Syncing, Some(sync));
+        }
+    }
     rows.sort_by(|a, b| a.repo.cmp(&b.repo));
     Ok(rows)
 }

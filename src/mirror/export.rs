@@ -58,7 +58,11 @@ pub async fn export(
     if fs::symlink_metadata(dir).await.is_ok() {
         return Err(ExportError::Exists(dir.to_owned()));
     }
-    let generation = bucket.newest(repo).await?.ok_or_else(|| ExportError::Unknown(repo.clone()))?;
+    let generation = bucket
+        .newest(repo)
+        .await?
+        .filter(|newest| !newest.removed)
+        .ok_or_else(|| ExportError::Unknown(repo.clone()))?;
     let mut part = dir.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);

@@ -4,7 +4,7 @@
 //!   [`blocks`]: the bytes of its packs. [`damage`]: what is wrong with them.
 //! - [`opening`]: what the bucket holds is opened. [`newest`]: the newest record. `memory`: what of it outlives a restart.
 //! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
-//! - [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
+//! - [`remove`](mod@remove): taking one out. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
 //!   [`progress`]: how far a sync is. [`standing`]: how a repository stands. [`measure`](mod@measure): gauges.
 //!
 //! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: what
@@ -21,6 +21,7 @@ pub mod newcomers;
 pub mod newest;
 pub mod opening;
 pub mod progress;
+pub mod remove;
 pub mod repo;
 pub mod snapshot;
 pub mod standing;
@@ -218,7 +219,7 @@ impl Mirror {
         let own = self.own_name(path, naming).await.inspect_err(|e| {
             tracing::warn!(repo = %path, error = %e, "not taken up: the bucket could not be listed");
         });
-        Some(self.start(Arc::new(self.known(own.ok()?))))
+        Some(self.start(self.wanted(own.ok()?)))
     }
 
     /// The name under which a repository is stored, or would be, for those that ask for one by name.
@@ -240,6 +241,13 @@ impl Mirror {
         let shown = with_suffix(path);
         let own = self.primary.own_spelling(&shown, interface).await;
         Ok(own.unwrap_or_else(|| RepoPath::parse(&shown.as_str().to_ascii_lowercase()).unwrap_or(shown)))
+    }
+
+    /// A repository that a client asked for.
+    fn wanted(&self, path: RepoPath) -> Arc<Repo> {
+        let repo = self.known(path);
+        repo.want();
+        Arc::new(repo)
     }
 
     /// How the host names repositories: asked once, and again after a while if it gave no answer. A host that never

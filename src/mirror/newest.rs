@@ -54,8 +54,13 @@ impl Mirror {
         }
     }
 
-    /// The newest published record; the one that is known, if none is newer.
+    /// The newest published record; the one that is known, if none is newer. None also if the repository was taken out.
     pub async fn newest(&self, repo: &Repo) -> Result<Option<Generation>, NotFound> {
+        Ok(self.newest_record(repo).await?.filter(|newest| !newest.removed))
+    }
+
+    /// The same with the record that takes it out: what the next generation builds on.
+    pub async fn newest_record(&self, repo: &Repo) -> Result<Option<Generation>, NotFound> {
         let newest = match repo.known() {
             Some(known) => {
                 let newer = self.bucket.after(&repo.path, known.number).await?;

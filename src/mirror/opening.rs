@@ -124,9 +124,18 @@ impl Mirror {
         }
         let known = self.lock_repos().get(path).cloned();
         let repo = known.clone().unwrap_or_else(|| Arc::new(self.known(path.clone())));
-        let Some(generation) = self.newest(&repo).await? else {
+        let generation = match self.newest_record(&repo).await? {
+            Some(removed) if removed.removed => {
+                if let Some(known) = known.filter(|known| !known.is_wanted()) {
+                    self.take_out(&known);
+                }
+                None
+            }
+            newest => newest,
+        };
+        let Some(generation) = generation else {
             self.remember_absent(path);
-            return Ok(known);
+            return Ok(self.lock_repos().get(path).cloned());
         };
         tell.send_replace(Opening::Found);
         // Entered before it is opened: it may have been entered meanwhile, and there must be only one.

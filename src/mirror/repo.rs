@@ -160,6 +160,10 @@ pub struct Repo {
     known: RwLock<Option<Arc<Generation>>>,
     /// When a client was last served from it.
     used: Mutex<Instant>,
+    /// A client asked for it when nobody mirrored it.
+    wanted: AtomicBool,
+    /// It was taken out of the mirror.
+    removed: AtomicBool,
 }
 
 impl Repo {
@@ -179,6 +183,8 @@ impl Repo {
             unwell: AtomicBool::new(false),
             known: RwLock::new(None),
             used: Mutex::new(Instant::now()),
+            wanted: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
         }
     }
 
@@ -198,6 +204,28 @@ impl Repo {
         if known.as_ref().is_none_or(|known| known.number < generation.number) {
             *known = Some(Arc::new(generation));
         }
+    }
+
+    /// Takes note that a client asked for it when nobody mirrored it: it may be published also if it was taken out before.
+    pub fn want(&self) {
+        self.wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a client asked for it when nobody mirrored it.
+    pub fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed)
+    }
+
+    /// Takes it out: its worker ends. Says whether it was out already.
+    pub fn remove(&self) -> bool {
+        let was = self.removed.swap(true, Ordering::SeqCst);
+        self.wake.notify_one();
+        was
+    }
+
+    /// Whether it was taken out of the mirror.
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::SeqCst)
     }
 
     /// Takes note that a client is served from it.

@@ -160,6 +160,12 @@ async fn keep(
                 Ok(n) => tracing::info!(repositories = n, "took up what the bucket holds"),
                 Err(e) => tracing::warn!(error = %e, "the bucket could not be listed"),
             }
+            match mirror.take_out_removed().await {
+                Ok(_) => {}
+                Err(e) => {
+                    tracing::warn!(error = %e, "it could not be looked up what was taken out of the mirror")
+                }
+            }
             mirror.close_idle();
         }
         if told.elapsed() > REMEMBER_EVERY {

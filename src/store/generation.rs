@@ -68,9 +68,16 @@ pub struct Generation {
     pub created_at: u64,
     /// When the primary was asked for the refs, Unix seconds, by the writer's clock. For people.
     pub verified_at: u64,
+    /// The repository is taken out of the mirror: this state is not to be served, and names no layers.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub removed: bool,
     /// SHA-256 of the bytes as read from the bucket; none in a record that was not read.
     #[serde(skip)]
     pub stored: Option<BlobId>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// One layer of a repository: a pack, its index and its graph.
@@ -253,6 +260,7 @@ pub(crate) mod tests {
             }],
             created_at: 1,
             verified_at: 2,
+            removed: false,
             stored: None,
         }
     }

@@ -191,7 +191,7 @@ impl Bucket {
         Ok(repos)
     }
 
-    /// The current generation of every repository, in no order. One whose records cannot be read is left out with a
+    /// The current generation of every repository that was not taken out, in no order. One whose records cannot be read is left out with a
     /// warning: its trouble is not the others'.
     pub async fn current(&self) -> Result<Vec<Generation>, StoreError> {
         self.current_of(|_| true).await
@@ -243,7 +243,7 @@ impl Bucket {
             .buffer_unordered(LOOKUPS)
             .try_collect()
             .await?;
-        Ok(found.into_iter().flatten().collect())
+        Ok(found.into_iter().flatten().filter(|newest| !newest.removed).collect())
     }
 
     /// Like [`Bucket::newest`], for a repository whose path is not known, only its folder.

@@ -3,7 +3,10 @@
 //! They pace work and save it. Nothing that is published or served depends on them: without them nodes do the same work
 //! twice, and create-if-absent decides between them as always.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
+use futures::TryStreamExt;
 use object_store::path::Path;
 
 use super::bucket::Created;
@@ -29,7 +32,39 @@ impl Note {
     }
 }
 
+/// The most marks of removed repositories that are looked at.
+const MOST_REMOVED: usize = 100_000;
+
+fn mark(repo: &RepoPath) -> Path {
+    Path::from_iter(["removed", &repo.key()])
+}
+
 impl Bucket {
+    /// Marks a repository as taken out, for nodes that would not read its newest record by themselves.
+    pub async fn mark_removed(&self, repo: &RepoPath) -> Result<(), StoreError> {
+        self.overwrite(&mark(repo), Bytes::from_static(b"removed\n")).await
+    }
+
+    /// Removes the mark, if there is one.
+    pub async fn unmark_removed(&self, repo: &RepoPath) -> Result<(), StoreError> {
+        self.remove(&mark(repo)).await
+    }
+
+    /// The keys of the repositories that are marked as taken out: one listing.
+    pub async fn removed(&self) -> Result<HashSet<String>, StoreError> {
+        let folder = Path::from("removed");
+        let mut listing = self.inner.store.list(Some(&self.at(&folder)));
+        let mut found = HashSet::new();
+        while let Some(object) = listing.try_next().await.map_err(|e| self.sort("list", &folder, e))? {
+            let at = self.below(&object.location).filter(|at| at.parts_count() == 2);
+            found.extend(at.and_then(|at| at.filename().map(str::to_owned)));
+            if found.len() >= MOST_REMOVED {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
     /// Leaves a note if there is none; gives the words of the one that is there otherwise.
     pub async fn leave_note(
         &self,

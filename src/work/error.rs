@@ -51,6 +51,9 @@ pub enum SyncError {
         /// Whether it was known, so that nothing was fetched.
         known: bool,
     },
+    /// It was taken out of the mirror.
+    #[error("it was taken out of the mirror")]
+    Removed,
     /// The node is shutting down.
     #[error("stopped")]
     Stopped,

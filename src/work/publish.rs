@@ -64,6 +64,7 @@ pub(super) async fn publish(work: &Work, repo: &Repo, draft: Draft<'_>) -> Resul
         layers,
         created_at: seconds(SystemTime::now()),
         verified_at: asked,
+        removed: false,
         stored: None,
     };
     if let Publish::Lost(winner) = work.mirror.bucket.publish_next(&mut generation).await? {

@@ -91,11 +91,16 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             confirmed(work, repo, asked, &left_out);
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
         }
-        let (base, known) = tokio::join!(work.mirror.newest(repo), Known::read(work, repo));
+        let (base, known) = tokio::join!(work.mirror.newest_record(repo), Known::read(work, repo));
         let base = base?;
+        let was_removed = base.as_ref().is_some_and(|base| base.removed);
+        if was_removed && (repo.known().is_some() || !(insists || repo.is_wanted())) {
+            work.mirror.take_out(repo);
+            return Err(SyncError::Removed);
+        }
         let opened = match &base {
-            Some(record) => work.mirror.open(repo, record.clone()).await.map(Some),
-            None => Ok(None),
+            Some(record) if !was_removed => work.mirror.open(repo, record.clone()).await.map(Some),
+            _ => Ok(None),
         };
         let repairing = stands(&work.mirror, repo, base.as_ref()).await?;
         let below = match opened {
@@ -186,11 +191,17 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                     }
                 }
                 confirmed(work, repo, asked, &left_out);
+                if was_removed {
+                    // Where it stays, nodes look at the record once more now and then.
+                    let _ = work.mirror.bucket.unmark_removed(&repo.path).await;
+                }
                 known.over(work, repo).await;
                 return Ok(Synced::Published { number: snapshot.generation.number, new_objects });
             }
             Published::Lost(winner) => {
-                if work.mirror.bucket.is_record_of(&winner.primary, &work.mirror.primary.name()) {
+                let is_ours =
+                    work.mirror.bucket.is_record_of(&winner.primary, &work.mirror.primary.name());
+                if is_ours && !winner.removed {
                     // If it cannot be opened, the next round reports why.
                     let _ = work.mirror.open(repo, *winner).await;
                 }

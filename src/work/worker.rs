@@ -80,6 +80,9 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
             () = repo.woken() => {}
             () = tokio::time::sleep_until(due) => {}
         }
+        if repo.is_removed() {
+            return;
+        }
         let began = repo.begin();
         let held_off = repo.health().not_before.is_some_and(|t| Instant::now() < t);
         let mut well = false;
@@ -96,8 +99,11 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
             metrics::histogram!(names::SYNC_SECONDS).record(started.elapsed().as_secs_f64());
             well = outcome.is_ok();
             record(&work, &repo, outcome);
-            work.mirror.remember(&repo);
             repo.progress().end();
+            if repo.is_removed() {
+                return;
+            }
+            work.mirror.remember(&repo);
         }
         let health = repo.health().clone();
         if health.phase == Phase::Gone && health.failures >= GONE_FOR_GOOD && repo.known().is_none() {
@@ -138,6 +144,7 @@ fn record(work: &Work, repo: &Repo, outcome: Result<Synced, SyncError>) {
         Err(e @ (SyncError::Primary(_) | SyncError::Ingest(_))) if !e.is_busy() => repo.set_well(false),
         Err(_) => {}
     }
+    let is_published = repo.known().is_some();
     let mut health = repo.health();
     match outcome {
         Ok(_) => {
@@ -147,18 +154,27 @@ fn record(work: &Work, repo: &Repo, outcome: Result<Synced, SyncError>) {
             health.not_before = None;
             health.next = Some(now + work.compare_every);
         }
-        Err(SyncError::Stopped) => {}
+        Err(SyncError::Stopped | SyncError::Removed) => {}
         Err(e) => {
             health.failures += 1;
-            health.phase = match &e {
-                SyncError::Primary(PrimaryError::NotFound) => Phase::Gone,
-                _ => Phase::Failing,
-            };
+            let before = std::mem::replace(&mut health.phase, Phase::Failing);
+            let is_gone = matches!(&e, SyncError::Primary(PrimaryError::NotFound));
+            if is_gone {
+                health.phase = Phase::Gone;
+            }
             let wait = work.backoff.delay(health.failures, e.retry_after());
             health.not_before = Some(now + wait);
             health.next = Some(now + wait);
             let error = chain(&e);
-            if let SyncError::Stuck { known, .. } = e {
+            if is_gone {
+                if is_published {
+                    // Looked for ever less often; at once if a client is shown it again.
+                    health.next = Some(now + work.patience.at_least_half(health.failures));
+                }
+                if before != Phase::Gone && is_published {
+                    tracing::info!(repo = %repo.path, "gone: the primary does not have it; what is published is kept, and it is looked for now and then");
+                }
+            } else if let SyncError::Stuck { known, .. } = e {
                 // A comparison costs little, and finds out whether the primary's refs have changed.
                 health.next = Some(now + work.compare_every);
                 if known {

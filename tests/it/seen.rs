@@ -314,3 +314,85 @@ fn trouble_with_the_primary_is_told_once() {
         "{told:#?}"
     );
 }
+
+/// The repositories of which a node knows that a generation is published.
+fn states(node: &Node) -> String {
+    node.command(&["status"]).must().text()
+}
+
+/// A repository that was taken out is served by no node, also not after a restart, until a client asks for it again; then the
+/// numbers of its generations go on.
+#[test]
+fn a_repository_is_taken_out_until_a_client_asks_again() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let (repo, other) =
+        (primary.repo("team/app.git", shapes::linear), primary.repo("other.git", shapes::linear));
+    let quick = || world.setup(&primary).set("compare_every = \"1s\"").start();
+    let (mut one, two) = (quick(), quick());
+    for repo in [&repo, &other] {
+        crate::oracle::mirrored(&world, &one, repo);
+        crate::oracle::from_bucket(&two, || {
+            eventually("both nodes to have it", || {
+                let before = two.answered_from_bucket();
+                world.clone_of(&two.repo(&repo.path), "--mirror");
+                (two.answered_from_bucket() > before).then_some(())
+            })
+        });
+    }
+    one.kill();
+    two.command(&["rm", "absent.git"]).must_fail(&["no such repository"]);
+    two.command(&["rm", "team/app.git"]).must();
+    two.command(&["rm", "team/app.git"]).must_fail(&["no such repository"]);
+    assert!(!two.command(&["ls"]).must().text().contains("team/app.git "), "ls does not show it");
+    two.command(&["export", "team/app.git", "out"]).must_fail(&[]);
+    two.logged(&["taken out of the mirror", "team/app.git"]);
+    // A node that mirrored it before it was stopped does not bring it back by itself.
+    one.restart();
+    one.logged(&["taken out of the mirror", "team/app.git"]);
+    eventually("the words of both nodes", || {
+        let states = states(&two);
+        (!states.contains("team/app.git ") && states.contains("other.git")).then_some(())
+    });
+    let newest = world.store.newest(&repo.path).expect("a record");
+    assert_eq!((&newest["removed"], &newest["number"]), (&true.into(), &2.into()));
+    crate::oracle::from_bucket(&two, || world.clone_of(&two.repo(&other.path), "--mirror"));
+    // The first client gets it from the primary and brings it back, exactly.
+    let before = two.answered_from_bucket();
+    world.clone_of(&two.repo(&repo.path), "--mirror");
+    assert_eq!(two.answered_from_bucket(), before, "not from the bucket");
+    crate::oracle::in_bucket(&world, &two, &repo);
+    assert_eq!(world.store.newest(&repo.path).expect("a record")["number"], 3);
+    eventually("the bucket to answer", || {
+        let before = two.answered_from_bucket();
+        world.clone_of(&two.repo(&repo.path), "--mirror");
+        (two.answered_from_bucket() > before).then_some(())
+    });
+    crate::oracle::same(&world, &primary, &two, &repo.path);
+}
+
+/// A repository that the primary has no more is told once, shown as gone, and served to nobody; what was published stays.
+#[test]
+fn a_repository_that_is_gone_is_told_once() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("r.git", shapes::linear);
+    let node = world.setup(&primary).set("compare_every = \"1s\"").set("log_level = \"info\"").start();
+    crate::oracle::mirrored(&world, &node, &repo);
+    let aside = repo.dir.with_extension("aside");
+    std::fs::rename(&repo.dir, &aside).unwrap();
+    node.logged(&["gone: the primary does not have it", "r.git"]);
+    eventually("its state", || states(&node).contains("gone").then_some(()));
+    assert_eq!(node.metric("packmirror_repos", &["state=\"gone\""]), 1.0);
+    let failed = || node.metric("packmirror_sync_runs_total", &["failed"]);
+    let before = failed();
+    eventually("another look", || (failed() > before).then_some(()));
+    let log = node.log();
+    assert_eq!(log.matches("gone: ").count(), 1, "{log}");
+    assert!(!log.contains(" WARN "), "{log}");
+    std::fs::rename(&aside, &repo.dir).unwrap();
+    crate::git::git(world.path()).run(&format!("ls-remote -q {}", node.repo(&repo.path)));
+    repo.commit("main", "again", "1\n");
+    crate::oracle::mirrored(&world, &node, &repo);
+    eventually("its state", || states(&node).contains("current").then_some(()));
+}
