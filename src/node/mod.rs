@@ -195,7 +195,12 @@ async fn pause(mirror: &Mirror, pace: Duration) {
 /// Ends a node whose store has been adopted by another address of the primary meanwhile: until then it finds records that it
 /// does not take for its primary's, and passes their repositories on.
 async fn still_ours(mirror: &Mirror) -> anyhow::Result<()> {
-    match mirror.bucket.claim(&mirror.primary.name()).await {
+    let claimed = async {
+        // A bucket that was emptied while the node ran gets its marks again, the layout first.
+        mirror.bucket.ensure_format().await?;
+        mirror.bucket.claim(&mirror.primary.name()).await
+    };
+    match claimed.await {
         Err(error @ StoreError::OtherPrimary { .. }) => Err(error.into()),
         Err(error) => {
             tracing::warn!(error = error.chain(), "whose mirror the store is could not be read");

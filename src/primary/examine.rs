@@ -230,7 +230,7 @@ mod tests {
             assert_eq!(word, expected, "{get} {headers:?} {post}: {found:?}");
         }
         let moved = Server::start(|request| async move {
-            answer(301, &[("Location", &format!("https://new.example.com{}", request.uri().to_string()))], "")
+            answer(301, &[("Location", &format!("https://new.example.com{}", request.uri()))], "")
         })
         .await;
         let found = moved.primary_with(|_| {}).await.examine().await.unwrap();

@@ -331,6 +331,24 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_region_that_nobody_set_is_known_to_be_assumed() {
+        let (options, region) = (StoreOptions::default(), |name: &str| match name {
+            "AWS_REGION" => Some("eu-central-1".to_owned()),
+            name => keys(name),
+        });
+        let own = StoreOptions { endpoint: Some("https://minio.example.com".into()), ..options.clone() };
+        for (options, env, assumed) in
+            [(&options, &keys as Env<'_>, true), (&options, &region, false), (&own, &keys, false)]
+        {
+            let bucket = open("s3://bucket/x", options, env).await.unwrap();
+            assert_eq!(bucket.region_is_assumed(), assumed);
+        }
+        let half = |name: &str| (name == "AWS_ACCESS_KEY_ID").then(|| "x".to_owned());
+        let error = open("s3://bucket/x", &options, &half).await.unwrap_err();
+        assert_eq!(error.cause(), Some(Cause::NoCredentials), "{error}");
+    }
+
     #[test]
     fn the_bucket_can_stand_in_the_host_name() {
         assert_eq!(

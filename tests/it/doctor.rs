@@ -417,7 +417,7 @@ fn a_web_server_is_no_git_host() {
     std::fs::write(files.join("index.html"), "<h1>hello</h1>").unwrap();
     let repo = crate::primary::Repo::create(&files, "team/app.git", "sha1");
     repo.commit("main", "f", "1");
-    git(&files.join("team/app.git")).run("update-server-info");
+    git(files.join("team/app.git")).run("update-server-info");
     let Some(nginx) = Nginx::start(&world.folder("nginx"), &files) else { return skip("nginx") };
     let dir = world.folder("here");
     let args = ["--primary", nginx.url.as_str(), "--store", "store"];

@@ -300,3 +300,31 @@ fn who_may_not_read_gets_nothing() {
     };
     private.questions(1, many());
 }
+
+/// A Gitea is known without a repository, and a private repository tells whether the service credential is good.
+#[test]
+fn the_doctor_knows_gitea_and_tries_the_credential() {
+    let Some(gitea) = Gitea::here() else { return };
+    let world = World::new();
+    let path = gitea.repo(&world, true, "sha1");
+    let with = |credential: Option<String>| {
+        let setup = Setup::new(&world, gitea.url());
+        credential.into_iter().fold(setup, |setup, one| setup.set(&format!("credential = \"{one}\"")))
+    };
+    let codes = |setup: &Setup, repo: &[&str]| {
+        let out = setup.command(&[&["doctor", "--json", "--listen", "127.0.0.1:0"], repo].concat());
+        let report: serde_json::Value = serde_json::from_slice(&out.stdout).expect("JSON");
+        let checks = report["checks"].as_array().expect("checks").clone();
+        let code = |check: &serde_json::Value| check["code"].as_str().unwrap_or_default().to_owned();
+        (out.ok(), checks.iter().map(code).collect::<Vec<_>>())
+    };
+    let has = |codes: &[String], code: &str| codes.iter().any(|known| known == code);
+    let (ok, found) = codes(&with(None), &[]);
+    assert!(ok && has(&found, "primary.ok"), "{found:?}");
+    let (ok, found) = codes(&with(None), &[&path]);
+    assert!(!ok && has(&found, "repository.needs-credential"), "{found:?}");
+    let (ok, found) = codes(&with(Some("siteadmin:wrong".into())), &[&path]);
+    assert!(!ok && has(&found, "repository.refused"), "{found:?}");
+    let (ok, found) = codes(&with(Some(format!("siteadmin:{}", gitea.password("siteadmin")))), &[&path]);
+    assert!(ok && has(&found, "repository.ok"), "{found:?}");
+}

@@ -304,7 +304,10 @@ mod tests {
         let good = Check::good(Code::StoreOk, "store", "creates a key once only");
         let warning = Check::warning(Code::SystemFiles, "open files", "256", "ulimit -n 65536");
         let bad = Check::bad(Code::RepositoryRefused, "primary", "401 \u{1b}[2J", "set credential_file");
-        assert_eq!(report(&[good.clone()]), "ok    store: creates a key once only\nNothing is wrong.\n");
+        assert_eq!(
+            report(std::slice::from_ref(&good)),
+            "ok    store: creates a key once only\nNothing is wrong.\n"
+        );
         let text = report(&[good.clone(), warning.clone()]);
         assert!(text.ends_with("Nothing is known to be wrong; look at the warning.\n"), "{text}");
         let text = report(&[good.clone(), bad.clone()]);
