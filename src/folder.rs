@@ -111,6 +111,11 @@ impl Folder {
     /// Opens the directory at `path`, which an operator gave: links on the way are his. It is made where it is missing.
     pub fn at(path: &Path) -> io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        Self::existing(path)
+    }
+
+    /// Opens the directory at `path`, which an operator gave, and makes nothing.
+    pub fn existing(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self { fd: rustix::fs::open(path, flags, Mode::empty())?, path: path.to_owned() })
     }

@@ -11,6 +11,12 @@ pub fn safe(text: &str) -> String {
     out
 }
 
+/// Makes one line of a text: line feeds and the spaces around them become one space.
+pub fn line(text: &str) -> String {
+    let lines = text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ")
+}
+
 /// Says whether a terminal might obey a character, or show by it one text as another.
 pub fn is_obeyed(c: char) -> bool {
     // Directional marks can disguise a name as another one.
@@ -52,6 +58,12 @@ mod tests {
             chain_of(&error, str::to_uppercase),
             "cannot open: no such file: NO SUCH FILE: DISK IS FULL"
         );
+    }
+
+    #[test]
+    fn lines_become_one() {
+        assert_eq!(line("the primary said:\r\n\n  500\n"), "the primary said: 500");
+        assert_eq!(line("one"), "one");
     }
 
     #[test]

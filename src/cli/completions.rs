@@ -5,6 +5,7 @@ use clap_complete::Shell;
 
 use super::Cli;
 use super::exit::Failure;
+use super::flags::fitted;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,6 +25,6 @@ pub struct Args {
 /// Prints the script.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "packmirror", &mut script);
+    clap_complete::generate(args.shell, &mut fitted(Cli::command()), "packmirror", &mut script);
     super::print(&String::from_utf8_lossy(&script))
 }

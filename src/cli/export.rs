@@ -32,7 +32,7 @@ pub struct Args {
 /// Writes the repository.
 pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let repo = RepoPath::parse(args.repo.trim_matches('/')).map_err(Failure::usage)?;
-    let bucket = node::bucket(&loaded.settings).await.map_err(Failure::failed)?;
+    let bucket = node::existing_bucket(&loaded.settings).await.map_err(Failure::store)?;
     let board = Board::new();
     let task = board.task(repo.as_str());
     task.phase("downloading", Unit::Bytes, None);

@@ -1,5 +1,6 @@
 //! Settings as flags, made from the table of settings: one flag a key, on every command.
 //!
+//! Every command takes every flag, so that a script can give all commands the same; help shows those that the command uses.
 //! Values stay text here; they are read by `config` exactly like those of the environment, so that a bad value
 //! gets the same message wherever it was written. Short help shows the basic ones, long help all.
 
@@ -9,7 +10,7 @@ use std::sync::LazyLock;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
 
-use crate::config::keys::{ENV_FILE, Group, KEYS, Key, Kind};
+use crate::config::keys::{ENV_FILE, Group, KEYS, Key, Kind, Part};
 
 /// The flags that were given.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +61,47 @@ fn flag(key: &'static Key, name: &'static str) -> Arg {
         Kind::Place(_) => arg.value_hint(ValueHint::AnyPath),
         _ => arg,
     }
+}
+
+/// What the commands use beside what all do; a command that is not here uses every setting.
+const USES: &[(&str, &[Part])] = &[
+    ("sync", &[Part::Store, Part::Primary, Part::Sync]),
+    ("adopt", &[Part::Store, Part::Primary]),
+    ("ls", &[Part::Store]),
+    ("status", &[Part::Store]),
+    ("export", &[Part::Store]),
+    ("completions", &[]),
+];
+
+/// Says whether a command uses a setting.
+fn uses(command: &str, key: &Key) -> bool {
+    if command == "git-credential" {
+        return key.name == "primary";
+    }
+    let Some((_, parts)) = USES.iter().find(|(name, _)| *name == command) else {
+        // The demo makes these itself.
+        return command != "demo" || !matches!(key.name, "store" | "cache_dir" | "listen");
+    };
+    parts.contains(&key.part()) || key.part() == Part::All && !parts.is_empty()
+}
+
+/// The whole command line, ready to be parsed: each command's help shows the settings that it uses. The others are taken and
+/// have no effect.
+pub fn fitted(mut whole: Command) -> Command {
+    let names: Vec<String> = whole.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    for command in &names {
+        whole = whole.mut_subcommand(command, |sub| {
+            // What a command has already is not handed down to it.
+            sub.args(
+                NAMES
+                    .iter()
+                    .filter(|(key, _)| !uses(command, key))
+                    .map(|(key, name)| flag(key, name).hide(true)),
+            )
+        });
+    }
+    whole.build();
+    whole
 }
 
 impl clap::Args for Flags {

@@ -27,7 +27,7 @@ pub struct Args {
 
 /// Lists the repositories.
 pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
-    let bucket = node::bucket(&loaded.settings).await.map_err(Failure::failed)?;
+    let bucket = node::existing_bucket(&loaded.settings).await.map_err(Failure::store)?;
     let rows = rows(&bucket).await.map_err(Failure::store)?;
     let text = if args.json {
         json(&rows).map_err(Failure::failed)? + "\n"

@@ -5,6 +5,7 @@
 //! Relies on: `config` for settings, `telemetry` for the log, and the rooms below for the work.
 //! Elsewhere: anything that a server or another program could want too.
 
+pub mod adopt;
 pub mod completions;
 pub mod config;
 pub mod demo;
@@ -24,7 +25,7 @@ pub mod table;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Inputs, Loaded, LogFormat, load};
 use crate::telemetry::log;
@@ -48,7 +49,8 @@ Examples:
     git config --global url.\"http://127.0.0.1:8080/\".insteadOf https://git.example.com/
 
 Settings come from flags, PACKMIRROR__… variables and a TOML file, in that order of strength;
-`packmirror config` shows what holds and why. `packmirror help COMMAND` lists all settings as flags.";
+`packmirror config` shows what holds and why. `packmirror help COMMAND` lists the settings that it uses as flags;
+the others are taken too, and have no effect there.";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -88,6 +90,8 @@ pub enum Command {
     Status(status::Args),
     /// Write a repository from the bucket as a plain bare repository; needs no primary
     Export(export::Args),
+    /// Tell the store that its primary has another address now
+    Adopt(adopt::Args),
     /// Examine store, primary and this machine, and explain what is wrong
     Doctor(doctor::Args),
     /// Print the effective settings as TOML, without secrets
@@ -100,7 +104,8 @@ pub enum Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = flags::fitted(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -129,7 +134,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         return runtime.block_on(doctor::run_client(args, address));
     }
-    let loaded = load(&Inputs::from_process(flags.config.clone(), flags.given.clone())?)?;
+    let loaded = load(&Inputs::from_process(flags.config.clone(), flags.given.clone())?);
+    let loaded = loaded.map_err(|error| match &cli.command {
+        Command::Doctor(args) => doctor::settings_do_not_load(args, error),
+        _ => error.into(),
+    })?;
     start_log(&cli.command, &loaded)?;
     // An exported repository is the caller's; all else that is made is packmirror's own.
     if !matches!(cli.command, Command::Export(_) | Command::Demo(_)) {
@@ -145,6 +154,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Ls(args) => ls::run(args, &loaded).await,
             Command::Status(args) => status::run(args, &loaded).await,
             Command::Export(args) => export::run(args, &loaded).await,
+            Command::Adopt(args) => adopt::run(args, &loaded).await,
             Command::Doctor(args) => doctor::run(args, &loaded).await,
             Command::Config(args) => config::run(args, &loaded).await,
             Command::Completions(_) | Command::GitCredential(_) => Ok(()),
@@ -165,6 +175,8 @@ fn start_log(command: &Command, loaded: &Loaded) -> Result<(), Failure> {
     let level = match command {
         Command::Serve(_) | Command::Sync(_) => &loaded.settings.log_level,
         _ if asked => &loaded.settings.log_level,
+        // What it finds stands in its report, with what to do.
+        Command::Doctor(_) => "error",
         _ => "warn",
     };
     let json = match loaded.settings.log_format {
@@ -187,7 +199,6 @@ pub fn print(text: &str) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     use crate::config::keys::KEYS;
 
@@ -231,24 +242,66 @@ mod tests {
     }
 
     #[test]
-    fn long_help_names_each_flag_with_default_and_variable() {
-        let mut command = Cli::command();
-        command.build();
+    fn long_help_names_each_flag_that_the_command_uses_with_default_and_variable() {
+        let mut command = flags::fitted(Cli::command());
+        let mut shown = std::collections::BTreeMap::new();
         for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
+            let name = sub.get_name().to_owned();
             let help = sub.render_long_help().to_string();
             let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
             for key in KEYS {
                 let Some(flag) = key.flag() else { continue };
-                assert!(help.contains(&format!("--{flag}")), "{}: {flag}", sub.get_name());
-                assert!(
-                    help.contains(&format!("[default: {}]", key.default_text())),
-                    "{}: {flag}",
-                    sub.get_name()
-                );
-                assert!(help.contains(&key.env()), "{}: {flag}", sub.get_name());
+                if help.contains(&format!("--{flag} <")) || help.contains(&format!("--{flag}[=")) {
+                    assert!(help.contains(&format!("[default: {}]", key.default_text())), "{name}: {flag}");
+                    assert!(help.contains(&key.env()), "{name}: {flag}");
+                    shown.entry(name.clone()).or_insert_with(Vec::new).push(key.name);
+                }
+            }
+        }
+        let flags = KEYS.iter().filter(|key| key.flag().is_some()).count();
+        for all in ["serve", "doctor", "config"] {
+            assert_eq!(shown[all].len(), flags, "{all} uses all: {:?}", shown[all]);
+        }
+        let has = |command: &str, key: &str| shown.get(command).is_some_and(|keys| keys.contains(&key));
+        for (command, used, not) in [
+            (
+                "ls",
+                &["store", "s3.endpoint", "log_level"][..],
+                &["primary", "listen", "limits.object", "cache_dir"][..],
+            ),
+            ("status", &["store", "s3.region"], &["primary", "grant_ttl"]),
+            ("export", &["store"], &["primary", "credential_file"]),
+            (
+                "sync",
+                &["primary", "store", "credential_file", "limits.object"],
+                &["listen", "grant_ttl", "cache_dir"],
+            ),
+            ("adopt", &["primary", "store", "primary_ca_file"], &["listen", "limits.object"]),
+            ("demo", &["primary", "s3.endpoint"], &["store", "cache_dir", "listen"]),
+            ("git-credential", &["primary"], &["store", "log_level", "credential_file"]),
+            ("completions", &[], &["store", "log_level", "primary"]),
+        ] {
+            for key in used {
+                assert!(has(command, key), "{command} does not show {key}");
+            }
+            for key in not {
+                assert!(!has(command, key), "{command} shows {key}");
             }
         }
         let short = command.find_subcommand_mut("serve").unwrap().render_help().to_string();
         assert!(short.contains("--store") && !short.contains("--limits-object"), "{short}");
+    }
+
+    #[test]
+    fn a_flag_that_a_command_does_not_use_is_taken() {
+        let line = ["packmirror", "ls", "--listen", "127.0.0.1:0", "--store", "/s"];
+        let matches = flags::fitted(Cli::command()).try_get_matches_from(line).unwrap();
+        let cli = Cli::from_arg_matches(&matches).unwrap();
+        assert_eq!(cli.flags.get("listen"), Some("127.0.0.1:0"));
+        assert_eq!(cli.flags.get("store"), Some("/s"));
+        let matches = flags::fitted(Cli::command())
+            .try_get_matches_from(["packmirror", "--store", "/s", "ls"])
+            .unwrap();
+        assert_eq!(Cli::from_arg_matches(&matches).unwrap().flags.get("store"), Some("/s"));
     }
 }

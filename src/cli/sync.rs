@@ -1,5 +1,6 @@
 //! `packmirror sync [REPO…]`: bring repositories up to date now, without a running node.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,7 +17,10 @@ use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::mirror::repo::Repo;
 use crate::node;
-use crate::text::chain;
+use crate::pack::meter::Unlimited;
+use crate::primary::{Auth, Primary};
+use crate::store::Cause;
+use crate::text::{chain, line};
 use crate::work::Work;
 use crate::work::error::SyncError;
 use crate::work::sync::{Synced, sync};
@@ -27,18 +31,21 @@ const SHOW_EVERY: Duration = Duration::from_millis(100);
 const EXAMPLES: &str = "\
 Examples:
   packmirror sync --primary https://git.example.com team/app.git team/lib.git
-  packmirror sync --primary /srv/git                 every repository the bucket already has
+  packmirror sync --primary /srv/git --all           every repository the bucket already has
 
 Repositories are named as in their URL, without the leading slash. One that could not be taken in before is tried again
-at once. Exits with 1 if one of them failed.";
+at once. A failure does not stop the others; the last line sums up, and the exit status is 1 if one failed.";
 
 /// Arguments of `sync`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Repositories; without any, all that the bucket has
+    /// Repositories; without any, all that the bucket has, as with --all
     #[arg(value_name = "REPO")]
     pub repos: Vec<String>,
+    /// All repositories that the bucket has
+    #[arg(long, conflicts_with = "repos")]
+    pub all: bool,
 }
 
 /// Syncs, with a progress bar on a terminal.
@@ -48,18 +55,35 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let named: Result<Vec<RepoPath>, _> =
         args.repos.iter().map(|repo| RepoPath::parse(repo.trim_matches('/'))).collect();
     let named = named.map_err(Failure::usage)?;
-    let bucket = node::bucket(settings).await.map_err(Failure::failed)?;
+    let all = args.all || named.is_empty();
     let primary = node::primary(settings).await.map_err(Failure::failed)?;
+    // A store is not made for what the primary does not have, nor by a slip in its name.
+    let bucket = match node::existing_bucket(settings).await {
+        Err(error) if error.cause() == Some(Cause::NoDirectory) && !all => {
+            one_is_there(&primary, &named).await?;
+            node::bucket(settings).await
+        }
+        opened => opened,
+    };
+    let bucket = bucket.map_err(Failure::store)?;
     // A node may be running on the configured cache; what this command needs to remember it forgets again.
     let dir = tempfile::tempdir()?;
     let local = node::local(settings, dir.path(), &bucket).await.map_err(Failure::failed)?;
-    bucket.probe().await.map_err(Failure::unavailable)?;
+    bucket.probe().await.map_err(|failed| match failed.is_transient() {
+        true => Failure::unavailable(failed),
+        false => Failure::failed(failed),
+    })?;
     bucket.ensure_format().await.map_err(Failure::store)?;
+    bucket.claim(&primary.name()).await.map_err(Failure::store)?;
     let mirror = Mirror::new(settings, bucket, local, primary, CancellationToken::new())?;
-    let mut repos =
-        if named.is_empty() { mirror.bucket.repos().await.map_err(Failure::store)? } else { Vec::new() };
+    let mut repos = if all { mirror.bucket.repos().await.map_err(Failure::store)? } else { Vec::new() };
     for path in &named {
         repos.push(mirror.name_of(path).await.map_err(Failure::store)?);
+    }
+    if repos.is_empty() {
+        return print(
+            "Nothing to sync: the bucket has no repositories yet. Name one: packmirror sync team/app.git\n",
+        );
     }
     let at_once = settings.max_syncs.max(1);
     let work = Work::new(mirror, settings);
@@ -74,26 +98,52 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
         .collect()
         .await;
     results.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut failed = 0;
+    let (mut failed, mut published) = (0, 0);
     for (path, result) in &results {
         let words = match result {
             Ok(Synced::Unchanged) => "equal to the primary".to_owned(),
             Ok(Synced::Followed) => "another node was faster".to_owned(),
             Ok(Synced::Published { number, new_objects }) => {
+                published += 1;
                 format!("generation {number} published, {new_objects} new objects")
             }
             Err(error) => {
                 failed += 1;
-                eprintln!("{}: failed: {}", safe(path.as_str()), safe(&chain(error)));
+                eprintln!("{}: failed: {}", safe(path.as_str()), safe(&line(&chain(error))));
                 continue;
             }
         };
         print(&format!("{}: {words}\n", safe(path.as_str())))?;
     }
+    let count = results.len();
+    if count > 1 {
+        print(&format!(
+            "{count} repositories: {published} published, {} equal, {failed} failed\n",
+            count - published - failed
+        ))?;
+    }
     match failed {
         0 => Ok(()),
-        n => Err(Failure::failed(format!("{n} of {} repositories could not be synced", results.len()))),
+        n => Err(Failure::failed(format!("{n} of {count} repositories could not be synced"))),
     }
+}
+
+/// Says whether the primary shows one of the repositories; otherwise why it does not show the first.
+async fn one_is_there(primary: &Primary, repos: &[RepoPath]) -> Result<(), Failure> {
+    let mut first = None;
+    for repo in repos {
+        match primary.look(repo, Auth::Service, &HashSet::new(), &Unlimited).await {
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                first = first.or(Some(format!(
+                    "{}: failed: the primary: {}",
+                    safe(repo.as_str()),
+                    safe(&chain(&error))
+                )))
+            }
+        }
+    }
+    Err(Failure::failed(first.unwrap_or_else(|| "no repository was named".to_owned())))
 }
 
 /// Syncs one repository and shows how far it is.

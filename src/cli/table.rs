@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use indicatif::HumanBytes;
 use serde::{Deserialize, Serialize};
 
-use crate::text::is_obeyed;
 pub use crate::text::safe;
+use crate::text::{is_obeyed, line as one_line};
 
 /// The widest column that all rows are aligned to; a longer name stands out of line.
 const WIDEST: usize = 80;
@@ -135,7 +135,7 @@ pub fn table(rows: &[RepoStatus], columns: Columns, now: SystemTime, bold: bool)
         out.push_str(&line(texts));
         out.push('\n');
         for words in row.error.iter().chain(&row.left_out).filter(|_| standing) {
-            out.push_str(&format!("  {}\n", safe(words)));
+            out.push_str(&format!("  {}\n", safe(&one_line(words))));
         }
     }
     let bytes = rows.iter().map(|row| row.bytes).fold(0, u64::saturating_add);
@@ -258,7 +258,7 @@ REPOSITORY                 STATE    GENERATION  REFS  OBJECTS      SIZE  COMPARE
 team/app.git               current          12  1234   845012  3.00 GiB  2m 5s ago  2m 5s  -
   left out: refs/heads/a: it names no object
 evil\\u{1b}[2J\\u{202e}name  failing           -     0        0       0 B  never      -      in 30s
-  the primary said\\u{d}\\u{a}500
+  the primary said 500
 2 repositories, 3.00 GiB
 ";
         let got = table(&rows(), Columns::Standing, now(), false);

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::error::{ConfigError, Origin};
+use super::load::has_scheme;
 use super::{GRANT_TTL_MAX, Selection, Settings};
 use crate::primary::{BadLocation, Location};
 use crate::telemetry::log;
@@ -136,6 +137,14 @@ fn primary_fits(primary: &str, insecure: bool) -> Result<(), Wrong> {
             .map(drop)
             .map_err(|bad| (bad.to_string(), example.to_owned()));
     }
+    if let Some((scheme, rest)) = primary.split_once(':')
+        && ["http", "https", "file"].contains(&scheme.to_ascii_lowercase().as_str())
+    {
+        return wrong(
+            &format!("\"{}\" is no URL", safe(primary)),
+            &format!("\"{}://{}\"", scheme.to_ascii_lowercase(), safe(rest.trim_start_matches('/'))),
+        );
+    }
     if primary.contains('@') {
         return wrong("SSH is not spoken to a primary", "its HTTPS URL, such as \"https://git.example.com\"");
     }
@@ -148,6 +157,23 @@ fn primary_fits(primary: &str, insecure: bool) -> Result<(), Wrong> {
 
 fn store_fits(store: &str) -> Result<(), Wrong> {
     let Some((scheme, rest)) = store.split_once("://") else {
+        if has_scheme(store) {
+            let (scheme, rest) = store.split_once(':').unwrap_or_default();
+            return wrong(
+                &format!(
+                    "\"{}\" is neither the URL of a bucket nor the full path of a directory",
+                    safe(store)
+                ),
+                &match scheme.to_ascii_lowercase().as_str() {
+                    "s3" => format!(
+                        "\"s3://{}\"; a directory of that name is \"./{}\"",
+                        safe(rest.trim_matches('/')),
+                        safe(store)
+                    ),
+                    _ => "s3://BUCKET/PREFIX or a directory".to_owned(),
+                },
+            );
+        }
         return if Path::new(store).is_absolute() {
             Ok(())
         } else {
@@ -181,7 +207,13 @@ fn store_fits(store: &str) -> Result<(), Wrong> {
             "a bucket is not named by its server's URL",
             "s3://BUCKET/PREFIX, and the server as s3.endpoint",
         ),
-        scheme => wrong(&format!("{scheme}:// is not supported"), "s3://BUCKET/PREFIX or a directory"),
+        scheme if scheme.eq_ignore_ascii_case("s3") => {
+            wrong(&format!("{}:// is not supported", safe(scheme)), &format!("\"s3://{}\"", safe(rest)))
+        }
+        scheme => wrong(
+            &format!("{}:// is not supported", safe(scheme)),
+            "s3://BUCKET/PREFIX (with s3.endpoint for a server that is not Amazon's) or a directory",
+        ),
     }
 }
 

@@ -30,6 +30,21 @@ pub struct Key {
     pub help: &'static str,
 }
 
+/// What of packmirror a setting concerns: the commands that use that show it in their help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Every command.
+    All,
+    /// Whoever opens the store.
+    Store,
+    /// Whoever asks the primary with the service credential.
+    Primary,
+    /// Whoever syncs.
+    Sync,
+    /// A node alone.
+    Node,
+}
+
 /// What a value looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -201,6 +216,24 @@ impl Key {
     /// The environment variable: `s3.path_style` is `PACKMIRROR__S3__PATH_STYLE`.
     pub fn env(&self) -> String {
         format!("{ENV_PREFIX}{}", self.name.replace('.', "__").to_ascii_uppercase())
+    }
+
+    /// What the setting concerns.
+    pub fn part(&self) -> Part {
+        match self.name {
+            "store" => Part::Store,
+            "mirror" | "primary" => Part::Primary,
+            "max_syncs" | "cache_max" | "limits.object" | "limits.sync_memory" => Part::Sync,
+            "allow_push" => Part::Node,
+            _ => match self.group {
+                Group::Logging => Part::All,
+                Group::S3 => Part::Store,
+                Group::Primary => Part::Primary,
+                Group::Basic | Group::Freshness | Group::Mirroring | Group::Serving | Group::Limits => {
+                    Part::Node
+                }
+            },
+        }
     }
 
     /// The flag without its dashes: `s3.path_style` is `s3-path-style`. Secrets have none.

@@ -109,7 +109,12 @@ fn settle_path(name: &str, one: &mut Given, here: &Path) {
     let kind = find(name).map(|key| key.kind);
     let (Value::String(text), Some(Kind::Path(_) | Kind::Place(_))) = (&mut one.value, kind) else { return };
     let path = Path::new(text.as_str());
+    let is_place = matches!(kind, Some(Kind::Place(_)));
     if text.is_empty() || text.contains("://") || text.starts_with('~') || path.is_absolute() {
+        return;
+    }
+    // A URL with a slip in it; a directory of such a name is written ./NAME.
+    if is_place && has_scheme(text) {
         return;
     }
     let base = match &one.origin {
@@ -117,13 +122,21 @@ fn settle_path(name: &str, one: &mut Given, here: &Path) {
         _ => here.to_owned(),
     };
     // A bare name that is no directory is rather a host without its scheme: left as it is for the check.
-    let bare = !text.starts_with('.') && matches!(kind, Some(Kind::Place(_)));
+    let bare = !text.starts_with('.') && is_place;
     let joined = base.join(path);
     if (name != "primary" || !bare || joined.exists())
         && let Some(joined) = joined.to_str()
     {
         *text = joined.to_owned();
     }
+}
+
+/// Whether a text begins like a URL: `s3:`, `https:`. A host with a port does too.
+pub(super) fn has_scheme(text: &str) -> bool {
+    let Some((scheme, _)) = text.split_once(':') else { return false };
+    scheme.len() > 1
+        && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+.-".contains(&byte))
 }
 
 fn add_defaults(given: &mut BTreeMap<&'static str, Given>, inputs: &Inputs) -> Result<(), ConfigError> {

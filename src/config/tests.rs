@@ -168,6 +168,13 @@ fn a_bad_value_is_refused_with_its_place_and_what_to_write() {
         ("store", "https://s3.example.com/bucket", "server's URL", "s3://BUCKET/PREFIX"),
         ("store", "gs://bucket", "gs:// is not supported", "s3://"),
         ("store", "s3:///prefix", "bucket name", "s3://BUCKET"),
+        ("store", "s3:/bucket/x", "neither the URL", "\"s3://bucket/x\""),
+        ("store", "s3:bucket", "neither the URL", "\"s3://bucket\""),
+        ("store", "S3://bucket/x", "S3:// is not supported", "\"s3://bucket/x\""),
+        ("store", "gs:/bucket", "neither the URL", "s3://BUCKET/PREFIX"),
+        ("primary", "https:/git.example.com", "is no URL", "\"https://git.example.com\""),
+        ("primary", "HTTPS:git.example.com", "is no URL", "\"https://git.example.com\""),
+        ("primary", "git.example.com:8443", "no directory", "\"https://git.example.com:8443\""),
         ("store", "~/store", "not expanded", "full path"),
         ("cache_dir", "~/cache", "not expanded", "full path"),
     ] {

@@ -78,9 +78,25 @@ impl Home {
     }
 }
 
-/// Says whether a directory is ours or may become so.
+/// Says whether a directory is ours or may become so, and is nobody's at the moment. Makes nothing.
 pub(super) fn examine(dir: &Path) -> Result<(), LocalError> {
-    origin(&Folder::at(dir).map_err(unusable(dir))?).map(drop)
+    let folder = Folder::existing(dir).map_err(unusable(dir))?;
+    origin(&folder)?;
+    match folder.file("lock") {
+        // The lock goes away with this file at once.
+        Ok((file, _)) if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) => {
+            Err(LocalError::InUse { dir: dir.to_owned(), holder: holder(file) })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Which process has the lock, if it can be told.
+fn holder(file: std::fs::File) -> String {
+    let mut pid = String::new();
+    let _ = file.take(LOCK_MOST).read_to_string(&mut pid);
+    let pid = pid.trim();
+    if pid.is_empty() { String::new() } else { format!(" (pid {pid})") }
 }
 
 /// Says whether this was our mark once, or was to become it.
@@ -241,10 +257,7 @@ fn take_lock(folder: &Folder, origin: &Origin) -> Result<std::fs::File, LocalErr
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            let _ = file.take(LOCK_MOST).read_to_string(&mut pid);
-            let pid = pid.trim();
-            let holder = if pid.is_empty() { String::new() } else { format!(" (pid {pid})") };
+            let holder = holder(file);
             return Err(LocalError::InUse { dir: folder.path().to_owned(), holder });
         }
         Err(TryLockError::Error(error)) => return Err(unusable(&path)(error)),

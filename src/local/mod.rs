@@ -195,7 +195,7 @@ impl Local {
         })
     }
 
-    /// Says whether a node would take the directory `dir`, which is made if it is missing. Nothing in it is changed.
+    /// Says whether a node would take the directory `dir`, which must exist. Nothing is made or changed.
     pub fn examine(dir: &Path) -> Result<(), LocalError> {
         home::examine(dir)
     }

@@ -124,7 +124,7 @@ fn remove_left(part: &Path) -> io::Result<Option<()>> {
 }
 
 /// The refs of a generation, unpacked within bounds and checked as a node checks them: their names become file names.
-async fn refs(bucket: &Bucket, generation: &Generation) -> Result<Refs, ExportError> {
+pub async fn refs(bucket: &Bucket, generation: &Generation) -> Result<Refs, ExportError> {
     let hash = object_format(generation)?;
     let blob = generation.refs;
     if blob.len > MOST_PACKED_REFS {

@@ -64,7 +64,7 @@ impl Mirror {
             None => self.bucket.newest(&repo.path).await?,
         };
         match newest {
-            Some(found) if found.primary != self.primary.name() => {
+            Some(found) if !self.bucket.is_record_of(&found.primary, &self.primary.name()) => {
                 Err(NotFound::OtherPrimary { found: found.primary })
             }
             newest => Ok(newest),

@@ -23,10 +23,11 @@ use crate::node::measure::measure;
 use crate::primary::Grants;
 use crate::serve::app::App;
 use crate::serve::listen;
+use crate::store::StoreError;
 use crate::telemetry::metrics::Recorder;
 use crate::work::Work;
 
-pub use parts::{bucket, credential, local, primary};
+pub use parts::{bucket, credential, existing_bucket, local, primary};
 
 /// How long workers get to end after the last request.
 const LAST_WORK: Duration = Duration::from_secs(5);
@@ -98,9 +99,10 @@ async fn probe(app: &App, work: &Work) -> anyhow::Result<bool> {
             tracing::warn!(error = %failed, "the store does not answer; requests are passed on to the primary");
             return Ok(false);
         }
-        Err(failed) => return Err(failed).context("the store cannot be used"),
+        Err(failed) => return Err(failed.into()),
     }
     bucket.ensure_format().await?;
+    bucket.claim(&app.mirror.primary.name()).await?;
     work.store_is_sound();
     app.ready.store(true, Ordering::SeqCst);
     tracing::info!("ready");
@@ -130,6 +132,7 @@ async fn keep(
     }
     let mut told = Instant::now();
     loop {
+        still_ours(mirror).await.inspect_err(|_| stop.cancel())?;
         match mirror.take_up_all().await {
             Ok(0) => {}
             Ok(n) => tracing::info!(repositories = n, "took up what the bucket holds"),
@@ -149,5 +152,18 @@ async fn keep(
         if stop.run_until_cancelled(pause).await.is_none() {
             return Ok(());
         }
+    }
+}
+
+/// Ends a node whose store has been adopted by another address of the primary meanwhile: until then it finds records that it
+/// does not take for its primary's, and passes their repositories on.
+async fn still_ours(mirror: &Mirror) -> anyhow::Result<()> {
+    match mirror.bucket.claim(&mirror.primary.name()).await {
+        Err(error @ StoreError::OtherPrimary { .. }) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(error = error.chain(), "whose mirror the store is could not be read");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
     }
 }

@@ -2,25 +2,37 @@
 
 use std::path::Path;
 
-use anyhow::Context;
-
 use crate::config::Settings;
 use crate::local::{Local, LocalOptions};
 use crate::primary::{BadCredential, Credential, Location, Primary, PrimarySettings, farm_token};
-use crate::store::{Bucket, StoreOptions};
+use crate::store::{ASSUMED_REGION, Bucket, StoreError, StoreOptions};
 
-/// Opens the bucket that the settings name.
-pub async fn bucket(settings: &Settings) -> anyhow::Result<Bucket> {
+/// Opens the bucket that the settings name; a directory is made if it is missing.
+pub async fn bucket(settings: &Settings) -> Result<Bucket, StoreError> {
+    let bucket = open(settings, true).await?;
+    if bucket.region_is_assumed() {
+        tracing::warn!(
+            "no region is set, so the bucket is looked for in {ASSUMED_REGION}: set s3.region, or AWS_REGION"
+        );
+    }
+    Ok(bucket)
+}
+
+/// Opens the bucket that the settings name, and makes nothing: for whoever reads only.
+pub async fn existing_bucket(settings: &Settings) -> Result<Bucket, StoreError> {
+    open(settings, false).await
+}
+
+async fn open(settings: &Settings, make: bool) -> Result<Bucket, StoreError> {
     let options = StoreOptions {
+        make,
         endpoint: settings.s3.endpoint.clone(),
         region: settings.s3.region.clone(),
         path_style: settings.s3.path_style.then_some(true),
         allow_http: settings.s3.allow_http,
         ..StoreOptions::default()
     };
-    Bucket::open(&settings.store, &options)
-        .await
-        .with_context(|| format!("opening the store {}", settings.store))
+    Bucket::open(&settings.store, &options).await
 }
 
 /// Takes the service credential that the settings hold or name, if any; it is checked now.

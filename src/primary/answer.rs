@@ -28,15 +28,14 @@ pub(super) fn accept(response: Response, expected: &str) -> Result<Response, Pri
             Err(PrimaryError::Protocol("it is compressed, though nobody asked for that".into()))
         }
         StatusCode::OK if is_type(headers, expected) => Ok(response),
-        StatusCode::OK => {
-            let found =
-                headers.get(CONTENT_TYPE).map_or_else(|| "no type".into(), |v| plain(v.as_bytes(), 80));
-            Err(PrimaryError::Protocol(format!(
-                "{found} instead of {expected}: is this the address of a Git host?"
-            )))
-        }
+        StatusCode::OK => Err(PrimaryError::NotGit(format!("{} instead of {expected}", kind(headers)))),
         status => Err(sort(status, headers)),
     }
+}
+
+/// The type of an answer, to be shown.
+pub(super) fn kind(headers: &HeaderMap) -> String {
+    headers.get(CONTENT_TYPE).map_or_else(|| "no type".into(), |value| plain(value.as_bytes(), 80))
 }
 
 /// Whether an answer is of exactly this type.

@@ -12,7 +12,7 @@ use gix_hash::{Kind as HashKind, ObjectId};
 use http::header::{
     ACCEPT, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT,
 };
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, StatusCode};
 use std::collections::HashSet;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
@@ -29,7 +29,9 @@ use crate::pack::meter::{Meter, Unlimited};
 use super::answer::{self, ADVERTISEMENT, REQUEST, RESULT};
 use super::body::collect;
 use super::pack_stream::{Pace, Packets};
-use super::{Body, ClientHeaders, Line, Outgoing, Pack, Primary, PrimaryError, Progress};
+use super::{
+    Body, ClientHeaders, Line, Location, Outgoing, Pack, Primary, PrimaryError, Progress, directory,
+};
 
 /// The agent that we send. Some hosts let only agents through that begin with `git/`.
 pub(super) const USER_AGENT_VALUE: &str = concat!("git/packmirror-", env!("CARGO_PKG_VERSION"));
@@ -90,9 +92,28 @@ impl Primary {
     ) -> Result<Seen, PrimaryError> {
         let limit = self.settings().timeouts.refs;
         let looked = timeout(limit, self.look_for_long(repo, auth, absent, meter)).await;
-        looked.unwrap_or_else(|_| {
+        let looked = looked.unwrap_or_else(|_| {
             Err(PrimaryError::Timeout(format!("its list of refs did not end in {} s", limit.as_secs())))
-        })
+        });
+        match (looked, auth) {
+            (Err(error), Auth::Service) => Err(self.explained(repo, error).await),
+            (looked, _) => looked,
+        }
+    }
+
+    /// Makes of a refusal of our own question what an operator can act on.
+    async fn explained(&self, repo: &RepoPath, error: PrimaryError) -> PrimaryError {
+        match (&self.settings().location, error) {
+            (Location::Http(_), PrimaryError::Denied { status }) if self.settings().credential.is_none() => {
+                PrimaryError::NeedsCredential { status }
+            }
+            (Location::Directory(root), PrimaryError::NotFound) => {
+                let (root, repo) = (root.clone(), repo.clone());
+                let looked = tokio::task::spawn_blocking(move || directory::leads_out(&root, &repo)).await;
+                if looked.unwrap_or(false) { PrimaryError::LeadsOut } else { PrimaryError::NotFound }
+            }
+            (_, error) => error,
+        }
     }
 
     async fn look_for_long(
@@ -195,6 +216,15 @@ impl Primary {
                     body: Body::Empty,
                 })
                 .await?;
+            if response.status == StatusCode::OK && !answer::is_type(&response.headers, ADVERTISEMENT) {
+                let kind = answer::kind(&response.headers);
+                let body = collect(response.body, MOST_CAPABILITIES).await?;
+                return Err(if is_dumb(&body.unwrap_or_default()) {
+                    PrimaryError::Dumb
+                } else {
+                    PrimaryError::NotGit(format!("{kind} instead of {ADVERTISEMENT}"))
+                });
+            }
             let response = answer::accept(response, ADVERTISEMENT)?;
             collect(response.body, MOST_CAPABILITIES).await
         });
@@ -260,6 +290,13 @@ impl Counted<'_> {
         self.1 -= bytes;
         Ok(())
     }
+}
+
+/// Whether an answer is the file `info/refs` that `git update-server-info` makes.
+fn is_dumb(body: &[u8]) -> bool {
+    let first = body.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let Some(tab) = first.iter().position(|byte| *byte == b'\t') else { return false };
+    ObjectId::from_hex(&first[..tab]).is_ok() && first[tab + 1..].starts_with(b"refs/")
 }
 
 /// What every request of our own says.

@@ -161,9 +161,14 @@ async fn the_credential_opens_and_its_lack_is_said() {
     let root = world.root();
     let server = Server::start(move |request| guarded(root.clone(), vec![SECRET], request)).await;
     for wrong in [None, credential("sync:wrong-canary"), credential("canary")] {
+        let status = 401;
+        let expected = match &wrong {
+            Some(_) => PrimaryError::Denied { status },
+            None => PrimaryError::NeedsCredential { status },
+        };
         let primary = server.primary_with(|settings| settings.credential = wrong).await;
         let error = primary.refs(&repo, Auth::Service).await.unwrap_err();
-        assert_eq!(error, PrimaryError::Denied { status: 401 });
+        assert_eq!(error, expected);
         assert!(!format!("{error} {error:?} {primary:?}").contains("canary"));
     }
     let primary = server.primary_with(|settings| settings.credential = credential("sync:canary")).await;
@@ -222,7 +227,9 @@ async fn every_bad_answer_is_an_error_of_its_kind() {
     ));
 
     let page = always(200, &[("Content-Type", "text/html")], b"<html>log in</html>").await;
-    assert!(matches!(&page, PrimaryError::Protocol(text) if text.contains("text/html")), "{page}");
+    assert!(matches!(&page, PrimaryError::NotGit(text) if text.contains("text/html")), "{page}");
+    let files = b"95dcfa3633004da0049d3d0fa03f80589cbcaf31\trefs/heads/main\n";
+    assert_eq!(always(200, &[("Content-Type", "text/plain")], files).await, PrimaryError::Dumb);
     for garbage in [&b"<html>"[..], b"0003", b"000eversion 2\n0001", b"000ahello\n", b"ffff"] {
         let error = always(200, &[TYPE], garbage).await;
         assert!(matches!(error, PrimaryError::Protocol(_)), "{}: {error}", garbage.escape_ascii());
@@ -295,9 +302,7 @@ async fn a_pack_that_stops_in_the_middle_is_not_a_pack() {
         }
     }
     let shallow: &[u8] = b"0011shallow-info\n0034shallow 95dcfa3633004da0049d3d0fa03f80589cbcaf310001000dpackfile\n0009\x01PACK0000";
-    assert!(
-        matches!(fetching(shallow, false).await.unwrap_err(), PrimaryError::Protocol(text) if text.contains("shallow"))
-    );
+    assert_eq!(fetching(shallow, false).await.unwrap_err(), PrimaryError::Shallow);
     assert!(matches!(fetching(b"0000", false).await.unwrap_err(), PrimaryError::Protocol(_)));
     let dies: &[u8] = b"000dpackfile\n0009\x01PACK000a\x03ouch\n";
     assert_eq!(fetching(dies, false).await.unwrap_err(), PrimaryError::Remote("ouch".into()));

@@ -31,8 +31,23 @@ pub enum PrimaryError {
         retry_after: Option<Duration>,
     },
     /// The primary knows no such repository, or hides it from this credential (many hosts answer 404 for both).
-    #[error("the primary shows no such repository to this credential")]
+    #[error(
+        "the primary shows no such repository: check its name, and that the service credential may read it"
+    )]
     NotFound,
+    /// The primary's directory has a link of this name that leads out of it, which is not followed. Move the repository
+    /// into the directory.
+    #[error(
+        "the repository is a symbolic link that leads out of the primary's directory and is not followed: move it into \
+         the directory, or set the primary to a directory above both"
+    )]
+    LeadsOut,
+    /// The primary wants a credential and none is set. Set one.
+    #[error("the primary wants a credential ({status}), and none is set: set credential_file")]
+    NeedsCredential {
+        /// 401 or 403.
+        status: u16,
+    },
     /// The primary refuses this credential. Check the service credential and its rights on the repository.
     #[error("the primary refused the credential ({status}): check the service credential and its rights")]
     Denied {
@@ -55,6 +70,19 @@ pub enum PrimaryError {
     /// The primary does not speak protocol v2. Nothing can be mirrored from it; requests can be passed through.
     #[error("the primary does not speak Git protocol v2: its repositories can only be passed through")]
     NoV2,
+    /// The repository is shallow at the primary, so its history is not whole. It is passed through.
+    #[error("its repository is shallow: only repositories with their whole history can be mirrored")]
+    Shallow,
+    /// The primary serves the repository's files, and does not speak Git. It is passed through.
+    #[error(
+        "the primary serves the repository's files only (dumb HTTP): a mirror needs git http-backend or another smart server"
+    )]
+    Dumb,
+    /// Something answers, and it is no Git host.
+    #[error(
+        "no Git host answers at the primary's address ({0}): it is what stands before team/app.git in a clone's URL"
+    )]
+    NotGit(String),
     /// The answer is not what Git's protocol allows. Usually the address is not that of a Git host.
     #[error("the primary's answer makes no sense: {0}")]
     Protocol(String),
@@ -64,6 +92,9 @@ pub enum PrimaryError {
     /// Its list of refs is more than this node may hold.
     #[error("its list of refs: {0}")]
     Costs(#[from] Halt),
+    /// The file of further certificate authorities cannot be used.
+    #[error("the setting primary_ca_file: {0}")]
+    CaFile(String),
     /// The settings do not allow the request, or a local part (certificate, credential file, git) is missing.
     #[error("{0}")]
     Settings(String),
@@ -144,6 +175,12 @@ mod tests {
             (PrimaryError::NotFound, false),
             (PrimaryError::Denied { status: 401 }, false),
             (PrimaryError::Moved { to: String::new() }, false),
+            (PrimaryError::NeedsCredential { status: 401 }, false),
+            (PrimaryError::LeadsOut, false),
+            (PrimaryError::Shallow, false),
+            (PrimaryError::Dumb, false),
+            (PrimaryError::NotGit(String::new()), false),
+            (PrimaryError::CaFile(String::new()), false),
             (PrimaryError::NoV2, false),
             (PrimaryError::Protocol(String::new()), false),
             (PrimaryError::Remote(String::new()), false),

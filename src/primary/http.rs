@@ -42,11 +42,11 @@ pub(super) struct Http {
 pub(super) async fn read_ca(file: Option<&Path>) -> Result<Vec<Certificate>, PrimaryError> {
     let Some(file) = file else { return Ok(Vec::new()) };
     let pem = tokio::fs::read(file).await.map_err(|error| {
-        PrimaryError::Settings(format!("cannot read the certificate file {}: {error}", file.display()))
+        PrimaryError::CaFile(format!("cannot read the certificate file {}: {error}", file.display()))
     })?;
     match Certificate::from_pem_bundle(&pem) {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(PrimaryError::Settings(format!("{} holds no PEM certificate", file.display()))),
+        _ => Err(PrimaryError::CaFile(format!("{} holds no PEM certificate", file.display()))),
     }
 }
 

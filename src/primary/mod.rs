@@ -16,6 +16,7 @@ mod client_tests;
 mod credential;
 mod directory;
 mod error;
+mod examine;
 mod grants;
 #[cfg(test)]
 mod grants_tests;
@@ -45,6 +46,7 @@ pub use body::{Body, Pieces, RequestPieces};
 pub use client::{Auth, FetchSpec, Seen};
 pub use credential::{BadCredential, Credential};
 pub use error::PrimaryError;
+pub use examine::{Answers, Examined};
 pub use grants::{Denial, Grant, Grants, Refusal};
 pub use hops::farm_token;
 pub use host::{Interface, Naming};

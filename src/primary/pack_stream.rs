@@ -217,12 +217,7 @@ impl Pack {
                 self.state = State::Whole;
             }
             Event::End { pack: false } => return Err(PrimaryError::Protocol("it sent no pack".into())),
-            Event::Shallow(_) | Event::Unshallow(_) => {
-                return Err(PrimaryError::Protocol(
-                    "its repository is shallow: only repositories with their whole history can be mirrored"
-                        .into(),
-                ));
-            }
+            Event::Shallow(_) | Event::Unshallow(_) => return Err(PrimaryError::Shallow),
             Event::Ack(_) | Event::Nak | Event::Ready | Event::WantedRef { .. } => {}
         }
         Ok(())

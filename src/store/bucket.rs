@@ -15,7 +15,7 @@ use object_store::path::Path;
 use object_store::{
     Error as Foreign, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode,
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,9 @@ use crate::retry::{GaveUp, Policy};
 
 /// The layout version written into `<prefix>/format`.
 pub const LAYOUT: u32 = 1;
+
+/// The key of the layout version.
+const FORMAT: &str = "format";
 
 /// The longest object that is read as a whole without its length being known before: records are far shorter.
 pub(super) const MOST_RECORD: u64 = 32 << 20;
@@ -44,6 +47,8 @@ pub(super) struct Inner {
     pub(super) in_flight: Semaphore,
     /// When each repository's newest generation was last known for sure.
     pub(super) known: Mutex<HashMap<String, Instant>>,
+    /// Addresses that the primary had before ([`super::owner`]).
+    pub(super) former: Mutex<Vec<String>>,
 }
 
 impl std::ops::Deref for Inner {
@@ -66,6 +71,8 @@ pub(super) struct Parts {
     /// Listings come in order of keys, so the first entry is the newest generation.
     pub(super) ordered: bool,
     pub(super) policy: Policy,
+    /// No region was set for a bucket at Amazon.
+    pub(super) region_is_assumed: bool,
     /// Forgets cached credentials, if there are any that can be renewed.
     pub(super) renew: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -103,6 +110,7 @@ impl Bucket {
             name,
             ordered: false,
             policy: default_policy(),
+            region_is_assumed: false,
             renew: None,
         })
     }
@@ -113,6 +121,7 @@ impl Bucket {
                 parts,
                 in_flight: Semaphore::new(PARTS_IN_FLIGHT),
                 known: Mutex::default(),
+                former: Mutex::default(),
             }),
         }
     }
@@ -129,29 +138,29 @@ impl Bucket {
 
     /// Creates `<prefix>/format`, or checks that this program knows the layout that lies there.
     pub async fn ensure_format(&self) -> Result<(), StoreError> {
-        #[derive(Serialize, Deserialize)]
-        struct Format {
-            /// The layout's version.
-            packmirror: u32,
+        if self.check_format().await? {
+            return Ok(());
         }
-        let key = Path::from("format");
-        let found = match self.read(&key).await {
-            Ok(found) => found,
-            Err(StoreError::NotFound { .. }) => {
-                let ours = Bytes::from(format!("{{\"packmirror\":{LAYOUT}}}\n"));
-                match self.create(&key, ours.clone()).await? {
-                    Created::Ours => ours,
-                    Created::Other(found) => found,
-                }
-            }
-            Err(error) => return Err(error),
-        };
-        let format: Format = serde_json::from_slice(&found)
-            .map_err(|error| StoreError::damaged(&key, format!("not a layout version: {error}")))?;
-        if format.packmirror != LAYOUT {
-            return Err(StoreError::Newer { key: key.to_string(), found: format.packmirror, known: LAYOUT });
+        let key = Path::from(FORMAT);
+        match self.create(&key, format!("{{\"packmirror\":{LAYOUT}}}\n").into()).await? {
+            Created::Ours => Ok(()),
+            Created::Other(found) => known_format(&key, &found),
         }
-        Ok(())
+    }
+
+    /// Says whether the bucket lies at Amazon, and where was not set.
+    pub fn region_is_assumed(&self) -> bool {
+        self.inner.region_is_assumed
+    }
+
+    /// Checks that this program knows the layout of the store; false where there is no store yet. Writes nothing.
+    pub async fn check_format(&self) -> Result<bool, StoreError> {
+        let key = Path::from(FORMAT);
+        match self.read(&key).await {
+            Ok(found) => known_format(&key, &found).map(|()| true),
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The key in the store.
@@ -170,7 +179,10 @@ impl Bucket {
             && is_expired_token(&error)
         {
             renew();
-            return StoreError::unavailable(format!("{verb} {key}"), format!("credentials ran out: {error}"));
+            return StoreError::unavailable(
+                format!("{verb} {key}"),
+                "the credentials ran out, and fresh ones are fetched",
+            );
         }
         StoreError::from_store(verb, key, error)
     }
@@ -280,6 +292,21 @@ impl Bucket {
             Err(unread) => Err(unread),
         }
     }
+}
+
+/// Checks a layout mark.
+fn known_format(key: &Path, found: &[u8]) -> Result<(), StoreError> {
+    #[derive(Deserialize)]
+    struct Format {
+        /// The layout's version.
+        packmirror: u32,
+    }
+    let format: Format = serde_json::from_slice(found)
+        .map_err(|error| StoreError::damaged(key, format!("not a layout version: {error}")))?;
+    if format.packmirror != LAYOUT {
+        return Err(StoreError::Newer { key: key.to_string(), found: format.packmirror, known: LAYOUT });
+    }
+    Ok(())
 }
 
 /// Reads an answer's body, and no more of it than was asked for.

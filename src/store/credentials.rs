@@ -3,14 +3,18 @@
 //! `object_store` asks for a credential at every request. The chain's answer is kept until five minutes before it
 //! expires, then renewed by one caller; while renewing fails the old one is used as long as it is good.
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use object_store::CredentialProvider;
 use object_store::aws::AwsCredential;
+
+use super::cause::{Cause, Said};
 
 /// Time before the expiry at which a credential is renewed.
 const MARGIN: Duration = Duration::from_secs(5 * 60);
@@ -95,33 +99,58 @@ impl CredentialProvider for Chain {
                 if let Some(kept) =
                     self.lock().as_mut().filter(|kept| kept.expiry.is_none_or(|end| now < end))
                 {
-                    tracing::warn!(%error, "cannot renew the S3 credentials yet; the present ones are still good");
+                    tracing::warn!(
+                        error = innermost(&error),
+                        "cannot renew the S3 credentials yet; the present ones are still good"
+                    );
                     kept.pause = Some(Instant::now() + PAUSE);
                     return Ok(kept.credential.clone());
                 }
-                use aws_credential_types::provider::error::CredentialsError as E;
-                Err(match error {
-                    // No credentials configured, or the settings are wrong: waiting does not help.
-                    E::CredentialsNotLoaded(_) | E::InvalidConfiguration(_) => {
-                        object_store::Error::Unauthenticated {
-                            path: "AWS credentials".into(),
-                            source: Box::new(error),
-                        }
-                    }
-                    error => {
-                        object_store::Error::Generic { store: "AWS credentials", source: Box::new(error) }
-                    }
-                })
+                Err(sorted(&error))
             }
         }
     }
+}
+
+/// Sorts what the chain says when it gives nothing, as one line.
+fn sorted(error: &CredentialsError) -> object_store::Error {
+    let refused = |words: String, cause| object_store::Error::Unauthenticated {
+        path: "AWS credentials".into(),
+        source: Box::new(Said { words, cause: Some(cause) }),
+    };
+    let why = innermost(error);
+    match error {
+        CredentialsError::CredentialsNotLoaded(_) => {
+            refused("no AWS credentials were found".into(), Cause::NoCredentials)
+        }
+        CredentialsError::InvalidConfiguration(_) => {
+            refused(format!("the AWS configuration gives no credentials ({why})"), Cause::NoCredentials)
+        }
+        // The last of the chain: a machine that forbids to be asked has no role for us.
+        _ if why.contains("IMDS is disabled") => {
+            refused("no AWS credentials were found".into(), Cause::NoCredentials)
+        }
+        _ if ["expired", "ExpiredToken", "InvalidGrant"].iter().any(|word| why.contains(word)) => {
+            refused(format!("the AWS credentials have run out ({why})"), Cause::ExpiredCredentials)
+        }
+        // A service that gives credentials is down, or in the way: it may come back.
+        _ => object_store::Error::Generic {
+            store: "AWS credentials",
+            source: Box::new(Said { words: format!("no AWS credentials yet ({why})"), cause: None }),
+        },
+    }
+}
+
+/// The last cause of an error: what those above it say names only who asked whom.
+fn innermost(error: &(dyn StdError + 'static)) -> String {
+    let last = std::iter::successors(Some(error), |error| (*error).source()).last();
+    last.map_or_else(String::new, |error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use aws_credential_types::Credentials;
-    use aws_credential_types::provider::error::CredentialsError;
     use aws_credential_types::provider::future;
 
     /// Gives one answer after the other, then says no.
@@ -179,5 +208,30 @@ mod tests {
         assert_eq!(key(&chain).await.unwrap(), "first");
         chain.forget();
         assert_eq!(key(&chain).await.unwrap(), "second");
+    }
+    #[tokio::test]
+    async fn what_the_chain_does_not_have_is_said_in_one_line() {
+        let cases = [
+            (
+                CredentialsError::not_loaded("no providers in chain provided credentials"),
+                Some(Cause::NoCredentials),
+            ),
+            (
+                CredentialsError::invalid_configuration("profile `x` was not defined"),
+                Some(Cause::NoCredentials),
+            ),
+            (
+                CredentialsError::provider_error("the SSO token has expired\nand more"),
+                Some(Cause::ExpiredCredentials),
+            ),
+            (CredentialsError::provider_error("503"), None),
+        ];
+        for (error, cause) in cases {
+            let said = crate::store::StoreError::from_store("list", &"repos".into(), sorted(&error));
+            assert_eq!(said.cause(), cause, "{said}");
+            assert_eq!(said.is_transient(), cause.is_none(), "{said}");
+            let line = said.chain();
+            assert!(!line.contains('\n') && !line.contains("CredentialsError"), "{line}");
+        }
     }
 }

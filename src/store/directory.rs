@@ -22,7 +22,7 @@ use object_store::{
     PutResult, Result, UploadPart,
 };
 
-use super::StoreError;
+use super::{Cause, StoreError};
 use crate::folder::{Facts, Folder, Kind, is_foreign};
 
 /// What errors of this store are called.
@@ -56,18 +56,31 @@ impl fmt::Display for Directory {
 }
 
 impl Directory {
-    /// Opens a directory that holds a store, or an empty or new one. Any other is refused and not touched.
-    pub(super) fn open(path: &FilePath) -> std::result::Result<Self, StoreError> {
+    /// Opens a directory that holds a store, or an empty one, or with `make` a new one. Any other is refused and not touched.
+    pub(super) fn open(path: &FilePath, make: bool) -> std::result::Result<Self, StoreError> {
         let local = |error| StoreError::local(path, error);
-        let root = Folder::at(path).map_err(local)?;
+        let context = || format!("open the store {}", path.display());
+        let root = match if make { Folder::at(path) } else { Folder::existing(path) } {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(StoreError::refused_for(
+                    Cause::NoDirectory,
+                    context(),
+                    "there is no such directory",
+                ));
+            }
+            opened => opened.map_err(local)?,
+        };
         if let Some(entry) = foreign_entry(&root).map_err(local)? {
-            return Err(StoreError::refused(
-                format!("open the store {}", path.display()),
+            return Err(StoreError::refused_for(
+                Cause::Foreign,
+                context(),
                 format!(
-                    "it holds `{entry}` and is no store of packmirror's (it has no file `{MARK}` that says so): name an \
-                     empty or a new directory with --store"
+                    "it holds `{entry}` and is no store of packmirror's (it has no file `{MARK}` that says so)"
                 ),
             ));
+        }
+        if !make {
+            return Ok(Self { root: Arc::new(root) });
         }
         if let Err(why) = root.make_private() {
             tracing::warn!(
@@ -563,7 +576,7 @@ mod tests {
     #[tokio::test]
     async fn files_in_the_making_are_not_listed_and_do_not_stay() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Directory::open(dir.path()).unwrap();
+        let store = Directory::open(dir.path(), true).unwrap();
         let key = Path::from("a/b");
         let mut upload = store.put_multipart_opts(&key, PutMultipartOptions::default()).await.unwrap();
         upload.put_part("part".into()).await.unwrap();

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use object_store::Error as Foreign;
 use object_store::client::HttpError;
 
+use super::cause::{Cause, Said};
 use crate::retry::Retryable;
-use crate::text::chain_of;
+use crate::text::chain;
 
 /// Why an operation on the bucket did not give what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -59,6 +60,17 @@ pub enum StoreError {
         /// The newest version that this program understands.
         known: u32,
     },
+    /// The store is the mirror of another primary. Nothing in it was changed.
+    #[error(
+        "this store is the mirror of {owner}, not of {asked}: give each primary a prefix of its own (--store …/PREFIX); if \
+         it is the same host under a new address, run `packmirror adopt --from {owner}`"
+    )]
+    OtherPrimary {
+        /// The primary whose store it is.
+        owner: String,
+        /// The primary that is set.
+        asked: String,
+    },
     /// The local file that was to be uploaded or filled failed (disk full, file gone).
     #[error("local file {path}: {source}")]
     Local {
@@ -100,44 +112,53 @@ impl StoreError {
 
     /// Reports a settings or credentials problem in our own words.
     pub(crate) fn refused(context: impl Into<String>, why: impl Into<String>) -> Self {
-        Self::Refused { context: context.into(), source: Arc::new(Plain(why.into())) }
+        Self::Refused { context: context.into(), source: Arc::new(Said { words: why.into(), cause: None }) }
+    }
+
+    /// Reports a refusal of a known cause in our own words; what to do is added.
+    pub(crate) fn refused_for(cause: Cause, context: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Refused {
+            context: context.into(),
+            source: Arc::new(Said { words: why.into(), cause: Some(cause) }),
+        }
+    }
+
+    /// Why the store refused, where somebody can act on it.
+    pub fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Refused { source, .. } => {
+                (&**source as &(dyn StdError + 'static)).downcast_ref::<Said>()?.cause
+            }
+            _ => None,
+        }
     }
 
     /// Reports a passing failure in our own words.
     pub(crate) fn unavailable(context: impl Into<String>, why: impl Into<String>) -> Self {
-        Self::Unavailable { context: context.into(), source: Arc::new(Plain(why.into())) }
+        Self::Unavailable {
+            context: context.into(),
+            source: Arc::new(Said { words: why.into(), cause: None }),
+        }
     }
 
     /// Sorts an error of `object_store` that `verb` met at `key`.
     pub(crate) fn from_store(verb: &str, key: &object_store::path::Path, error: Foreign) -> Self {
         let context = format!("{verb} {key}");
+        let said = Arc::new(Said::of(&error));
         match error {
             // A write that finds nothing to write into, or a read that says so, is about the bucket and not the key.
             Foreign::NotFound { .. } if WRITES.contains(&verb) || says(&error, &["NoSuchBucket"]) => {
-                Self::Refused { context, source: Arc::new(error) }
+                Self::Refused { context, source: said }
             }
             Foreign::NotFound { .. } => Self::NotFound { key: key.to_string() },
-            error if lasting(&error) => Self::Refused { context, source: Arc::new(error) },
-            error => Self::Unavailable { context, source: Arc::new(error) },
+            error if said.cause.is_some() || lasting(&error) => Self::Refused { context, source: said },
+            _ => Self::Unavailable { context, source: said },
         }
     }
 
     /// The whole chain of reasons as one line, for logs and operators.
     pub fn chain(&self) -> String {
-        chain_of(self, plain)
-    }
-}
-
-/// Shortens S3's XML to what people read in it.
-fn plain(text: &str) -> String {
-    let Some((before, xml)) = text.split_once("<?xml") else { return text.to_owned() };
-    let field = |name: &str| {
-        let (_, rest) = xml.split_once(&format!("<{name}>"))?;
-        Some(rest.split_once('<')?.0)
-    };
-    match (field("Code"), field("Message")) {
-        (Some(code), Some(message)) => format!("{before}{code}: {}", message.trim_end_matches('.')),
-        _ => before.to_owned(),
+        chain(self)
     }
 }
 
@@ -149,11 +170,6 @@ impl Retryable for StoreError {
 
 /// Verbs of requests that need nothing to be there but the bucket.
 const WRITES: [&str; 4] = ["create", "put", "upload", "list"];
-
-/// A reason in plain words.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Plain(String);
 
 /// Says whether an error will be the same next time. `Generic` covers nearly everything in `object_store`, so its chain
 /// is searched: a transport error or a 5xx passes, another status does not.
@@ -188,7 +204,7 @@ fn lasting_chain(first: &(dyn StdError + 'static)) -> bool {
 }
 
 /// Finds the status that `object_store` names in its text: the type that carries it is not public.
-fn status_in(text: &str) -> Option<u16> {
+pub(super) fn status_in(text: &str) -> Option<u16> {
     let rest = &text[text.find("status code: ")? + "status code: ".len()..];
     rest.get(..3)?.parse().ok()
 }
@@ -217,7 +233,7 @@ mod tests {
     use super::*;
 
     fn generic(text: &str) -> Foreign {
-        Foreign::Generic { store: "S3", source: Box::new(Plain(text.into())) }
+        Foreign::Generic { store: "S3", source: text.into() }
     }
 
     #[test]
@@ -238,29 +254,18 @@ mod tests {
 
     #[test]
     fn missing_and_forbidden_are_not_transient() {
-        let source = || Box::new(Plain("x".into()));
+        let source = || Box::<dyn StdError + Send + Sync>::from("x");
         let missing = Foreign::NotFound { path: "k".into(), source: source() };
         let missing = StoreError::from_store("get", &"k".into(), missing);
         assert!(matches!(&missing, StoreError::NotFound { key } if key == "k"));
         assert!(missing.is_loss() && !missing.is_transient());
-        let gone = || Foreign::NotFound {
-            path: "k".into(),
-            source: Box::new(Plain("<Code>NoSuchBucket</Code>".into())),
-        };
+        let gone = || Foreign::NotFound { path: "k".into(), source: "<Code>NoSuchBucket</Code>".into() };
         for verb in ["get", "put"] {
             let sorted = StoreError::from_store(verb, &"k".into(), gone());
             assert!(matches!(sorted, StoreError::Refused { .. }), "no bucket is no lost blob");
         }
         let denied = Foreign::PermissionDenied { path: "k".into(), source: source() };
         assert!(matches!(StoreError::from_store("get", &"k".into(), denied), StoreError::Refused { .. }));
-    }
-
-    #[test]
-    fn xml_is_made_readable() {
-        let xml = "403: <?xml version=\"1.0\"?>\n<Error><Code>NoWay</Code><Message>Not you.</Message><Key>k</Key></Error>";
-        assert_eq!(plain(xml), "403: NoWay: Not you");
-        assert_eq!(plain("403: <?xml something else"), "403: ");
-        assert_eq!(plain("nothing"), "nothing");
     }
 
     #[test]

@@ -197,7 +197,11 @@ impl Bucket {
         self.current_of(|_| true).await
     }
 
-    async fn current_of(&self, asked: impl Fn(&str) -> bool) -> Result<Vec<Generation>, StoreError> {
+    /// The same of the repositories whose keys are asked for.
+    pub(super) async fn current_of(
+        &self,
+        asked: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Generation>, StoreError> {
         let root = Path::from("repos");
         let list = || async {
             let listing = self.inner.store.list_with_delimiter(Some(&self.at(&root))).await;

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! <prefix>/format                           layout version, created once
+//! <prefix>/owner                            the primary whose mirror it is
 //! <prefix>/blobs/<aa>/<sha256>.<kind>       pack | idx | graph | refs
 //! <prefix>/repos/<repo>/gen/<number>        generation records, newest first in a listing
 //! <prefix>/repos/<repo>/{repair,trouble}    notes of nodes to each other about their work
@@ -19,6 +20,7 @@
 mod blob;
 mod blobs;
 mod bucket;
+mod cause;
 mod credentials;
 mod directory;
 mod error;
@@ -30,6 +32,7 @@ mod generations;
 mod nodes;
 mod notes;
 mod open;
+mod owner;
 mod probe;
 mod upload;
 
@@ -40,11 +43,13 @@ mod suite;
 
 pub use blob::{BadBlobId, BlobId, BlobKind, BlobRef};
 pub use bucket::{Bucket, LAYOUT};
+pub use cause::Cause;
 pub use error::StoreError;
 #[cfg(test)]
 pub(crate) use generation::tests::sample as generation_for_tests;
 pub use generation::{Generation, LayerRef, VERSION, nonce};
 pub use generations::Publish;
 pub use notes::Note;
-pub use open::StoreOptions;
+pub use open::{ASSUMED_REGION, StoreOptions};
+pub use owner::Owner;
 pub use probe::{Probe, ProbeFailed, Step};

@@ -17,6 +17,7 @@ use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 use url::Url;
 
 use super::bucket::{Bucket, Parts, default_policy};
+use super::cause::Cause;
 use super::credentials::Chain;
 use super::directory::Directory;
 use super::error::StoreError;
@@ -31,6 +32,9 @@ const READ_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest time for a connection to come up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The region where none is set: own servers take it, and so do the oldest buckets of Amazon.
+pub const ASSUMED_REGION: &str = "us-east-1";
+
 /// How to reach a store, beside its URL. Everything has a default; environment variables that AWS tools know fill what
 /// is not set here.
 #[derive(Debug, Clone)]
@@ -43,13 +47,22 @@ pub struct StoreOptions {
     pub path_style: Option<bool>,
     /// Allow plain HTTP to a host that is not this one.
     pub allow_http: bool,
+    /// Make the directory if it is missing. Without, and it is: an error.
+    pub make: bool,
     /// How patiently requests are repeated.
     pub retry: Policy,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { endpoint: None, region: None, path_style: None, allow_http: false, retry: default_policy() }
+        Self {
+            endpoint: None,
+            region: None,
+            path_style: None,
+            allow_http: false,
+            make: true,
+            retry: default_policy(),
+        }
     }
 }
 
@@ -83,7 +96,16 @@ async fn open(text: &str, options: &StoreOptions, env: Env<'_>) -> Result<Bucket
             let prefix = prefix(&url).map_err(|error| bad(&error))?;
             let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
             let (uploads, name, policy) = (store.clone(), "memory".into(), options.retry.clone());
-            Ok(Bucket::build(Parts { store, uploads, prefix, name, ordered: true, policy, renew: None }))
+            Ok(Bucket::build(Parts {
+                store,
+                uploads,
+                prefix,
+                name,
+                ordered: true,
+                policy,
+                region_is_assumed: false,
+                renew: None,
+            }))
         }
         "s3" => s3(&url, options, env).await,
         other => Err(bad(&format!("unknown scheme {other}: use s3://bucket/prefix or a directory"))),
@@ -100,7 +122,7 @@ fn directory(path: &FilePath, options: &StoreOptions) -> Result<Bucket, StoreErr
     if path.as_os_str().is_empty() {
         return Err(StoreError::refused("open the store", "no directory given"));
     }
-    let store = Arc::new(Directory::open(path)?);
+    let store = Arc::new(Directory::open(path, options.make)?);
     let path = std::fs::canonicalize(path).map_err(|error| StoreError::local(path, error))?;
     Ok(Bucket::build(Parts {
         uploads: store.clone(),
@@ -109,6 +131,7 @@ fn directory(path: &FilePath, options: &StoreOptions) -> Result<Bucket, StoreErr
         name: path.display().to_string(),
         ordered: false,
         policy: options.retry.clone(),
+        region_is_assumed: false,
         renew: None,
     }))
 }
@@ -150,12 +173,21 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
                 builder = builder.with_token(token);
             }
         }
-        _ => {
+        (Some(_), None) | (None, Some(_)) => {
+            let why = "of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY only one is set";
+            return Err(StoreError::refused_for(Cause::NoCredentials, format!("open {url}"), why));
+        }
+        (None, None) => {
             let config = aws_config::defaults(BehaviorVersion::latest()).load().await;
             region = region.or_else(|| config.region().map(|region| region.to_string()));
-            let provider = config.credentials_provider().ok_or_else(|| {
-                bad("no AWS credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".into())
-            })?;
+            let no_provider = || {
+                StoreError::refused_for(
+                    Cause::NoCredentials,
+                    format!("open {url}"),
+                    "no AWS credentials were found",
+                )
+            };
+            let provider = config.credentials_provider().ok_or_else(no_provider)?;
             let chain = Arc::new(Chain::new(provider));
             builder = builder.with_credentials(chain.clone());
             renew = Some(Arc::new(move || chain.forget()));
@@ -165,11 +197,13 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
         Some(endpoint) => format!("{url} at {endpoint}"),
         None => url.to_string(),
     };
+    let at_amazon = endpoint.is_none();
     if let Some(endpoint) = endpoint {
         let endpoint = if path_style { endpoint } else { with_bucket(&endpoint, bucket).map_err(bad)? };
         builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
     }
-    builder = builder.with_region(region.unwrap_or_else(|| "us-east-1".into()));
+    let region_is_assumed = region.is_none() && at_amazon;
+    builder = builder.with_region(region.unwrap_or_else(|| ASSUMED_REGION.into()));
     let build = |retry| -> Result<Arc<dyn ObjectStore>, StoreError> {
         Ok(Arc::new(builder.clone().with_retry(retry).build().map_err(|error| bad(error.to_string()))?))
     };
@@ -177,7 +211,7 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
     // Requests are repeated by our policy, which signs each one anew; only parts of uploads need the library's retries.
     let store = build(RetryConfig { max_retries: 0, ..RetryConfig::default() })?;
     let uploads = build(part_retries(&policy))?;
-    Ok(Bucket::build(Parts { store, uploads, prefix, name, ordered: true, policy, renew }))
+    Ok(Bucket::build(Parts { store, uploads, prefix, name, ordered: true, policy, region_is_assumed, renew }))
 }
 
 /// An own endpoint for addresses with the bucket in the host name.

@@ -6,7 +6,7 @@
 //! (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html>).
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -64,6 +64,8 @@ impl fmt::Display for Step {
 pub struct Probe {
     /// The steps that were tried and how long each took.
     pub steps: Vec<(Step, Duration)>,
+    /// How far the store's clock is ahead of ours, in seconds; negative: behind. Within the time that its answer took.
+    pub clock_ahead: i64,
 }
 
 /// A store that did not pass, and what an operator can do about it.
@@ -113,11 +115,13 @@ impl Bucket {
             start = Instant::now();
         };
 
+        let before = SystemTime::now();
         let step = Step::Create;
         self.try_create(key, body.clone())
             .await
             .map_err(|error| self.failed(step, self.sort("create", key, error)))?;
         passed(step);
+        let after = SystemTime::now();
 
         let step = Step::CreateAgain;
         match self.try_create(key, "a second writer's bytes\n".into()).await {
@@ -149,11 +153,13 @@ impl Bucket {
             .try_collect()
             .await
             .map_err(|error| self.failed(step, self.sort("list", folder, error)))?;
-        if !listed.iter().any(|entry| self.below(&entry.location).as_ref() == Some(key)) {
+        let Some(entry) = listed.iter().find(|entry| self.below(&entry.location).as_ref() == Some(key))
+        else {
             let what = "The listing did not show an object written just before. Use a store whose listings are up to date \
                 (Amazon S3, MinIO and versitygw are); a cache in front of the store must not keep listings.";
             return Err(self.surprise(step, what));
-        }
+        };
+        let clock_ahead = ahead(entry.last_modified.into(), before, after);
         passed(step);
 
         let step = Step::Race;
@@ -205,7 +211,7 @@ impl Bucket {
             }
         }
         passed(step);
-        Ok(Probe { steps })
+        Ok(Probe { steps, clock_ahead })
     }
 
     /// The store answered, but not as it must.
@@ -219,6 +225,8 @@ impl Bucket {
             StoreError::Unavailable { .. } => {
                 "Check that the endpoint is right and reachable from here, and that the server is up; it is tried again."
             }
+            // It says itself what to do.
+            StoreError::Refused { .. } if error.cause().is_some() => "",
             StoreError::Refused { .. } => {
                 "Check that the bucket exists (packmirror does not create it), the region, the credentials, and that they \
                  allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket under the prefix. For a directory: \
@@ -229,9 +237,19 @@ impl Bucket {
             }
             _ => "Check the store's own log.",
         };
-        let explanation = format!("{}. {advice}", error.chain());
+        let explanation = format!("{}. {advice}", error.chain()).trim_end_matches([' ', '.']).to_owned();
         ProbeFailed { store: self.name().to_owned(), step, explanation, source: Some(error) }
     }
+}
+
+/// Seconds by which `stamp` is off a time between `before` and `after`; stores keep whole seconds.
+fn ahead(stamp: SystemTime, before: SystemTime, after: SystemTime) -> i64 {
+    let seconds = |time: SystemTime| match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        Err(_) => 0,
+    };
+    let (stamp, before, after) = (seconds(stamp), seconds(before), seconds(after));
+    if stamp < before { stamp - before } else { (stamp - after).max(0) }
 }
 
 /// The explanation for the fault that matters most.
@@ -322,6 +340,14 @@ mod tests {
             let failed = bucket.probe().await.unwrap_err();
             assert_eq!(failed.step, step);
             assert!(failed.to_string().contains(word), "{failed}");
+        }
+    }
+
+    #[test]
+    fn a_clock_is_off_by_what_no_answer_took() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        for (stamp, off) in [(100, 0), (105, 0), (110, 0), (99, -1), (40, -60), (170, 60)] {
+            assert_eq!(ahead(at(stamp), at(100), at(110)), off, "{stamp}");
         }
     }
 }

@@ -23,8 +23,8 @@ pub fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
     let word = level.trim().to_ascii_lowercase();
     let directives = match LEVELS.iter().position(|known| *known == word) {
         Some(0..=1) => word,
-        // h2 warns of what any client can send as often as it likes.
-        Some(_) => format!("warn,h2=error,packmirror={word}"),
+        // h2 warns of what any client can send as often as it likes; aws_config of each place that has no credentials.
+        Some(_) => format!("warn,h2=error,aws_config=error,packmirror={word}"),
         None if word.contains(['=', ',', '[']) => level.trim().to_owned(),
         None => return Err(bad()),
     };
@@ -62,7 +62,7 @@ mod tests {
         }
         assert_eq!(
             filter(" Debug ").map(|filter| filter.to_string()),
-            Ok("packmirror=debug,h2=error,warn".into())
+            Ok("packmirror=debug,aws_config=error,h2=error,warn".into())
         );
         assert_eq!(filter("error").map(|filter| filter.to_string()), Ok("error".into()));
     }

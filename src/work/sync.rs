@@ -188,7 +188,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                 return Ok(Synced::Published { number: snapshot.generation.number, new_objects });
             }
             Published::Lost(winner) => {
-                if winner.primary == work.mirror.primary.name() {
+                if work.mirror.bucket.is_record_of(&winner.primary, &work.mirror.primary.name()) {
                     // If it cannot be opened, the next round reports why.
                     let _ = work.mirror.open(repo, *winner).await;
                 }

@@ -233,7 +233,9 @@ fn help_version_and_completions() {
     let run = |args: &[&str]| plain(world.path(), args, &[]);
     assert!(run(&["--version"]).must().text().starts_with("packmirror "));
     let help = run(&["--help"]).must().text();
-    for command in ["serve", "demo", "sync", "ls", "status", "export", "doctor", "config", "completions"] {
+    for command in
+        ["serve", "demo", "sync", "ls", "status", "export", "doctor", "adopt", "config", "completions"]
+    {
         assert!(help.contains(command), "--help lacks {command}");
         run(&[command, "--help"]).must();
     }

@@ -1,33 +1,41 @@
-//! `packmirror doctor`: probes store, primary and this machine, and explains what is wrong.
+//! `packmirror doctor`: examines store, primary and this machine before a node does, and explains what is wrong.
+//!
+//! Whatever `serve` refuses, or passes through for ever, is bad here. It makes nothing: no store, no cache directory.
+//!
+//! - `check`: a check and its code, text and JSON. `store`, `primary`, `machine`: the checks.
+//! - `client`, `address`: the checks of a client's machine, which need no settings.
 
 mod address;
-mod check;
+pub mod check;
 mod client;
+mod machine;
+mod primary;
+mod store;
 
-use super::exit::Failure;
+use super::exit::{Exit, Failure};
 use super::print;
-use crate::config::{Loaded, Settings};
-use crate::git::path::RepoPath;
-use crate::local::Local;
-use crate::node;
-use crate::primary::{Auth, PrimaryError};
-use std::collections::HashSet;
+use crate::config::{ConfigError, Loaded};
 
-pub use check::{Check, Code, Verdict, is_well, json, report};
+use check::{Check, Code, is_well, json, report};
 
 const EXAMPLES: &str = "\
 Examples:
   packmirror doctor --primary https://git.example.com --store s3://bucket/prefix
-  packmirror doctor --config /etc/packmirror/packmirror.toml
-  packmirror doctor --client https://git.example.com/team/app.git
+  packmirror doctor --config /etc/packmirror/packmirror.toml team/app.git
+  packmirror doctor --json | jq -r '.checks[] | select(.verdict != \"good\") | .code'
+  packmirror doctor --client https://git.example.com/team/app.git     on a client
 
-Exits with 1 if a check failed. The probe of the store writes and removes a few small objects under
-the prefix.";
+Run it as the user and in the environment of `packmirror serve`. What serve would refuse, or pass through for
+ever, is BAD, and the exit status is 1. The probe of a store that exists writes and removes a few small
+objects under the prefix; nothing else is made. docs/doctor.md lists the codes.";
 
 /// Arguments of `doctor`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
+    /// Repositories to be read as a sync would, with the service credential
+    #[arg(value_name = "REPO")]
+    pub repos: Vec<String>,
     /// Print JSON instead of text
     #[arg(long)]
     pub json: bool,
@@ -44,105 +52,47 @@ pub async fn run_client(args: &Args, address: &str) -> Result<(), Failure> {
     tell(args, &client::checks(address, args.via.as_ref()).await)
 }
 
-fn tell(args: &Args, checks: &[Check]) -> Result<(), Failure> {
-    print(&if args.json { json(checks).map_err(Failure::failed)? } else { report(checks) })?;
-    if is_well(checks) { Ok(()) } else { Err(Failure::failed("something is wrong, see above")) }
-}
-
 /// Runs all checks.
 pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
-    let checks =
-        vec![store(&loaded.settings).await, primary(&loaded.settings).await, cache(&loaded.settings)];
+    let settings = &loaded.settings;
+    let primary = primary::open(settings).await;
+    let name = primary.as_ref().ok().map(|primary| primary.name());
+    let mut checks = store::check(settings, name.as_deref()).await;
+    match primary {
+        Err(check) => checks.push(*check),
+        Ok(primary) => {
+            let host = primary::host(settings, &primary, !args.repos.is_empty()).await;
+            let answers = is_well(&host);
+            checks.extend(host);
+            for repo in args.repos.iter().filter(|_| answers) {
+                checks.extend(primary::repository(settings, &primary, repo).await);
+            }
+        }
+    }
+    checks.extend(machine::credential(settings));
+    checks.extend(machine::cache(settings));
+    checks.push(machine::listen(settings));
+    checks.extend(machine::system(settings));
     tell(args, &checks)
 }
 
-/// Tries what packmirror relies on, on throw-away keys.
-async fn store(settings: &Settings) -> Check {
-    let what = format!("store {}", settings.store);
-    let bucket = match node::bucket(settings).await {
-        Ok(bucket) => bucket,
-        Err(e) => {
-            return Check::bad(
-                Code::StoreAddress,
-                what,
-                format!("{e:#}"),
-                "see `packmirror help serve` for --store and the AWS_* variables",
-            );
-        }
-    };
-    match bucket.probe().await {
-        Ok(probe) => {
-            let slowest = probe.steps.iter().map(|(_, took)| *took).max().unwrap_or_default();
-            Check::good(
-                Code::StoreOk,
-                what,
-                format!("{} promises kept, slowest answer {slowest:.0?}", probe.steps.len()),
-            )
-        }
-        Err(failed) => Check::bad(
-            Code::StorePromise,
-            what,
-            failed.to_string(),
-            "nodes refuse such a store; nothing was left behind that matters",
-        ),
-    }
+fn tell(args: &Args, checks: &[Check]) -> Result<(), Failure> {
+    show(args, checks)?;
+    if is_well(checks) { Ok(()) } else { Err(Failure::failed("something is wrong, see above")) }
 }
 
-/// Asks the primary about a repository that is unlikely to exist: every answer but silence is a good sign.
-async fn primary(settings: &Settings) -> Check {
-    let name = settings.primary.clone().unwrap_or_else(|| "none".into());
-    let what = format!("primary {name}");
-    let primary = match node::primary(settings).await {
-        Ok(primary) => primary,
-        Err(e) => {
-            return Check::bad(
-                Code::PrimaryDirectory,
-                what,
-                format!("{e:#}"),
-                "give the URL of a Git host, or a directory, as --primary",
-            );
-        }
-    };
-    let Ok(probe) = RepoPath::parse("packmirror-doctor/no-such-repository.git") else {
-        return Check::good(Code::PrimaryOk, what, "not asked");
-    };
-    match primary.look(&probe, Auth::Service, &HashSet::new(), &crate::pack::meter::Unlimited).await {
-        Ok(_) => Check::good(Code::PrimaryOk, what, "answers"),
-        Err(PrimaryError::NotFound) => {
-            Check::good(Code::PrimaryOk, what, "answers, and knows what it does not have")
-        }
-        Err(PrimaryError::Denied { status }) => Check::warning(
-            Code::PrimaryUnknown,
-            what,
-            format!("answers {status} to the service credential"),
-            "fine for hosts that hide what does not exist; private repositories need credential_file",
-        ),
-        Err(e) => Check::bad(
-            Code::PrimaryUnreachable,
-            what,
-            e.to_string(),
-            "check the address, the network and the certificate (primary_ca_file)",
-        ),
-    }
+fn show(args: &Args, checks: &[Check]) -> Result<(), Failure> {
+    print(&if args.json { json(checks).map_err(Failure::failed)? } else { report(checks) })
 }
 
-fn cache(settings: &Settings) -> Check {
-    let what = format!("cache {}", settings.cache_dir.display());
-    if let Err(e) = Local::examine(&settings.cache_dir) {
-        return Check::bad(
-            Code::CacheForeign,
-            what,
-            e.to_string(),
-            "a node would refuse it; nothing in it was touched",
-        );
+/// Settings that do not load end every command; here as a check, for scripts that read JSON.
+pub fn settings_do_not_load(args: &Args, error: ConfigError) -> Failure {
+    if args.json {
+        let advice = "see `packmirror config` for what holds, and where each setting came from";
+        let check = Check::bad(Code::SettingsBad, "settings", error.to_string(), advice);
+        if let Err(failure) = show(args, &[check]) {
+            return failure;
+        }
     }
-    match tempfile::tempfile_in(&settings.cache_dir) {
-        Ok(_) => Check::good(Code::CacheOk, what, "can be written"),
-        Err(e) => Check::bad(
-            Code::CacheUnwritable,
-            what,
-            e.to_string(),
-            "name a directory that this user may write with --cache-dir",
-        ),
-    }
+    Failure::new(Exit::Usage, error)
 }
