@@ -75,6 +75,9 @@ const USES: &[(&str, &[Part])] = &[
 
 /// Says whether a command uses a setting.
 fn uses(command: &str, key: &Key) -> bool {
+    if command == "git-credential" {
+        return key.name == "primary";
+    }
     let Some((_, parts)) = USES.iter().find(|(name, _)| *name == command) else {
         // The demo makes these itself.
         return command != "demo" || !matches!(key.name, "store" | "cache_dir" | "listen");

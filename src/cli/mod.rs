@@ -282,6 +282,7 @@ mod tests {
             ),
             ("adopt", &["primary", "store", "primary_ca_file"], &["listen", "limits.object"]),
             ("demo", &["primary", "s3.endpoint"], &["store", "cache_dir", "listen"]),
+            ("git-credential", &["primary"], &["store", "log_level", "credential_file"]),
             ("completions", &[], &["store", "log_level", "primary"]),
         ] {
             for key in used {

@@ -89,7 +89,7 @@ async fn way(address: &str, target: &str, via: Option<&Url>) -> Check {
             Code::ClientNoRule,
             what,
             "git goes there itself: no rule leads it to a mirror",
-            format!("git config --global url.{mirror}/.insteadOf {primary}"),
+            format!("git config --global --add url.{mirror}/.insteadOf {primary}"),
         );
     };
     let found = format!("git goes to {} by the rule for {} ({})", shown(target), rule.value, rule.origin);
@@ -175,7 +175,7 @@ async fn credential(address: &str, target: &str) -> Check {
                 what,
                 format!("none; for {} there is one, {}", shown(address), theirs.place),
                 format!(
-                    "git config --global credential.{mirror}.helper \
+                    "git config --global --add credential.{mirror}.helper \
                      '!packmirror git-credential --for {mirror} --primary {primary}'"
                 ),
             )

@@ -43,6 +43,9 @@ fn a_developer_uses_what_the_primarys_helper_knows() {
     std::fs::write(scene.client.home.join(".gitconfig"), "[credential]\n\thelper = store\n").unwrap();
 
     scene.client.follow(recipe("developer"));
+    // The lines can be run again.
+    scene.client.follow(recipe("developer-ssh"));
+    scene.client.follow(recipe("developer"));
     let trace = scene.client.home.join("trace");
     scene.client.set("GIT_TRACE", &trace.display().to_string());
     scene.by_the_mirror(|| scene.client.git(&format!("clone -q {url} {}", dir.display())).must());
