@@ -70,6 +70,7 @@ const USES: &[(&str, &[Part])] = &[
     ("ls", &[Part::Store]),
     ("status", &[Part::Store]),
     ("export", &[Part::Store]),
+    ("rm", &[Part::Store]),
     ("completions", &[]),
 ];
 

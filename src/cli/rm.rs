@@ -30,7 +30,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let named: Result<Vec<RepoPath>, _> =
         args.repos.iter().map(|repo| RepoPath::parse(repo.trim_matches('/'))).collect();
     let named = named.map_err(Failure::usage)?;
-    let bucket = node::bucket(&loaded.settings).await.map_err(Failure::failed)?;
+    let bucket = node::existing_bucket(&loaded.settings).await.map_err(Failure::store)?;
     for repo in named {
         let name = safe(repo.as_str());
         match remove(&bucket, &repo).await.map_err(Failure::store)? {

@@ -199,8 +199,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                 return Ok(Synced::Published { number: snapshot.generation.number, new_objects });
             }
             Published::Lost(winner) => {
-                let is_ours =
-                    work.mirror.bucket.is_record_of(&winner.primary, &work.mirror.primary.name());
+                let is_ours = work.mirror.bucket.is_record_of(&winner.primary, &work.mirror.primary.name());
                 if is_ours && !winner.removed {
                     // If it cannot be opened, the next round reports why.
                     let _ = work.mirror.open(repo, *winner).await;

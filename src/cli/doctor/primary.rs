@@ -217,10 +217,6 @@ fn unfit(what: String, error: &PrimaryError) -> Check {
         PrimaryError::Moved { .. } => {
             (Code::RepositoryMoved, "use the new name, or name the new address with --primary")
         }
-        PrimaryError::Loops => (
-            Code::PrimaryMoved,
-            "the primary's name leads to this mirror: set primary_address to where the primary itself is",
-        ),
         PrimaryError::NotGit(_) => {
             (Code::PrimaryNotGit, "name what stands before team/app.git in a clone's URL with --primary")
         }
