@@ -5,6 +5,7 @@
 //! Relies on: paths that were read by `git::other_path`. Elsewhere: what a tunnel's silence is (`serve`).
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 use ::http::{HeaderMap, Method, header};
 
@@ -52,7 +53,10 @@ impl Primary {
         let watch = idle::Watch::new(self.0.settings.timeouts.idle);
         request.body = watch.over_request(request.body);
         let own_name = request.own_name;
-        let response = watch.over_head(http.send_other(request)).await??;
+        let begun = Instant::now();
+        let answered = watch.over_head(http.send_other(request)).await.and_then(|answer| answer);
+        self.0.health.note("other", begun.elapsed(), &answered);
+        let response = answered?;
         if response.status.is_informational() && response.tunnel.is_none() {
             return Err(PrimaryError::Protocol(format!(
                 "the interim status {} as an answer",
