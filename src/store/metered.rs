@@ -55,7 +55,8 @@ async fn counted<T>(op: &'static str, asking: impl Future<Output = Result<T>>) -
 /// Counts a listing when its first entry, its end or an error comes.
 fn listed(listing: BoxStream<'static, Result<ObjectMeta>>) -> BoxStream<'static, Result<ObjectMeta>> {
     let begun = Instant::now();
-    let mut listing = listing;
+    // An empty listing has ended with its first answer, and must not be asked again.
+    let mut listing = listing.fuse();
     futures::stream::once(async move {
         let first = listing.next().await;
         match &first {
@@ -148,5 +149,32 @@ impl MultipartUpload for MeteredUpload {
 
     async fn abort(&mut self) -> Result<()> {
         counted("abort", self.0.abort()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::TryStreamExt;
+
+    #[tokio::test]
+    async fn a_listing_that_has_ended_is_not_asked_again() {
+        // Panics when it is polled after its end, as the listings of S3 do.
+        let strict = |n: u32| {
+            futures::stream::unfold(n, |left| async move {
+                let meta = ObjectMeta {
+                    location: Path::from("a"),
+                    last_modified: Default::default(),
+                    size: 0,
+                    e_tag: None,
+                    version: None,
+                };
+                (left > 0).then(|| (Ok(meta), left - 1))
+            })
+        };
+        for n in 0..3 {
+            let all: Vec<_> = listed(strict(n).boxed()).try_collect().await.unwrap();
+            assert_eq!(all.len(), n as usize);
+        }
     }
 }

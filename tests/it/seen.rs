@@ -188,7 +188,8 @@ fn progress_is_shown_on_a_terminal_and_nowhere_else() {
     let (world, primary) = (World::new(), Primary::start());
     primary.repo("r.git", shapes::big_blob);
     trickles(&primary);
-    let setup = world.setup(&primary);
+    // A directory: the shell of `script` has no keys of an S3 server.
+    let setup = world.setup(&primary).store(&world.on_side("terminal"));
     let plain = setup.clone().store(&world.on_side("plain")).command(&["sync", "r.git"]).must();
     assert!(!plain.stderr.contains(['\u{1b}', '\r', '%']), "{}", plain.stderr);
     let cache = world.folder("cache");
