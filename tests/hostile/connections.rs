@@ -229,6 +229,7 @@ fn a_cut_answer_never_looks_whole() {
             assert!(!reply.complete, "{what}: {path} looks whole");
             let url = format!("{}{path}", node.url);
             let modern = async {
+                packmirror::tls::provide();
                 let client = reqwest::Client::builder().http2_prior_knowledge().no_proxy().build().unwrap();
                 let reply = client.get(url).send().await;
                 match reply {

@@ -44,6 +44,7 @@ impl<'t> Browser<'t> {
 
     fn request(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
         let redirect = reqwest::redirect::Policy::none();
+        packmirror::tls::provide();
         let client = reqwest::Client::builder().no_proxy().redirect(redirect).build().expect("a client");
         let cookies: Vec<_> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
         let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");

@@ -181,6 +181,7 @@ fn where_there_is_no_web_side_it_is_said() {
         assert_eq!(reply.status, 404, "{mode}");
         assert!(reply.text().contains("directory"), "{}", reply.text());
     }
+    let world = World::new();
     let node = Setup::new(&world, &primary.url).set("other_paths = \"refuse\"").start();
     let reply = wire::get(node.address(), "/team/app", &[]).unwrap();
     assert_eq!(reply.status, 404);
@@ -383,6 +384,7 @@ fn a_web_side_passes_in_http2() {
     let (world, site) = (World::new(), Site::start());
     let node = pass(&world, &site.url).start();
     let (status, text) = crate::world::block_on(async {
+        packmirror::tls::provide();
         let client = reqwest::Client::builder().http2_prior_knowledge().no_proxy().build().unwrap();
         let request =
             client.post(format!("{}/echo?a=b", node.url)).header("cookie", "a=1").header("cookie", "b=2");
