@@ -4,7 +4,7 @@
 //!
 //! - [`cli`]: one file per command. [`config`]: the settings. [`telemetry`]: log and metrics.
 //!   [`budget`]: bounds on memory. [`text`]: foreign text, made safe to print. [`folder`]: a directory held open.
-//!   [`umask`]: permissions of new files.
+//!   [`umask`]: permissions of new files. [`tls`]: its cryptography.
 //! - [`node`]: a node out of settings, from start to end.
 //! - [`serve`]: Git over HTTP for clients, health, metrics.
 //! - [`answer`]: from a request to a decision: send this, refuse, leave it to the primary.
@@ -28,6 +28,7 @@ pub mod serve;
 pub mod store;
 pub mod telemetry;
 pub mod text;
+pub mod tls;
 pub mod umask;
 pub mod work;
 

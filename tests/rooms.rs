@@ -23,6 +23,7 @@ const ORDER: &[&str] = &[
     "folder",
     "retry",
     "text",
+    "tls",
     "umask",
 ];
 
@@ -30,8 +31,8 @@ const ORDER: &[&str] = &[
 const APART: &[(&str, &[&str])] = &[
     ("git", &[]),
     ("pack", &["git"]),
-    ("primary", &["pack", "git", "telemetry", "retry", "text", "umask"]),
-    ("store", &["git", "folder", "retry", "text"]),
+    ("primary", &["pack", "git", "telemetry", "retry", "text", "tls", "umask"]),
+    ("store", &["git", "telemetry", "folder", "retry", "text", "tls"]),
 ];
 
 /// Rooms beside each other: a node may have one without the other.

@@ -23,7 +23,6 @@ const RECURSIVE: &[(&str, &str, &str)] = &[
         "the known keys are two tables deep, and settings are no bytes from outside",
     ),
     ("src/cli/exit.rs", "ExitCode::from", NOT_ITSELF),
-    ("src/cli/serve.rs", "signal", NOT_ITSELF),
     ("src/primary/error.rs", "PrimaryError::is_transient", NOT_ITSELF),
     ("src/primary/error.rs", "PrimaryError::retry_after", NOT_ITSELF),
     ("src/store/error.rs", "StoreError::is_transient", NOT_ITSELF),

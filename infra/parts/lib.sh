@@ -35,7 +35,6 @@ part_dir() {
 	gitea) echo "$parts/gitea-${GITEA_VERSION#v}" ;;
 	git) echo "$parts/git-$GIT_VERSION" ;;
 	h2spec) echo "$parts/h2spec-${H2SPEC_VERSION#v}" ;;
-	lfs) echo "$parts/lfs-${LFS_VERSION#v}" ;;
 	tools) echo "$parts/tools-buildkite-${BUILDKITE_VERSION#v}" ;;
 	clients) echo "$parts/clients-$(clients_version)" ;;
 	*) die "no such part: $1" ;;

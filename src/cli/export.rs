@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::exit::Exit;
 use super::exit::Failure;
 use super::print;
-use super::progress::{Board, Unit};
+use super::progress::Board;
 use super::table::safe;
 use crate::config::Loaded;
 use crate::git::path::RepoPath;
@@ -35,8 +35,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let bucket = node::existing_bucket(&loaded.settings).await.map_err(Failure::store)?;
     let board = Board::new();
     let task = board.task(repo.as_str());
-    task.phase("downloading", Unit::Bytes, None);
-    let done = |so_far, total| task.set(so_far, Some(total));
+    let done = |so_far, total| task.bytes("downloading", so_far, total);
     let exported = export(&bucket, &repo, &args.dir, &done).await;
     task.finish(if exported.is_ok() { "done" } else { "failed" });
     let generation = exported.map_err(|error| match error {

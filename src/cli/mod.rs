@@ -149,7 +149,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let done = runtime.block_on(async {
         match &cli.command {
             Command::Serve(args) => serve::run(args, &loaded).await,
-            Command::Demo(args) => demo::run(args, &flags).await,
+            Command::Demo(args) => demo::run(args, &flags, &loaded.settings).await,
             Command::Sync(args) => sync::run(args, &loaded).await,
             Command::Ls(args) => ls::run(args, &loaded).await,
             Command::Status(args) => status::run(args, &loaded).await,

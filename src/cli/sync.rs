@@ -2,15 +2,13 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Failure;
 use super::print;
-use super::progress::{Board, Task, Unit};
+use super::progress::{Board, SHOW_EVERY, Task};
 use super::table::safe;
 use crate::config::Loaded;
 use crate::git::path::RepoPath;
@@ -24,9 +22,6 @@ use crate::text::{chain, line};
 use crate::work::Work;
 use crate::work::error::SyncError;
 use crate::work::sync::{Synced, sync};
-
-/// How often the progress is looked at.
-const SHOW_EVERY: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -150,19 +145,14 @@ async fn one_is_there(primary: &Primary, repos: &[RepoPath]) -> Result<(), Failu
 async fn one(work: &Work, path: &RepoPath, task: &Task) -> Result<Synced, SyncError> {
     let repo = Arc::new(Repo::new(path.clone()));
     let mut syncing = std::pin::pin!(sync(work, &repo, true));
-    let mut shown = String::new();
     let mut tick = tokio::time::interval(SHOW_EVERY);
     let result = loop {
         tokio::select! {
             result = &mut syncing => break result,
             _ = tick.tick() => {
-                let stage = repo.health().stage.clone();
-                let stage = stage.split(':').next().unwrap_or_default().to_owned();
-                if stage != shown {
-                    task.phase(&stage, Unit::Bytes, None);
-                    shown = stage;
+                if let Some(running) = repo.progress().shown() {
+                    task.sync(&running);
                 }
-                task.set(repo.received().load(Ordering::Relaxed), None);
             }
         }
     };

@@ -1,97 +1,18 @@
-//! Tables of repositories for `ls` and `status`: text for people, JSON for scripts.
+//! Tables of repositories for `ls` and `status`: text for people. JSON for scripts is made elsewhere (`mirror::standing`).
 //!
 //! Pure: takes rows and the time, gives text. Names come from elsewhere and are made safe for terminals.
 
 use std::time::{Duration, SystemTime};
 
 use indicatif::HumanBytes;
-use serde::{Deserialize, Serialize};
 
+use crate::mirror::progress::Sync;
+pub use crate::mirror::standing::{RepoStatus, State, escaped, json};
+use crate::text::line as one_line;
 pub use crate::text::safe;
-use crate::text::{is_obeyed, line as one_line};
 
 /// The widest column that all rows are aligned to; a longer name stands out of line.
 const WIDEST: usize = 80;
-
-/// How a repository stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Known, but nothing is published yet.
-    New,
-    /// A sync is running.
-    Syncing,
-    /// Equal to the primary when last compared.
-    Current,
-    /// The primary has something newer.
-    Behind,
-    /// The last sync failed; it is tried again.
-    Failing,
-}
-
-impl State {
-    /// The word in tables and JSON.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::Syncing => "syncing",
-            Self::Current => "current",
-            Self::Behind => "behind",
-            Self::Failing => "failing",
-        }
-    }
-}
-
-/// One repository. In JSON times are RFC 3339 and durations seconds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RepoStatus {
-    /// Canonical path.
-    pub repo: String,
-    /// How it stands.
-    pub state: State,
-    /// Newest generation, if any is published.
-    pub generation: Option<u64>,
-    /// Number of refs.
-    pub refs: u64,
-    /// Bytes in the bucket.
-    pub bytes: u64,
-    /// Number of objects in its layers.
-    pub objects: u64,
-    /// When it was last found equal to the primary.
-    #[serde(with = "humantime_serde::option")]
-    pub last_compared: Option<SystemTime>,
-    /// How old what is served may be.
-    #[serde(rename = "lag_seconds", with = "seconds")]
-    pub lag: Option<Duration>,
-    /// When a failed sync is tried again.
-    #[serde(with = "humantime_serde::option")]
-    pub next_try: Option<SystemTime>,
-    /// Refs of the primary that are not mirrored: the first, and how many more.
-    #[serde(default)]
-    pub left_out: Option<String>,
-    /// Why the last sync failed.
-    pub error: Option<String>,
-}
-
-mod seconds {
-    use super::{Deserialize, Duration};
-
-    pub fn serialize<S: serde::Serializer>(
-        value: &Option<Duration>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        match value {
-            Some(duration) => serializer.serialize_some(&duration.as_secs()),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    pub fn deserialize<'de, D: serde::Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<Duration>, D::Error> {
-        Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_secs))
-    }
-}
 
 /// Which columns a table has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +55,8 @@ pub fn table(rows: &[RepoStatus], columns: Columns, now: SystemTime, bold: bool)
     for (row, texts) in rows.iter().zip(&cells) {
         out.push_str(&line(texts));
         out.push('\n');
-        for words in row.error.iter().chain(&row.left_out).filter(|_| standing) {
+        let running = row.sync.as_ref().map(|sync| running(sync, now));
+        for words in running.iter().chain(&row.error).chain(&row.left_out).filter(|_| standing) {
             out.push_str(&format!("  {}\n", safe(&one_line(words))));
         }
     }
@@ -163,25 +85,21 @@ fn cells(row: &RepoStatus, standing: bool, now: SystemTime) -> Vec<String> {
     cells
 }
 
-/// Writes rows as a JSON array. What a terminal might obey is escaped, since people look at it too.
-pub fn json(rows: &[RepoStatus]) -> Result<String, serde_json::Error> {
-    Ok(escaped(&serde_json::to_string_pretty(rows)?) + "\n")
-}
-
-/// Escapes in a JSON text what a terminal might obey.
-pub fn escaped(text: &str) -> String {
-    // Outside strings JSON has no such character but line feeds, which strings do not have.
-    let mut out = String::with_capacity(text.len() + 1);
-    for c in text.chars() {
-        match c {
-            '\n' => out.push(c),
-            c if is_obeyed(c) => {
-                c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")))
-            }
-            c => out.push(c),
-        }
-    }
-    out
+/// Says what a sync does, how far it is, and since when.
+fn running(sync: &Sync, now: SystemTime) -> String {
+    let percent = sync.percent().map(|percent| format!(" {percent} %")).unwrap_or_default();
+    let received = match sync.received_bytes {
+        0 => String::new(),
+        bytes => format!(", {} received", HumanBytes(bytes)),
+    };
+    let since = |then: SystemTime| short(now.duration_since(then).unwrap_or_default());
+    let words = if sync.words.is_empty() { String::new() } else { format!(" ({})", sync.words) };
+    format!(
+        "{}{percent}{words}{received}, for {}; the sync began {} ago",
+        sync.phase.words(),
+        since(sync.since),
+        since(sync.begun)
+    )
 }
 
 /// Writes a duration with its two largest units: `3d 4h`, `2m 5s`, `0s`.
@@ -213,6 +131,7 @@ pub fn ahead(then: SystemTime, now: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mirror::progress::Step;
 
     const NOW: Duration = Duration::from_secs(1_800_000_000);
 
@@ -234,6 +153,15 @@ mod tests {
                 next_try: None,
                 left_out: Some("left out: refs/heads/a: it names no object".into()),
                 error: None,
+                sync: Some(Sync {
+                    phase: Step::Fetching,
+                    since: now() - Duration::from_secs(4),
+                    begun: now() - Duration::from_secs(65),
+                    done: 10,
+                    total: 40,
+                    received_bytes: 3 << 20,
+                    words: String::new(),
+                }),
             },
             RepoStatus {
                 repo: "evil\u{1b}[2J\u{202e}name".into(),
@@ -247,6 +175,7 @@ mod tests {
                 next_try: Some(now() + Duration::from_secs(30)),
                 left_out: None,
                 error: Some("the primary said\r\n500".into()),
+                sync: None,
             },
         ]
     }
@@ -256,6 +185,7 @@ mod tests {
         let want = "\
 REPOSITORY                 STATE    GENERATION  REFS  OBJECTS      SIZE  COMPARED   LAG    NEXT TRY
 team/app.git               current          12  1234   845012  3.00 GiB  2m 5s ago  2m 5s  -
+  fetching 25 %, 3.00 MiB received, for 4s; the sync began 1m 5s ago
   left out: refs/heads/a: it names no object
 evil\\u{1b}[2J\\u{202e}name  failing           -     0        0       0 B  never      -      in 30s
   the primary said 500
@@ -284,6 +214,7 @@ team/app.git          12  1234   845012  3.00 GiB
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value[0]["state"], "current");
         assert_eq!(value[0]["lag_seconds"], 125);
+        assert_eq!(value[0]["sync"]["phase"], "fetching");
         assert_eq!(value[0]["last_compared"], "2027-01-15T07:57:55Z");
         assert_eq!(value[1]["generation"], serde_json::Value::Null);
         assert_eq!(serde_json::from_str::<Vec<RepoStatus>>(&text).unwrap(), rows());

@@ -78,6 +78,13 @@ pub fn check(settings: &Settings, origins: &BTreeMap<&'static str, Origin>) -> R
             "globs such as [\"team/*\", \"!team/secret\"]",
         );
     }
+    if settings.admin_listen.is_some_and(|admin| admin == settings.listen && admin.port() != 0) {
+        return bad(
+            "admin_listen",
+            "it is the same as `listen`".into(),
+            "another port, such as \"127.0.0.1:9090\"",
+        );
+    }
     if settings.grant_ttl > GRANT_TTL_MAX {
         return bad(
             "grant_ttl",

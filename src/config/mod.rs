@@ -104,7 +104,13 @@ pub struct Settings {
     pub max_new_per_minute: usize,
     /// Repositories up to which this node takes up new ones.
     pub max_repositories: usize,
-    /// How long requests in flight may go on after SIGTERM.
+    /// Where metrics, status and health are answered besides; unset: metrics and health on `listen`.
+    #[serde(default)]
+    pub admin_listen: Option<SocketAddr>,
+    /// How long a node that got SIGTERM says that it is not ready, and serves as usual, before it refuses connections.
+    #[serde(with = "humantime_serde")]
+    pub drain_delay: Duration,
+    /// How long requests in flight may go on after that.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
     /// Bounds against oversized input.

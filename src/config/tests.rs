@@ -68,7 +68,14 @@ fn every_field_is_in_the_table_and_every_key_is_a_field() {
     let all = file(
         all,
         dir.path(),
-        "primary = 'https://git.example.com'\nprimary_ca_file = '/ca'\nprimary_address = '192.0.2.1:443'\ntrusted_proxies = ['::1']\n[s3]\nendpoint = 'https://x'\nregion = 'r'",
+        "primary = 'https://git.example.com'
+primary_ca_file = '/ca'
+primary_address = '192.0.2.1:443'
+trusted_proxies = ['::1']
+admin_listen = '127.0.0.1:9090'
+[s3]
+endpoint = 'https://x'
+region = 'r'",
     );
     let loaded = load(&all).unwrap();
     // credential and credential_file exclude each other; the former is not serialised.

@@ -75,7 +75,8 @@ pub async fn export(
         let name = packs.join(format!("pack-{}", layer.pack.id));
         // The pack first: git complains about an index without its pack.
         for (blob, ending) in [(&layer.pack, "pack"), (&layer.idx, "idx")] {
-            bucket.download(blob, &name.with_extension(ending)).await?;
+            let told = |bytes| done(so_far + bytes, total);
+            bucket.download_telling(blob, &name.with_extension(ending), &told).await?;
             so_far += blob.len;
             done(so_far, total);
         }

@@ -3,11 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
+use crate::mirror::progress::Sync;
 use crate::mirror::repo::{Phase, Repo};
 use crate::store::StoreError;
 
@@ -49,10 +49,9 @@ pub struct RepoHealth {
     /// Refs of the primary that are not mirrored, in words.
     #[serde(default)]
     pub left_out: Option<String>,
-    /// What a running sync does at the moment.
-    pub stage: String,
-    /// Bytes of the pack that it has received.
-    pub received: u64,
+    /// The comparison or sync that runs.
+    #[serde(default)]
+    pub sync: Option<Sync>,
 }
 
 impl RepoHealth {
@@ -61,17 +60,16 @@ impl RepoHealth {
         let generation = repo.known().map(|generation| generation.number);
         let health = repo.health();
         let left = |then: Instant| SystemTime::now() + then.saturating_duration_since(Instant::now());
-        let running = !health.stage.is_empty();
+        let sync = repo.progress().shown();
         Self {
             repo: repo.path.to_string(),
-            phase: if running { Phase::Syncing } else { health.phase },
+            phase: if sync.is_some() { Phase::Syncing } else { health.phase },
             generation,
             compared: health.asked.map(|asked| asked.time),
             next: health.next.map(left),
             error: health.error.clone(),
             left_out: health.left_out.clone(),
-            stage: health.stage.clone(),
-            received: repo.received().load(Ordering::Relaxed),
+            sync,
         }
     }
 }
@@ -103,7 +101,7 @@ pub async fn nodes(bucket: &crate::store::Bucket) -> Result<Vec<NodeHealth>, Sto
     for (name, words) in bucket.nodes().await? {
         let Ok(mut health) = serde_json::from_slice::<NodeHealth>(&words) else { continue };
         health.repos.retain_mut(|repo| {
-            cut(&mut repo.stage);
+            repo.sync.iter_mut().for_each(|sync| cut(&mut sync.words));
             repo.error.iter_mut().chain(&mut repo.left_out).for_each(cut);
             RepoPath::parse(&repo.repo).is_ok()
         });

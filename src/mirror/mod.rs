@@ -5,6 +5,7 @@
 //! - [`opening`]: what the bucket holds is opened. [`newest`]: the newest record. `memory`: what of it outlives a restart.
 //! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
 //! - [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
+//!   [`progress`]: how far a sync is. [`standing`]: how a repository stands. [`measure`](mod@measure): gauges.
 //!
 //! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: what
 //! changes the bucket (`work`), HTTP and clients (`serve`).
@@ -13,19 +14,22 @@ pub mod blocks;
 pub mod damage;
 pub mod export;
 pub mod health;
+pub mod measure;
 mod memory;
 mod names;
 pub mod newcomers;
 pub mod newest;
 pub mod opening;
+pub mod progress;
 pub mod repo;
 pub mod snapshot;
+pub mod standing;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,6 +41,7 @@ use crate::mirror::names::{Repos, folded, with_suffix};
 use crate::mirror::newcomers::Newcomers;
 use crate::mirror::newest::NotFound;
 use crate::mirror::opening::Opening;
+use crate::mirror::progress::{Step, Sync};
 use crate::mirror::repo::Repo;
 use crate::primary::{Grant, Naming, Primary};
 use crate::store::{Bucket, StoreError, nonce};
@@ -74,6 +79,8 @@ pub struct Mirror {
     absent: Mutex<HashMap<RepoPath, Instant>>,
     /// Repositories that are being opened.
     opening: Mutex<HashMap<RepoPath, watch::Receiver<Opening>>>,
+    /// Woken at each step of a sync.
+    news: Arc<Notify>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -108,6 +115,7 @@ impl Mirror {
             repos: Mutex::default(),
             absent: Mutex::default(),
             opening: Mutex::default(),
+            news: Arc::default(),
             tasks: TaskTracker::new(),
             bucket,
             local,
@@ -119,6 +127,21 @@ impl Mirror {
     /// The repositories as they are entered, for `work`; `None` if it was taken already.
     pub fn entered(&self) -> Option<mpsc::UnboundedReceiver<Arc<Repo>>> {
         self.entered.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Waits until a sync has begun, goes on to its next step, or has ended.
+    pub async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    /// The syncs that run and do more than compare, by repository.
+    pub fn syncs(&self) -> Vec<(String, Sync)> {
+        let running = |repo: &Arc<Repo>| {
+            let sync = repo.progress().shown()?;
+            let is_more = sync.phase > Step::Asking || repo.known().is_none();
+            is_more.then(|| (repo.path.to_string(), sync))
+        };
+        self.repos().iter().filter_map(running).collect()
     }
 
     /// Says whether the settings select this repository for mirroring.
@@ -257,6 +280,7 @@ impl Mirror {
             return Arc::clone(known);
         }
         repos.insert(Arc::clone(&repo));
+        repo.progress().tell(Arc::clone(&self.news));
         // A node that only serves has no receiver.
         let _ = self.enter.send(Arc::clone(&repo));
         repo

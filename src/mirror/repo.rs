@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::git::caps::V2Caps;
 use crate::git::path::RepoPath;
 use crate::mirror::damage::{self, Damage};
+use crate::mirror::progress::{Progress, Step};
 use crate::mirror::snapshot::Snapshot;
 use crate::store::Generation;
 
@@ -52,8 +53,6 @@ pub struct Health {
     pub next: Option<Instant>,
     /// The last failure, in words.
     pub error: Option<String>,
-    /// What the sync does at the moment, for people.
-    pub stage: String,
     /// What the primary said it can do, at the last comparison.
     pub capabilities: Option<Arc<V2Caps>>,
     /// Refs that the primary shows and that are not mirrored, in words.
@@ -73,7 +72,6 @@ impl Default for Health {
             not_before: None,
             next: None,
             error: None,
-            stage: String::new(),
             capabilities: None,
             left_out: None,
             refused: HashMap::new(),
@@ -155,7 +153,7 @@ pub struct Repo {
     /// The ticket taken when a client was shown a tag that is not published yet.
     tag_news: AtomicU64,
     damage: Mutex<Damage>,
-    received: AtomicU64,
+    progress: Arc<Progress>,
     /// The last attempt failed, or waited long for the primary.
     unwell: AtomicBool,
     /// The newest record that is known, also while nothing is open.
@@ -177,7 +175,7 @@ impl Repo {
             wake: Notify::new(),
             tag_news: AtomicU64::new(0),
             damage: Mutex::default(),
-            received: AtomicU64::new(0),
+            progress: Arc::default(),
             unwell: AtomicBool::new(false),
             known: RwLock::new(None),
             used: Mutex::new(Instant::now()),
@@ -285,9 +283,15 @@ impl Repo {
         self.damage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes of the pack that the running sync has received.
-    pub fn received(&self) -> &AtomicU64 {
-        &self.received
+    /// How far the running sync is.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// Begins a step of the running sync.
+    pub fn step(&self, step: Step) {
+        // Of what is published a comparison mostly finds that nothing is to be done: that is no news.
+        self.progress.step(step, step > Step::Asking || self.known().is_none());
     }
 
     /// Whether its last attempt went well, so that it gets a place of the well.

@@ -3,9 +3,8 @@
 //! The store is probed before anything is believed of it. While it cannot be reached the node is not ready and passes
 //! requests on; a store that fails the probe (it ignores create-if-absent, say) ends the node with an explanation.
 //!
-//! - `parts`: bucket, cache and primary. `measure`: gauges.
+//! - `parts`: bucket, cache and primary.
 
-mod measure;
 mod parts;
 
 use std::net::SocketAddr;
@@ -16,17 +15,19 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Settings;
 use crate::mirror::Mirror;
-use crate::node::measure::measure;
 use crate::primary::Grants;
 use crate::serve::app::App;
+use crate::serve::drain::Pace;
 use crate::serve::listen;
 use crate::store::StoreError;
 use crate::telemetry::metrics::Recorder;
 use crate::work::Work;
 
+pub use crate::serve::drain::Stop;
 pub use parts::{bucket, credential, existing_bucket, local, primary};
 
 /// How long workers get to end after the last request.
@@ -35,44 +36,63 @@ const LAST_WORK: Duration = Duration::from_secs(5);
 const REMEMBER_EVERY: Duration = Duration::from_secs(600);
 /// How often a node writes its health into the bucket, for `packmirror status`.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+/// The same while a sync runs.
+const HEARTBEAT_SYNCING: Duration = Duration::from_secs(5);
+/// The shortest time between two of them, where something happens.
+const HEARTBEAT_NEWS: Duration = Duration::from_secs(1);
 /// How often a store that does not answer is tried again at start.
 const STORE_PAUSE: Duration = Duration::from_secs(5);
 
-/// Runs a node until `stop`; `bound` is told the address once it listens.
+/// Runs a node until `stop`; `bound` is told the address once it listens, and what it mirrors.
 pub async fn run(
     settings: Settings,
     recorder: Recorder,
-    stop: CancellationToken,
-    bound: impl FnOnce(SocketAddr) -> std::io::Result<()>,
+    stop: Stop,
+    bound: impl FnOnce(SocketAddr, &Arc<Mirror>) -> std::io::Result<()>,
 ) -> anyhow::Result<()> {
     let bucket = bucket(&settings).await?;
     let primary = primary(&settings).await?;
     let local = local(&settings, &settings.cache_dir, &bucket).await?;
     let grants = Grants::new(primary.clone(), settings.grant_ttl);
-    let (listen, drain) = (settings.listen, settings.drain_timeout);
+    let listen = settings.listen;
+    let ending = Pace { delay: settings.drain_delay, timeout: settings.drain_timeout };
     let pace = settings.compare_every.min(HEARTBEAT);
     // Workers are stopped after the last request has ended: until then clients may wait for their syncs.
     let last = CancellationToken::new();
     let mirror = Mirror::new(&settings, bucket, local, primary, last.clone())?;
     let work = Work::new(Arc::clone(&mirror), &settings);
     let recorder = Arc::new(recorder);
-    let app = App::new(&settings, Arc::clone(&mirror), grants, Arc::clone(&recorder));
+    let app = App::new(&settings, Arc::clone(&mirror), grants, Arc::clone(&recorder), stop.clone());
 
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| format!("listening on {listen}; choose another address with --listen ADDR:PORT"))?;
     let address = listener.local_addr()?;
+    let admin = match settings.admin_listen {
+        None => None,
+        Some(at) => Some(TcpListener::bind(at).await.with_context(|| {
+            format!("listening on {at}; choose another address with --admin-listen ADDR:PORT")
+        })?),
+    };
+    // To the very end: how a drain goes is seen there.
+    let _administering = match admin {
+        None => None,
+        Some(admin) => {
+            tracing::info!("administration: listening on http://{}", admin.local_addr()?);
+            Some(AbortOnDropHandle::new(tokio::spawn(listen::administer(admin, app.clone()))))
+        }
+    };
     let sound = probe(&app, &work).await?;
     let working = tokio::spawn(Arc::clone(&work).run(last.clone()));
     let upkeep = tokio::spawn(async move { recorder.upkeep().await });
-    let keeping = tokio::spawn(keep(app.clone(), Arc::clone(&work), pace, sound, stop.clone()));
-    bound(address).context("telling the port")?;
+    let keeping = tokio::spawn(keep(app.clone(), Arc::clone(&work), pace, sound, stop.asked.clone()));
+    bound(address, &mirror).context("telling the port")?;
     tracing::info!(
         primary = mirror.primary.name(),
         store = mirror.bucket.name(),
         "listening on http://{address}"
     );
-    listen::serve(listener, app, stop.clone(), drain).await?;
+    listen::serve(listener, app, ending).await;
 
     last.cancel();
     let ended = async {
@@ -130,16 +150,18 @@ async fn keep(
     if known > 0 {
         tracing::info!(repositories = known, "goes on with what was mirrored before");
     }
-    let mut told = Instant::now();
+    let (mut told, mut looked) = (Instant::now(), None::<Instant>);
     loop {
-        still_ours(mirror).await.inspect_err(|_| stop.cancel())?;
-        match mirror.take_up_all().await {
-            Ok(0) => {}
-            Ok(n) => tracing::info!(repositories = n, "took up what the bucket holds"),
-            Err(e) => tracing::warn!(error = %e, "the bucket could not be listed"),
+        if looked.is_none_or(|looked| looked.elapsed() >= pace) {
+            looked = Some(Instant::now());
+            still_ours(mirror).await.inspect_err(|_| stop.cancel())?;
+            match mirror.take_up_all().await {
+                Ok(0) => {}
+                Ok(n) => tracing::info!(repositories = n, "took up what the bucket holds"),
+                Err(e) => tracing::warn!(error = %e, "the bucket could not be listed"),
+            }
+            mirror.close_idle();
         }
-        mirror.close_idle();
-        measure(mirror);
         if told.elapsed() > REMEMBER_EVERY {
             told = Instant::now();
             let local = mirror.local.clone();
@@ -148,10 +170,19 @@ async fn keep(
         if let Err(e) = mirror.tell_health().await {
             tracing::debug!(error = %e, "this node's health could not be written");
         }
-        let pause = tokio::time::sleep(pace);
-        if stop.run_until_cancelled(pause).await.is_none() {
+        if stop.run_until_cancelled(pause(mirror, pace)).await.is_none() {
             return Ok(());
         }
+    }
+}
+
+/// Waits until the next heartbeat is due: after `pace`; a second after the last one where a sync began, went a step on or
+/// ended; a little later while one runs.
+async fn pause(mirror: &Mirror, pace: Duration) {
+    let begun = tokio::time::Instant::now();
+    let longest = if mirror.syncs().is_empty() { pace } else { pace.min(HEARTBEAT_SYNCING) };
+    if tokio::time::timeout(longest, mirror.news()).await.is_ok() {
+        tokio::time::sleep_until(begun + HEARTBEAT_NEWS).await;
     }
 }
 

@@ -14,6 +14,9 @@ pub trait Meter: Sync {
 
     /// Gives back room that [`Meter::hold`] gave.
     fn release(&self, bytes: u64);
+
+    /// Hears now and then how much of a long job is done, and of how much.
+    fn tell(&self, _done: u64, _total: u64) {}
 }
 
 /// Why a job has to end early.

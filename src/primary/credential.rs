@@ -45,8 +45,8 @@ impl Credential {
         Ok(credential)
     }
 
-    /// The value of the `Authorization` header, marked sensitive.
-    pub(super) async fn authorization(&self) -> Result<HeaderValue, BadCredential> {
+    /// Gives the value of the `Authorization` header, marked sensitive; a file that cannot be read is an error.
+    pub async fn authorization(&self) -> Result<HeaderValue, BadCredential> {
         let (path, last) = match &*self.0 {
             Origin::Fixed(secret) => {
                 return header(secret).map_err(|wrong| BadCredential::Wrong {

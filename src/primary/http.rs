@@ -13,7 +13,7 @@ use http::{Method, StatusCode, Version};
 use reqwest::{Certificate, Client, ClientBuilder, Url, redirect, retry};
 
 use super::{
-    Body, Line, Location, OtherRequest, Outgoing, PrimaryError, PrimarySettings, Response, Tunnel, hops,
+    Body, Duplex, Line, Location, OtherRequest, Outgoing, PrimaryError, PrimarySettings, Response, hops,
 };
 use crate::git::other_path::OtherPath;
 use crate::text::chain;
@@ -57,6 +57,7 @@ impl Http {
         ca: &[Certificate],
         settings: &PrimarySettings,
     ) -> Result<Self, PrimaryError> {
+        crate::tls::provide();
         let builder = || {
             let mut builder = Client::builder()
                 .redirect(redirect::Policy::none())
@@ -187,7 +188,7 @@ impl Http {
         let answer = self.client(line).execute(request).await.map_err(sort)?;
         let (status, headers) = (answer.status(), answer.headers().clone());
         if changes && status == StatusCode::SWITCHING_PROTOCOLS {
-            let tunnel: Box<dyn Tunnel> = Box::new(answer.upgrade().await.map_err(sort)?);
+            let tunnel: Box<dyn Duplex> = Box::new(answer.upgrade().await.map_err(sort)?);
             let body = Box::pin(futures::stream::empty());
             return Ok(Response {
                 status,
@@ -277,6 +278,23 @@ mod tests {
                 let want =
                     format!("{base}{path}{}", query.map(|query| format!("?{query}")).unwrap_or_default());
                 assert_eq!(url.as_str(), want);
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(crate::seed::cases(512))]
+
+        #[test]
+        fn no_other_path_leaves_the_base_or_changes(path in "/([a/%.\\\\;@:?#\"<>^|`{}~-]|%2[eEfF5]|%[0-9a-f]{2}){0,12}") {
+            let path = path.replace(['?', '#'], "");
+            if let Ok(other) = OtherPath::read(&path, None) {
+                let url = http("https://git.example.com/scm").other_url(&other).unwrap();
+                proptest::prop_assert_eq!(url.origin().ascii_serialization(), "https://git.example.com");
+                let decoded = |text: &str| percent_encoding::percent_decode_str(text).collect::<Vec<u8>>();
+                // A backslash is a slash to a URL, and nothing that leads elsewhere.
+                let (sent, came) = (decoded(url.path()), decoded(&format!("/scm{path}").replace('\\', "/")));
+                proptest::prop_assert_eq!(sent, came);
             }
         }
     }

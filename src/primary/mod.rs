@@ -20,6 +20,7 @@ mod examine;
 mod grants;
 #[cfg(test)]
 mod grants_tests;
+mod health;
 mod hops;
 mod host;
 mod http;
@@ -50,7 +51,7 @@ pub use examine::{Answers, Examined};
 pub use grants::{Denial, Grant, Grants, Refusal};
 pub use hops::farm_token;
 pub use host::{Interface, Naming};
-pub use other::{OtherRequest, Tunnel, asks_for_websocket};
+pub use other::{Duplex, OtherRequest, asks_for_websocket};
 pub use pack_stream::{Pack, Progress};
 pub use pass::{BadHeaders, ClientHeaders, MOST_HEADER_BYTES};
 pub use settings::{BadLocation, Location, PrimarySettings, Timeouts};
@@ -64,6 +65,7 @@ struct Inner {
     settings: PrimarySettings,
     backend: Backend,
     said: left_out::Said,
+    health: health::Health,
 }
 
 /// Which connections (of a directory: which processes) a request may use.
@@ -125,7 +127,7 @@ pub struct Response {
     /// Only the end of the connection ends the body, as in HTTP/1.0: whether it is whole nobody can tell.
     pub unframed: bool,
     /// The connection, where it has changed its protocol (101).
-    pub tunnel: Option<Box<dyn Tunnel>>,
+    pub tunnel: Option<Box<dyn Duplex>>,
     /// Set only where a client's own `git-upload-pack` was answered; what [`Grants::observe`] goes by.
     asked: Option<FetchAsked>,
 }
@@ -181,7 +183,12 @@ impl Primary {
                 "the primary is a directory and has no accounts: the service credential is not used"
             );
         }
-        Ok(Self(Arc::new(Inner { settings, backend, said: left_out::Said::default() })))
+        Ok(Self(Arc::new(Inner {
+            settings,
+            backend,
+            said: left_out::Said::default(),
+            health: health::Health::default(),
+        })))
     }
 
     /// The primary's address as it is written into records, logs and grants; it holds no secret.
@@ -205,6 +212,11 @@ impl Primary {
     /// The settings it was opened with.
     pub fn settings(&self) -> &PrimarySettings {
         &self.0.settings
+    }
+
+    /// Whether the primary was found not to answer, which is told already.
+    pub fn is_down(&self) -> bool {
+        self.0.health.is_down()
     }
 
     /// Asks whether the primary is there at all: for an HTTP host any answer that is not its own trouble, for
@@ -247,10 +259,14 @@ impl Primary {
     async fn exchange(&self, mut outgoing: Outgoing) -> Result<Response, PrimaryError> {
         let watch = idle::Watch::new(self.0.settings.timeouts.idle);
         outgoing.body = watch.over_request(outgoing.body);
-        let response = match &self.0.backend {
-            Backend::Http(http) => watch.over_head(http.send(outgoing)).await??,
-            Backend::Directory(cgi) => watch.over_head(cgi.send(outgoing)).await??,
+        let (op, begun) = (health::op(&outgoing), Instant::now());
+        let answered = match &self.0.backend {
+            Backend::Http(http) => watch.over_head(http.send(outgoing)).await,
+            Backend::Directory(cgi) => watch.over_head(cgi.send(outgoing)).await,
         };
+        let answered = answered.and_then(|answer| answer);
+        self.0.health.note(op, begun.elapsed(), &answered);
+        let response = answered?;
         if response.status.is_informational() {
             return Err(PrimaryError::Protocol(format!(
                 "the interim status {} as an answer",

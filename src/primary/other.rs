@@ -23,12 +23,14 @@ pub struct OtherRequest {
     pub body: Body,
     /// Whether the client asks for a WebSocket.
     pub websocket: bool,
+    /// Whether the client asks by the primary's own name, for which the primary may speak.
+    pub own_name: bool,
 }
 
 /// The bytes of a connection that has changed its protocol, in both directions.
-pub trait Tunnel: AsyncRead + AsyncWrite + Unpin + Send {}
+pub trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Tunnel for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 /// Says whether a request asks for a WebSocket (RFC 6455, 4.1).
 pub fn asks_for_websocket(method: &Method, headers: &HeaderMap) -> bool {
@@ -49,6 +51,7 @@ impl Primary {
         };
         let watch = idle::Watch::new(self.0.settings.timeouts.idle);
         request.body = watch.over_request(request.body);
+        let own_name = request.own_name;
         let response = watch.over_head(http.send_other(request)).await??;
         if response.status.is_informational() && response.tunnel.is_none() {
             return Err(PrimaryError::Protocol(format!(
@@ -56,7 +59,12 @@ impl Primary {
                 response.status
             )));
         }
-        Ok(pass::returned(response, &watch))
+        let strict = response.headers.get(header::STRICT_TRANSPORT_SECURITY).cloned().filter(|_| own_name);
+        let mut response = pass::returned(response, &watch);
+        if let Some(strict) = strict {
+            response.headers.insert(header::STRICT_TRANSPORT_SECURITY, strict);
+        }
+        Ok(response)
     }
 }
 

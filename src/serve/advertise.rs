@@ -20,7 +20,7 @@ use crate::primary::ClientHeaders;
 use crate::serve::app::App;
 use crate::serve::asked::{Asked, Version, uncached, upload_pack_result};
 use crate::serve::send::holding;
-use crate::telemetry::metrics as names;
+use crate::serve::told;
 
 /// Which occasion an answer from what is published is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +123,7 @@ fn written(known: &Known) -> u64 {
 }
 
 fn counted() {
-    metrics::counter!(names::ANSWERS, "source" => "bucket", "reason" => "refs").increment(1);
+    told::answered("bucket", "refs");
 }
 
 fn capabilities_filter(capabilities: &V2Caps) -> bool {

@@ -12,6 +12,7 @@ use crate::budget::Budget;
 use crate::config::{Freshness, Limits, OnPrimaryDown, OtherPaths, Settings, Unselected};
 use crate::mirror::Mirror;
 use crate::primary::Grants;
+use crate::serve::drain::Stop;
 use crate::telemetry::metrics::Recorder;
 
 /// A node, as its handlers see it. Cheap to clone.
@@ -23,8 +24,10 @@ pub struct App {
     pub mirror: Arc<Mirror>,
     /// Who may read, as the primary says.
     pub grants: Grants,
-    /// False before the store was probed and while draining.
+    /// False before the store was probed.
     pub ready: Arc<AtomicBool>,
+    /// How the node is asked to end.
+    pub stop: Stop,
     /// The metrics.
     pub recorder: Arc<Recorder>,
     /// What decides about fetches.
@@ -33,11 +36,19 @@ pub struct App {
     pub memory: Memory,
     /// Where pieces of packs are filled.
     pub filling: Filling,
+    /// How much that is not Git may be under way: it may last as long as a client wants, and must leave room for Git.
+    pub others: Arc<Semaphore>,
 }
 
 impl App {
     /// A node that is not ready yet.
-    pub fn new(settings: &Settings, mirror: Arc<Mirror>, grants: Grants, recorder: Arc<Recorder>) -> Self {
+    pub fn new(
+        settings: &Settings,
+        mirror: Arc<Mirror>,
+        grants: Grants,
+        recorder: Arc<Recorder>,
+        stop: Stop,
+    ) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let memory = Memory::new(settings.limits.memory);
         let (readers, work) = (memory.readers.clone(), memory.work.clone());
@@ -49,8 +60,10 @@ impl App {
             recorder,
             answers,
             ready: Arc::default(),
+            stop,
             memory,
             filling: Filling::new(cores),
+            others: Arc::new(Semaphore::new((settings.limits.connections / 2).max(1))),
         }
     }
 }
@@ -70,6 +83,8 @@ pub struct Terms {
     pub other_paths: OtherPaths,
     /// Proxies in front whose word about clients counts.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whether clients' listener answers `/metrics`: where no other one does.
+    pub public_metrics: bool,
     /// Bounds of requests and connections.
     pub limits: Limits,
 }
@@ -83,6 +98,7 @@ impl Terms {
             unselected: settings.unselected,
             other_paths: settings.other_paths,
             trusted_proxies: settings.trusted_proxies(),
+            public_metrics: settings.admin_listen.is_none(),
             limits: settings.limits.clone(),
         }
     }

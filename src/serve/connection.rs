@@ -11,7 +11,7 @@
 //! [`Wire`]: crate::serve::wire::Wire
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -28,16 +28,21 @@ use tokio_util::sync::CancellationToken;
 use crate::serve::error::Failure;
 use crate::serve::framing::{Bad, REFUSED};
 use crate::serve::health;
+use crate::serve::places::Ends;
 use crate::serve::tunnel::Tunnel;
 
 /// So many more requests given up than answered, and the connection is closed: a flood of resets (CVE-2023-44487).
 const MOST_GIVEN_UP: u64 = 256;
+/// How long a connection that was just opened may take to ask, when the node ends.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// How many requests are in flight on all connections: in HTTP/2 one connection has many.
 #[derive(Debug)]
 pub struct Load {
     /// Requests in flight.
     pub now: AtomicUsize,
+    /// Requests that are not in flight any more.
+    pub ended: AtomicU64,
     /// Beyond this, further ones are told to come back.
     pub most: usize,
 }
@@ -53,6 +58,10 @@ pub struct Connection {
     pub leave: CancellationToken,
     /// Ends it at once.
     pub cut: CancellationToken,
+    /// The node stops: an answer in HTTP/1 is the last one.
+    last: CancellationToken,
+    /// A request has come.
+    asked: CancellationToken,
     /// How long a request waits for its client.
     patience: Duration,
     load: Arc<Load>,
@@ -92,13 +101,7 @@ pub enum Owes {
 
 impl Connection {
     /// A connection just accepted.
-    pub fn new(
-        number: u64,
-        spare: bool,
-        patience: Duration,
-        load: Arc<Load>,
-        stop: &CancellationToken,
-    ) -> Self {
+    pub fn new(number: u64, spare: bool, patience: Duration, load: Arc<Load>, ends: &Ends) -> Self {
         let state = State {
             in_flight: 0,
             awaiting: 0,
@@ -110,8 +113,10 @@ impl Connection {
         Self {
             number,
             spare,
-            leave: stop.child_token(),
+            leave: ends.now.child_token(),
             cut: CancellationToken::new(),
+            last: ends.soon.clone(),
+            asked: CancellationToken::new(),
             patience,
             load,
             modern: AtomicBool::new(false),
@@ -119,6 +124,12 @@ impl Connection {
             changed: AtomicBool::new(false),
             state: Mutex::new(state),
         }
+    }
+
+    /// Waits until it is to take no further request. A client that has just connected is about to ask: it gets a moment.
+    pub async fn leaves(&self) {
+        self.leave.cancelled().await;
+        let _ = self.asked.run_until_cancelled(tokio::time::sleep(MOMENT)).await;
     }
 
     /// Notes that it speaks HTTP/2.
@@ -201,6 +212,7 @@ impl Connection {
 
     fn begin(self: &Arc<Self>) -> InFlight {
         self.state().in_flight += 1;
+        self.asked.cancel();
         self.load.now.fetch_add(1, Ordering::Relaxed);
         InFlight { connection: Arc::clone(self), ended: false }
     }
@@ -231,6 +243,7 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.connection.load.now.fetch_sub(1, Ordering::Relaxed);
+        self.connection.load.ended.fetch_add(1, Ordering::Relaxed);
         let mut state = self.connection.state();
         state.in_flight = state.in_flight.saturating_sub(1);
         state.since = Instant::now();
@@ -257,7 +270,7 @@ pub async fn watch(request: Request, next: Next) -> Response {
             next.run(request).await
         }
     };
-    if connection.spare {
+    if connection.spare || (connection.last.is_cancelled() && version < Version::HTTP_2) {
         close(&mut response, &connection, version);
     }
     // HTTP/2 has no way to say that nobody knows whether an answer is whole.

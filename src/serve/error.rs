@@ -85,9 +85,15 @@ impl From<Halt> for Failure {
 
 impl From<PrimaryError> for Failure {
     fn from(e: PrimaryError) -> Self {
-        tracing::warn!(error = %e, "the primary could not be asked");
         if e == PrimaryError::Loops {
+            tracing::warn!(error = %e, "the primary could not be asked");
             return Self::Loops;
+        }
+        // That the primary does not answer is told once, and each request has its line: see `primary::health`.
+        if e.is_transient() {
+            tracing::debug!(error = %e, "the primary could not be asked");
+        } else {
+            tracing::warn!(error = %e, "the primary could not be asked");
         }
         Self::PrimaryDown(e.retry_after())
     }

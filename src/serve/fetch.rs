@@ -20,6 +20,7 @@ use crate::serve::frame::{Frame, Framing};
 use crate::serve::grant::grant;
 use crate::serve::holding::Holding;
 use crate::serve::send::{CHUNK, Cut, Outgoing, Sent, holding, stream};
+use crate::serve::told;
 use crate::telemetry::metrics as names;
 
 /// Answers a v2 command other than `ls-refs`.
@@ -78,6 +79,7 @@ async fn send(app: &App, repo: &Arc<Repo>, ready: Ready) -> Result<Response, Fai
     };
     let held = Holding::begin(&app.memory.readers, plan.anew > 0).await?;
     counted("fetch");
+    told::note(|facts| facts.objects = Some(u64::from(plan.objects)));
     let mut frame = Frame::new(request.wire.band().max().map_or(Framing::Bare, Framing::Band));
     frame.plain(&prepared.head);
     if !request.no_progress {
@@ -98,7 +100,6 @@ async fn send(app: &App, repo: &Arc<Repo>, ready: Ready) -> Result<Response, Fai
             if known.is_none() {
                 prepared.ended(sent.written.trailer);
             }
-            metrics::counter!(names::FETCH_BYTES, "source" => "bucket").increment(sent.written.bytes);
             metrics::histogram!(names::FETCH_SECONDS, "phase" => "send").record(sent.took.as_secs_f64());
         }
         Err(Cut::Write(e)) => _ = repo.report_damage(&generation, e),
@@ -117,5 +118,5 @@ fn tell(frame: &mut Frame, plan: &Plan) {
 }
 
 fn counted(kind: &'static str) {
-    metrics::counter!(names::ANSWERS, "source" => "bucket", "reason" => kind).increment(1);
+    told::answered("bucket", kind);
 }

@@ -29,6 +29,7 @@ use crate::serve::grant::grant;
 use crate::serve::origin;
 use crate::serve::other;
 use crate::serve::pass::{ask, check, client_response, outbound, pass};
+use crate::serve::told;
 use crate::serve::watch::{Form, watch};
 use crate::text::chain;
 
@@ -53,6 +54,7 @@ async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
         }
         cut => cut?,
     };
+    told::asked(&path, &endpoint);
     let client = origin::client(app, &parts)?;
     check(&parts.method, Some(&endpoint), &parts.headers, &mut body).await?;
     let version = Version::of(&parts.headers);
@@ -194,6 +196,9 @@ async fn upload_pack(
     } else {
         Parsed::of(version, &asked.sent.plain, hash)
     };
+    if parsed.has_nothing() {
+        told::note(|facts| facts.kind = "clone");
+    }
     match (parsed, repo) {
         (Parsed::Command(Ok(Some(CommandRequest { command: Command::LsRefs(request), .. }))), _)
             if instead != Reason::BucketDown =>
@@ -236,6 +241,17 @@ enum Parsed {
 }
 
 impl Parsed {
+    /// Whether it is a fetch whose client has nothing yet: a clone, but for what few clients leave out.
+    fn has_nothing(&self) -> bool {
+        match self {
+            Self::Command(Ok(Some(CommandRequest { command: Command::Fetch(request), .. }))) => {
+                request.haves.is_empty()
+            }
+            Self::Fetch(Ok(request)) => request.haves.is_empty(),
+            _ => false,
+        }
+    }
+
     fn of(version: Version, plain: &[u8], hash: HashKind) -> Self {
         // Not by the refs known here: the client may know of more, which the primary has just shown it.
         let limits = RequestLimits::default();
@@ -260,6 +276,7 @@ pub fn other(hash: HashKind) -> HashKind {
 
 /// `ls-refs`: the primary's live answer, or in bounded mode what is published.
 async fn ls_refs(app: &App, asked: &Asked, request: &LsRefs) -> Result<Response, Failure> {
+    told::note(|facts| facts.kind = "ls-refs");
     if let Some(known) = advertise::ls_refs(app, asked, request, When::Fresh).await {
         return Ok(known);
     }

@@ -1,17 +1,16 @@
 //! Connections: accepting them, speaking HTTP on them, and letting them end in peace.
 //!
-//! On the stop signal the node says that it is not ready, takes no new connection, lets requests in flight finish for at
-//! most the drain timeout, and cuts what is left.
-//! Elsewhere: who may stay how long (`places`, `connection`), what a request may look like (`framing`).
+//! Elsewhere: who may stay how long (`places`, `connection`), what a request may look like (`framing`), how it all ends
+//! (`drain`).
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
+use futures::FutureExt;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -19,13 +18,13 @@ use hyper_util::service::TowerToHyperService;
 use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::primary::MOST_HEADER_BYTES;
 use crate::serve::app::App;
+use crate::serve::drain::{Pace, drain};
 use crate::serve::origin::Peer;
-use crate::serve::places::{Place, Places, REQUEST_TIMEOUT};
+use crate::serve::places::{Ends, Place, Places, REQUEST_TIMEOUT};
 use crate::serve::wire::Wire;
 use crate::serve::{connection, count, files, git, health};
 
@@ -42,39 +41,79 @@ const WINDOW: u32 = 1 << 20;
 /// A client that does not answer a ping in HTTP/2 is gone.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// All routes: three of ours, everything else is Git.
+/// Who connects for administration: a scraper, probes, a person. Others wait for a place.
+const ADMINISTRATORS: usize = 32;
+
+/// All routes of clients: a few of ours, everything else is Git.
 pub fn router(app: App) -> Router {
-    Router::new()
+    let mut routes = Router::new().route("/livez", get(health::livez)).route("/readyz", get(health::readyz));
+    if app.terms.public_metrics {
+        routes = routes.route("/metrics", get(health::metrics));
+    }
+    layered(routes.fallback(git::handle), app)
+}
+
+/// All routes of `admin_listen`.
+fn admin_router(app: App) -> Router {
+    let routes = Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(health::metrics))
-        .fallback(git::handle)
+        .route("/status", get(health::status));
+    layered(routes, app)
+}
+
+fn layered(routes: Router<App>, app: App) -> Router {
+    routes
         .layer(axum::middleware::from_fn(connection::watch))
         .layer(axum::middleware::from_fn(count::count))
         .with_state(app)
 }
 
-/// Serves until `stop`, then drains for at most `drain`.
-pub async fn serve(
-    listener: TcpListener,
-    app: App,
-    stop: CancellationToken,
-    drain: Duration,
-) -> io::Result<()> {
-    let limits = &app.terms.limits;
+/// Serves administration, until the future is dropped.
+pub async fn administer(listener: TcpListener, app: App) {
+    let places = Places::new(ADMINISTRATORS, app.terms.limits.client_timeout, Ends::default());
+    let _watching = watched(&places);
+    accept(&listener, &places, &admin_router(app), &TaskTracker::new()).await;
+}
+
+/// Serves until the node is asked to stop, then ends at that `pace`.
+pub async fn serve(listener: TcpListener, app: App, pace: Pace) {
+    let (limits, stop) = (&app.terms.limits, app.stop.clone());
     let most = files::room_for(limits.connections);
-    let places = Places::new(most, limits.client_timeout, stop.clone());
-    let watching = Arc::clone(&places);
-    let _watching = AbortOnDropHandle::new(tokio::spawn(async move { watching.watch().await }));
-    let router = router(app.clone());
+    let ends = Ends { soon: stop.asked.clone(), ..Ends::default() };
+    let places = Places::new(most, limits.client_timeout, ends.clone());
+    let _watching = watched(&places);
     let open = TaskTracker::new();
+    let router = router(app);
+    {
+        let accepting = accept(&listener, &places, &router, &open);
+        tokio::select! {
+            () = accepting => {}
+            () = stop.delayed(pace.delay) => {}
+        }
+    }
+    // Who is connected as far as the system knows is still served.
+    while let Some(Ok((socket, _))) = listener.accept().now_or_never() {
+        open.spawn(speak(socket, places.take(), router.clone()));
+    }
+    drop(listener);
+    ends.now.cancel();
+    open.close();
+    drain(&places, open.wait(), pace.timeout).await;
+}
+
+/// Holds connections to their deadlines, also while they drain.
+fn watched(places: &Arc<Places>) -> AbortOnDropHandle<()> {
+    let places = Arc::clone(places);
+    AbortOnDropHandle::new(tokio::spawn(async move { places.watch().await }))
+}
+
+/// Accepts connections and serves `router` on them, until the future is dropped.
+async fn accept(listener: &TcpListener, places: &Arc<Places>, router: &Router, open: &TaskTracker) {
     let mut lack = Lack::default();
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.cancelled() => break,
-        };
-        match accepted {
+        match listener.accept().await {
             Ok((socket, _)) => {
                 open.spawn(speak(socket, places.take(), router.clone()));
             }
@@ -87,14 +126,6 @@ pub async fn serve(
             }
         }
     }
-    drop(listener);
-    app.ready.store(false, Ordering::SeqCst);
-    tracing::info!(connections = open.len(), "draining");
-    open.close();
-    if tokio::time::timeout(drain, open.wait()).await.is_err() {
-        tracing::warn!("requests were still in flight at the end of the drain timeout; they are cut");
-    }
-    Ok(())
 }
 
 /// Connections that could not be accepted, told without a storm of lines.
@@ -126,7 +157,7 @@ async fn speak(socket: TcpStream, place: Place, router: Router) {
     let peer = socket.peer_addr().ok().map(Peer);
     let opened = tokio::select! {
         opened = Wire::open(socket, Arc::clone(&connection)) => opened,
-        () = connection.leave.cancelled() => return,
+        () = connection.leaves() => return,
         () = connection.cut.cancelled() => return,
     };
     let Ok((wire, modern)) = opened else { return };
@@ -191,12 +222,12 @@ where
     C: Future<Output = Result<(), E>>,
     E: std::fmt::Display,
 {
-    let (leave, cut) = (place.connection.leave.clone(), place.connection.cut.clone());
+    let cut = place.connection.cut.clone();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = cut.cancelled() => return,
-        () = leave.cancelled() => {
+        () = place.connection.leaves() => {
             end(connection.as_mut());
             tokio::select! {
                 ended = &mut connection => ended,

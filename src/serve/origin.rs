@@ -18,10 +18,11 @@ use crate::serve::app::App;
 /// The header with the addresses that a request came through.
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// The scheme by which a client came, where a trusted proxy says so.
-pub const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// What else a trusted proxy may say.
-const OTHERS: [HeaderName; 3] =
-    [PROTO, HeaderName::from_static("x-forwarded-host"), HeaderName::from_static("x-forwarded-port")];
+const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// The same for the host that it asked for.
+const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// What a trusted proxy may say beside addresses.
+const OTHERS: [HeaderName; 3] = [PROTO, HOST, HeaderName::from_static("x-forwarded-port")];
 
 /// The other end of a request's connection.
 #[derive(Debug, Clone, Copy)]
@@ -69,9 +70,20 @@ fn origin(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> HeaderMap {
 
 /// The scheme by which a client came, if a trusted proxy says so.
 pub fn scheme<'p>(app: &App, parts: &'p Parts) -> Option<&'p str> {
+    said(app, parts, &PROTO).filter(|scheme| matches!(*scheme, "http" | "https"))
+}
+
+/// The host that a client asked for, with its port.
+pub fn host<'p>(app: &App, parts: &'p Parts) -> Option<&'p str> {
+    let named = || parts.uri.authority().map(|authority| authority.as_str());
+    let in_head = || parts.headers.get(http::header::HOST)?.to_str().ok();
+    said(app, parts, &HOST).or_else(named).or_else(in_head)
+}
+
+/// What a trusted proxy says of a request, if it came through one.
+fn said<'p>(app: &App, parts: &'p Parts, name: &HeaderName) -> Option<&'p str> {
     let Peer(peer) = parts.extensions.get()?;
-    let said = parts.headers.get(PROTO).filter(|_| is_trusted(peer.ip(), &app.terms.trusted_proxies))?;
-    said.to_str().ok().filter(|scheme| matches!(*scheme, "http" | "https"))
+    parts.headers.get(name).filter(|_| is_trusted(peer.ip(), &app.terms.trusted_proxies))?.to_str().ok()
 }
 
 #[cfg(test)]

@@ -5,8 +5,11 @@
 //! primary's; otherwise a browser at `/` gets a page that says what this is.
 //! Elsewhere: which paths these are (`git::other_path`), the connection to the primary (`primary`), the page (`page`).
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::response::Response;
+use futures::StreamExt;
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode, header};
 
@@ -20,6 +23,7 @@ use crate::serve::error::Failure;
 use crate::serve::origin;
 use crate::serve::page;
 use crate::serve::pass::{check, client_response, outbound};
+use crate::serve::told;
 use crate::serve::tunnel;
 use crate::telemetry::metrics as names;
 
@@ -45,27 +49,33 @@ pub async fn answer(app: &App, mut parts: Parts, mut body: Body, bad: BadPath) -
 
 /// Passes a request on as a stream, and its answer back.
 async fn pass(app: &App, parts: &mut Parts, path: OtherPath, body: Body) -> Result<Response, Failure> {
-    if app.mirror.primary.web().is_none() {
-        return Err(Failure::OnlyGit);
-    }
+    let Some(base) = app.mirror.primary.web() else { return Err(Failure::OnlyGit) };
+    let own_name = origin::host(app, parts).is_some_and(|name| is_own_name(base, name));
+    let place = Arc::clone(&app.others).try_acquire_owned().map_err(|_| {
+        metrics::counter!(names::SHED).increment(1);
+        Failure::Busy
+    })?;
     let client = origin::client(app, parts)?;
     let websocket = tunnel::is_possible(parts) && asks_for_websocket(&parts.method, &parts.headers);
-    metrics::counter!(names::ANSWERS, "source" => "primary", "reason" => Reason::NotGit.word()).increment(1);
-    tracing::debug!(?path, "passed to the primary, since it is not for git");
+    told::answered("primary", Reason::NotGit.word());
+    // Without its path: hosts put secrets into addresses, of invitations for example.
+    tracing::debug!(method = %parts.method, "passed to the primary, since it is not for git");
     let method = parts.method.clone();
     let body = outbound(&method, &parts.headers, body);
-    let mut answer =
-        app.mirror.primary.send_other(OtherRequest { method, path, client, body, websocket }).await?;
-    Ok(match answer.tunnel.take() {
-        Some(far) => tunnel::begin(parts, answer, far),
-        None => client_response(answer),
-    })
+    let request = OtherRequest { method, path, client, body, websocket, own_name };
+    let mut answer = app.mirror.primary.send_other(request).await?;
+    if let Some(far) = answer.tunnel.take() {
+        return Ok(tunnel::begin(parts, answer, far, place));
+    }
+    // Held until the body has ended, or is given up.
+    answer.body = Box::pin(answer.body.inspect(move |_| _ = &place));
+    Ok(client_response(answer))
 }
 
 /// Sends the client to the same path at the primary: always below its configured address.
 fn redirect(app: &App, parts: &Parts, path: &OtherPath) -> Result<Response, Failure> {
     let base = app.mirror.primary.web().ok_or(Failure::OnlyGit)?;
-    if page::authority(parts).is_some_and(|name| is_own_name(base, name)) {
+    if origin::host(app, parts).is_some_and(|name| is_own_name(base, name)) {
         return Err(Failure::OwnName);
     }
     let query = path.query().map(|query| format!("?{query}")).unwrap_or_default();

@@ -20,15 +20,9 @@ pub fn is_wanted(parts: &Parts) -> bool {
         && accepts.into_iter().any(|value| value.to_ascii_lowercase().contains("text/html"))
 }
 
-/// The host that a request names, with its port.
-pub fn authority(parts: &Parts) -> Option<&str> {
-    let of_host = || parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    parts.uri.authority().map(|authority| authority.as_str()).or_else(of_host)
-}
-
 /// The page.
 pub fn page(app: &App, parts: &Parts) -> Response {
-    let named = authority(parts).filter(|name| is_a_name(name)).unwrap_or("THIS-HOST");
+    let named = origin::host(app, parts).filter(|name| is_a_name(name)).unwrap_or("THIS-HOST");
     // Whoever ends TLS in front need not say so: a wrong `https` does not work, a wrong `http` shows credentials to others.
     let scheme = origin::scheme(app, parts).unwrap_or(if is_this_machine(named) { "http" } else { "https" });
     let here = format!("{scheme}://{named}/");

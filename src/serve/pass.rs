@@ -14,7 +14,7 @@ use crate::git::path::Endpoint;
 use crate::primary::{self, Denial};
 use crate::serve::app::App;
 use crate::serve::error::Failure;
-use crate::telemetry::metrics as names;
+use crate::serve::told;
 
 /// Asks the primary and returns its answer, its body still a stream.
 pub async fn pass(app: &App, request: primary::Request, reason: Reason) -> Result<Response, Failure> {
@@ -23,7 +23,7 @@ pub async fn pass(app: &App, request: primary::Request, reason: Reason) -> Resul
 
 /// The same with the primary's own response, for those who go by it.
 pub async fn ask(app: &App, request: primary::Request, reason: Reason) -> Result<primary::Response, Failure> {
-    metrics::counter!(names::ANSWERS, "source" => "primary", "reason" => reason.word()).increment(1);
+    told::answered("primary", reason.word());
     tracing::debug!(repo = %request.repo, endpoint = ?request.endpoint, reason = reason.word(), "passed to the primary");
     Ok(app.mirror.primary.send(request).await?)
 }

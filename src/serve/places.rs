@@ -6,7 +6,7 @@
 //! Elsewhere: what quiet means (`connection`), accepting (`listen`).
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,12 +26,21 @@ const GLIMPSE: Duration = Duration::from_millis(100);
 /// Places for health when all others are busy.
 const SPARE: usize = 32;
 
+/// When connections end because the node does.
+#[derive(Debug, Clone, Default)]
+pub struct Ends {
+    /// From here on each HTTP/1 answer is the last one of its connection.
+    pub soon: CancellationToken,
+    /// From here on no connection takes a further request.
+    pub now: CancellationToken,
+}
+
 /// The connections of a node.
 #[derive(Debug)]
 pub struct Places {
     most: usize,
     patience: Duration,
-    stop: CancellationToken,
+    ends: Ends,
     load: Arc<Load>,
     open: Mutex<Open>,
 }
@@ -84,10 +93,10 @@ impl Open {
 }
 
 impl Places {
-    /// Room for `most` connections and as many requests at the same time, whose clients have `patience` to send or to read; `stop` ends all that are quiet.
-    pub fn new(most: usize, patience: Duration, stop: CancellationToken) -> Arc<Self> {
-        let load = Arc::new(Load { now: AtomicUsize::new(0), most: most.max(1) });
-        Arc::new(Self { most: most.max(1), patience, stop, load, open: Mutex::default() })
+    /// Room for `most` connections and as many requests at the same time, whose clients have `patience` to send or to read.
+    pub fn new(most: usize, patience: Duration, ends: Ends) -> Arc<Self> {
+        let load = Arc::new(Load { now: AtomicUsize::new(0), ended: AtomicU64::new(0), most: most.max(1) });
+        Arc::new(Self { most: most.max(1), patience, ends, load, open: Mutex::default() })
     }
 
     /// A place for a new connection.
@@ -104,7 +113,7 @@ impl Places {
             gone.cut.cancel();
         }
         open.next += 1;
-        let connection = Connection::new(open.next, spare, self.patience, Arc::clone(&self.load), &self.stop);
+        let connection = Connection::new(open.next, spare, self.patience, Arc::clone(&self.load), &self.ends);
         let connection = Arc::new(connection);
         open.spare += usize::from(spare);
         open.connections.insert(connection.number, Arc::clone(&connection));
@@ -119,6 +128,21 @@ impl Places {
     /// How many connections are open.
     pub fn count(&self) -> usize {
         self.open().connections.len()
+    }
+
+    /// How many requests are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.load.now.load(Ordering::Relaxed)
+    }
+
+    /// How many requests have ended since the start.
+    pub fn ended(&self) -> u64 {
+        self.load.ended.load(Ordering::Relaxed)
+    }
+
+    /// Ends all connections at once.
+    pub fn cut_all(&self) {
+        self.open().connections.values().for_each(|connection| connection.cut.cancel());
     }
 
     /// Cuts off connections that are past a deadline, until the future is dropped.
@@ -159,7 +183,7 @@ mod tests {
     use super::*;
 
     fn places(most: usize) -> Arc<Places> {
-        Places::new(most, Duration::from_secs(60), CancellationToken::new())
+        Places::new(most, Duration::from_secs(60), Ends::default())
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! A client's connection that has changed its protocol (WebSocket), and the primary's behind it: bytes in both directions.
 //!
 //! It begins only once the primary has agreed, on a connection that nothing else uses, and takes the client's connection with
-//! it: the task that served requests on it serves the tunnel, in the same place. It ends with either side, after
+//! it: the task that served requests on it serves the tunnel, in the same place. It ends with the primary's side, after
 //! `limits.client_timeout` without a byte in either direction, and at once where the node drains.
 //! Relies on: `wire`, which lets bytes pass unread once the connection says so. Elsewhere: asking the primary (`primary`).
 
@@ -17,8 +17,8 @@ use http::request::Parts;
 use http::{HeaderValue, Version, header};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::watch;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::primary;
 use crate::serve::connection::Connection;
@@ -26,7 +26,9 @@ use crate::serve::connection::Connection;
 /// Both ends, until the client's connection is free for it.
 pub struct Tunnel {
     near: OnUpgrade,
-    far: Box<dyn primary::Tunnel>,
+    far: Box<dyn primary::Duplex>,
+    /// Its place among what is not Git, until its end.
+    _place: OwnedSemaphorePermit,
 }
 
 impl std::fmt::Debug for Tunnel {
@@ -43,7 +45,12 @@ pub fn is_possible(parts: &Parts) -> bool {
 }
 
 /// Answers that the protocol changes; the tunnel begins once that answer has gone out.
-pub fn begin(parts: &mut Parts, answer: primary::Response, far: Box<dyn primary::Tunnel>) -> Response {
+pub fn begin(
+    parts: &mut Parts,
+    answer: primary::Response,
+    far: Box<dyn primary::Duplex>,
+    place: OwnedSemaphorePermit,
+) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
@@ -51,24 +58,35 @@ pub fn begin(parts: &mut Parts, answer: primary::Response, far: Box<dyn primary:
     response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     let connection = parts.extensions.get::<Arc<Connection>>().cloned();
     if let (Some(connection), Some(near)) = (connection, parts.extensions.remove::<OnUpgrade>()) {
-        connection.becomes(Tunnel { near, far });
+        connection.becomes(Tunnel { near, far, _place: place });
     }
     response
 }
 
 impl Tunnel {
-    /// Carries bytes until either side ends or nothing moves for `patience`.
-    pub async fn run(mut self, patience: Duration) -> io::Result<()> {
+    /// Carries bytes until the primary ends, or nothing moves for `patience`. Where the client ends, the primary may still send.
+    pub async fn run(self, patience: Duration) -> io::Result<()> {
         let near = self.near.await.map_err(io::Error::other)?;
         let (moved, mut moves) = watch::channel(());
-        let mut near = Noted { inner: TokioIo::new(near), moved };
-        let both = tokio::io::copy_bidirectional(&mut near, &mut self.far);
+        let near = Noted { inner: TokioIo::new(near), moved };
+        let (mut from_client, mut to_client) = tokio::io::split(near);
+        let (mut from_primary, mut to_primary) = tokio::io::split(self.far);
+        let up = async {
+            tokio::io::copy(&mut from_client, &mut to_primary).await?;
+            to_primary.shutdown().await?;
+            std::future::pending::<io::Result<()>>().await
+        };
+        let down = async {
+            tokio::io::copy(&mut from_primary, &mut to_client).await?;
+            to_client.shutdown().await
+        };
         let silence = async {
             // Each byte begins the wait anew.
             while tokio::time::timeout(patience, moves.changed()).await.is_ok_and(|moved| moved.is_ok()) {}
         };
         tokio::select! {
-            ended = both => ended.map(drop),
+            ended = up => ended,
+            ended = down => ended,
             () = silence => Ok(()),
         }
     }
@@ -116,7 +134,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncWriteExt;
 
     #[tokio::test(start_paused = true)]
     async fn bytes_are_noted_and_silence_is_not() {

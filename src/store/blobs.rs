@@ -68,8 +68,18 @@ impl Bucket {
     /// Fetches a blob into the file at `to`, made if need be, proving it on the way; memory is bounded whatever the length.
     /// On any error the file's content is worthless.
     pub async fn download(&self, blob: &BlobRef, to: &FilePath) -> Result<(), StoreError> {
+        self.download_telling(blob, to, &|_| {}).await
+    }
+
+    /// Like [`Bucket::download`]; `progress` is told how many bytes are there.
+    pub async fn download_telling(
+        &self,
+        blob: &BlobRef,
+        to: &FilePath,
+        progress: Told<'_>,
+    ) -> Result<(), StoreError> {
         let file = File::create(to).await.map_err(|error| StoreError::local(to, error))?;
-        self.download_into(blob, file.into_std().await, to).await
+        self.write_into(blob, file.into_std().await, to, progress).await
     }
 
     /// Like [`Bucket::download`], into an open file whose place is named only for messages.
@@ -79,12 +89,22 @@ impl Bucket {
         file: std::fs::File,
         place: &FilePath,
     ) -> Result<(), StoreError> {
+        self.write_into(blob, file, place, &|_| {}).await
+    }
+
+    async fn write_into(
+        &self,
+        blob: &BlobRef,
+        file: std::fs::File,
+        place: &FilePath,
+        progress: Told<'_>,
+    ) -> Result<(), StoreError> {
         let local = |error| StoreError::local(place, error);
         let mut file = File::from_std(file);
         for _ in 0..2 {
             file.rewind().await.map_err(local)?;
             file.set_len(0).await.map_err(local)?;
-            let found = self.stream(blob, Some((&mut file, place))).await?;
+            let found = self.stream(blob, Some((&mut file, place)), progress).await?;
             file.flush().await.map_err(local)?;
             if found == blob.id {
                 return Ok(());
@@ -96,7 +116,7 @@ impl Bucket {
     /// Reads a blob completely and proves it, keeping nothing.
     pub async fn verify(&self, blob: &BlobRef) -> Result<(), StoreError> {
         for _ in 0..2 {
-            if self.stream(blob, None).await? == blob.id {
+            if self.stream(blob, None, &|_| {}).await? == blob.id {
                 return Ok(());
             }
         }
@@ -178,6 +198,7 @@ impl Bucket {
         &self,
         blob: &BlobRef,
         mut to: Option<(&mut File, &FilePath)>,
+        progress: Told<'_>,
     ) -> Result<BlobId, StoreError> {
         let windows = if blob.len <= WINDOW {
             let whole = async {
@@ -194,8 +215,9 @@ impl Bucket {
             futures::stream::iter(starts).map(window).buffered(WINDOWS_IN_FLIGHT).right_stream()
         };
         let mut windows = std::pin::pin!(windows);
-        let mut hasher = Sha256::new();
+        let (mut hasher, mut done) = (Sha256::new(), 0);
         while let Some(window) = windows.try_next().await? {
+            done += window.len() as u64;
             if let Some((file, path)) = &mut to {
                 file.write_all(&window).await.map_err(|error| StoreError::local(path, error))?;
             }
@@ -204,10 +226,14 @@ impl Bucket {
                 hasher
             })
             .await?;
+            progress(done);
         }
         Ok(BlobId::from_hasher(hasher))
     }
 }
+
+/// Who is told how many bytes of a blob are there.
+type Told<'a> = &'a (dyn Fn(u64) + Send + Sync);
 
 fn check_length(blob: &BlobRef, found: u64) -> Result<(), StoreError> {
     if found != blob.len {

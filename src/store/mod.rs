@@ -17,6 +17,7 @@
 //! Relies on: a store with create-if-absent (checked by [`Bucket::probe`]). Elsewhere: what is inside packs and graphs
 //! ([`crate::pack`]), keeping bytes on this node ([`crate::local`]), when to publish ([`crate::mirror`]).
 
+mod aws;
 mod blob;
 mod blobs;
 mod bucket;
@@ -29,6 +30,7 @@ pub mod faulty;
 pub(crate) mod frame;
 mod generation;
 mod generations;
+mod metered;
 mod nodes;
 mod notes;
 mod open;

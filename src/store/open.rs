@@ -16,11 +16,13 @@ use object_store::path::Path;
 use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 use url::Url;
 
+use super::aws::Asking;
 use super::bucket::{Bucket, Parts, default_policy};
 use super::cause::Cause;
 use super::credentials::Chain;
 use super::directory::Directory;
 use super::error::StoreError;
+use super::metered::Metered;
 use crate::retry::Policy;
 
 /// Longest time for one request with its body: a part of 16 MiB at 140 kB/s.
@@ -94,7 +96,7 @@ async fn open(text: &str, options: &StoreOptions, env: Env<'_>) -> Result<Bucket
         }
         "memory" => {
             let prefix = prefix(&url).map_err(|error| bad(&error))?;
-            let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+            let store = Metered::around(Arc::new(InMemory::new()));
             let (uploads, name, policy) = (store.clone(), "memory".into(), options.retry.clone());
             Ok(Bucket::build(Parts {
                 store,
@@ -122,7 +124,7 @@ fn directory(path: &FilePath, options: &StoreOptions) -> Result<Bucket, StoreErr
     if path.as_os_str().is_empty() {
         return Err(StoreError::refused("open the store", "no directory given"));
     }
-    let store = Arc::new(Directory::open(path, options.make)?);
+    let store = Metered::around(Arc::new(Directory::open(path, options.make)?));
     let path = std::fs::canonicalize(path).map_err(|error| StoreError::local(path, error))?;
     Ok(Bucket::build(Parts {
         uploads: store.clone(),
@@ -137,6 +139,7 @@ fn directory(path: &FilePath, options: &StoreOptions) -> Result<Bucket, StoreErr
 }
 
 async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, StoreError> {
+    crate::tls::provide();
     let bad = |why: String| StoreError::refused(format!("open {url}"), why);
     let bucket =
         url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| bad("no bucket in the URL".into()))?;
@@ -178,7 +181,8 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
             return Err(StoreError::refused_for(Cause::NoCredentials, format!("open {url}"), why));
         }
         (None, None) => {
-            let config = aws_config::defaults(BehaviorVersion::latest()).load().await;
+            let asking = Asking::new().map_err(|error| bad(format!("cannot set up TLS: {error}")))?;
+            let config = aws_config::defaults(BehaviorVersion::latest()).http_client(asking).load().await;
             region = region.or_else(|| config.region().map(|region| region.to_string()));
             let no_provider = || {
                 StoreError::refused_for(
@@ -205,7 +209,8 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
     let region_is_assumed = region.is_none() && at_amazon;
     builder = builder.with_region(region.unwrap_or_else(|| ASSUMED_REGION.into()));
     let build = |retry| -> Result<Arc<dyn ObjectStore>, StoreError> {
-        Ok(Arc::new(builder.clone().with_retry(retry).build().map_err(|error| bad(error.to_string()))?))
+        let built = builder.clone().with_retry(retry).build().map_err(|error| bad(error.to_string()))?;
+        Ok(Metered::around(Arc::new(built)))
     };
     let policy = options.retry.clone();
     // Requests are repeated by our policy, which signs each one anew; only parts of uploads need the library's retries.

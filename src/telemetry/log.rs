@@ -1,6 +1,7 @@
 //! The log: text for people, JSON for machines, always on stderr.
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -31,12 +32,40 @@ pub fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
     EnvFilter::builder().parse(directives).map_err(|_| bad())
 }
 
+type Writes = Box<dyn Fn(&[u8]) + Send + Sync>;
+
+/// What writes the log instead of this module.
+static THROUGH: OnceLock<Writes> = OnceLock::new();
+
+/// Has every line of the log written by `write` from now on, which knows what else is on the terminal. Only the first
+/// call in a process counts.
+pub fn write_through(write: impl Fn(&[u8]) + Send + Sync + 'static) {
+    let _ = THROUGH.set(Box::new(write));
+}
+
+/// stderr, or what stands before it. The log writes each line in one piece.
+struct Out;
+
+impl std::io::Write for Out {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        match THROUGH.get() {
+            Some(write) => write(line),
+            None => std::io::stderr().write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
 /// Starts the log of this process. `json` chooses the form: `None` is text on a terminal and JSON otherwise.
 /// A second call changes nothing.
 pub fn start(level: &str, json: Option<bool>) -> Result<(), BadLevel> {
     let filter = filter(level)?;
     let terminal = std::io::stderr().is_terminal();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Out);
     // Only the first start in a process can succeed; tests may come here more than once.
     let _ = if json.unwrap_or(!terminal) {
         log.json().flatten_event(true).with_current_span(true).with_span_list(false).finish().try_init()

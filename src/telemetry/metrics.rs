@@ -3,7 +3,7 @@
 //! Rules: one prefix, base units, `_total` for counters; no label ever holds a repository, a ref, a client or
 //! anything else without a small fixed set of values. Rooms record with the facade's macros and these names:
 //! `counter!(metrics::ANSWERS, "source" => label::BUCKET, "reason" => label::REFS).increment(1)`.
-//! Relies on: `metrics-exporter-prometheus` without its listener. Elsewhere: `/metrics` itself (`serve`).
+//! Relies on: `metrics-exporter-prometheus` without its listener; `metrics-process` for what the system knows of this process. Elsewhere: `/metrics` itself (`serve`).
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -24,8 +24,29 @@ pub const INFLIGHT: &str = "packmirror_inflight";
 pub const SHED: &str = "packmirror_shed_total";
 /// Labels: `phase` (plan: until it is known what to send; send: until the last byte).
 pub const FETCH_SECONDS: &str = "packmirror_fetch_duration_seconds";
-/// Labels: `source`.
-pub const FETCH_BYTES: &str = "packmirror_fetch_bytes_total";
+/// Labels: `source` (bucket, primary, node: its own refusals). Bytes of all answers' bodies but those to health and metrics.
+pub const ANSWER_BYTES: &str = "packmirror_answer_bytes_total";
+/// Labels: `kind` (refs, ls-refs, clone, fetch, push-refs, push, lfs, archive, file, other), `source`. From a request's head to
+/// the first byte of its answer's body.
+pub const FIRST_BYTE_SECONDS: &str = "packmirror_answer_first_byte_seconds";
+/// Labels: `kind`, `source`. From a request's head to the end of its answer, of those that were sent whole.
+pub const ANSWER_SECONDS: &str = "packmirror_answer_duration_seconds";
+/// Labels: `op` (refs, upload-pack, push, lfs, other), `outcome` (ok, 4xx, 429, 5xx, timeout, unreachable, unusable).
+pub const PRIMARY_REQUESTS: &str = "packmirror_primary_requests_total";
+/// Labels: the same. Until the head of the answer.
+pub const PRIMARY_SECONDS: &str = "packmirror_primary_request_duration_seconds";
+/// No labels. 1 while the primary answers, 0 while it does not; absent before it was asked.
+pub const PRIMARY_UP: &str = "packmirror_primary_up";
+/// Labels: `op` (get, range, head, list, put, create, upload, part, complete, abort, delete, copy), `outcome` (ok, not-found,
+/// exists, denied, error). Attempts: what is repeated counts again.
+pub const STORE_REQUESTS: &str = "packmirror_store_requests_total";
+/// Labels: the same. Until the first byte of the answer.
+pub const STORE_SECONDS: &str = "packmirror_store_request_duration_seconds";
+/// No labels. How old the state of the mirrored repository is that was not confirmed for longest; repositories that are gone
+/// at the primary are left out.
+pub const STALENESS: &str = "packmirror_staleness_seconds";
+/// Labels: `phase`. Syncs that run now, by what they do.
+pub const SYNCS: &str = "packmirror_syncs";
 /// Labels: `result` (hit, miss, damaged, unusable: there, but not to be opened or mapped). Lookups of blocks and files in this node's cache.
 pub const CACHE_REQUESTS: &str = "packmirror_pack_cache_requests_total";
 /// No labels. Bytes of blocks on this node's disk.
@@ -99,7 +120,16 @@ const TABLE: &[(&str, Kind, &str)] = &[
     (INFLIGHT, Kind::Gauge(Unit::Count), "Requests being answered, by service"),
     (SHED, Kind::Counter(Unit::Count), "Requests turned away because of a limit"),
     (FETCH_SECONDS, Kind::Histogram(SECONDS), "Duration of fetches, by phase"),
-    (FETCH_BYTES, Kind::Counter(Unit::Bytes), "Pack bytes sent to clients, by source"),
+    (ANSWER_BYTES, Kind::Counter(Unit::Bytes), "Bytes of answers sent to clients, by source"),
+    (FIRST_BYTE_SECONDS, Kind::Histogram(SECONDS), "Time to the first byte of an answer, by kind and source"),
+    (ANSWER_SECONDS, Kind::Histogram(SECONDS), "Time to the end of an answer, by kind and source"),
+    (PRIMARY_REQUESTS, Kind::Counter(Unit::Count), "Requests to the primary, by operation and outcome"),
+    (PRIMARY_SECONDS, Kind::Histogram(SECONDS), "Time to the head of the primary's answer"),
+    (PRIMARY_UP, Kind::Gauge(Unit::Count), "Whether the primary answers"),
+    (STORE_REQUESTS, Kind::Counter(Unit::Count), "Requests to the store, by operation and outcome"),
+    (STORE_SECONDS, Kind::Histogram(SECONDS), "Time to the first byte of the store's answer"),
+    (STALENESS, Kind::Gauge(Unit::Seconds), "Age of the oldest state that is served as confirmed"),
+    (SYNCS, Kind::Gauge(Unit::Count), "Syncs that run now, by phase"),
     (CACHE_REQUESTS, Kind::Counter(Unit::Count), "Lookups of pack blocks in the cache, by result"),
     (CACHE_BYTES, Kind::Gauge(Unit::Bytes), "Bytes of pack blocks in the cache"),
     (SYNC_RUNS, Kind::Counter(Unit::Count), "Syncs of a repository, by result"),
@@ -160,6 +190,7 @@ impl Recorder {
             let handle = recorder.handle();
             metrics::set_global_recorder(recorder).ok()?;
             describe();
+            metrics_process::Collector::default().describe();
             gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
             Some(handle)
         });
@@ -168,6 +199,7 @@ impl Recorder {
 
     /// Renders all metrics in Prometheus' text format (`text/plain; version=0.0.4`).
     pub fn render(&self) -> String {
+        metrics_process::Collector::default().collect();
         self.0.run_upkeep();
         self.0.render()
     }
@@ -216,6 +248,20 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_has_each_metric() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+        let text = std::fs::read_to_string(page).unwrap();
+        let rows: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("| `packmirror_")).collect();
+        let rows: Vec<&str> = rows.iter().filter_map(|row| Some(row.split_once('`')?.0)).collect();
+        let mut names: Vec<&str> =
+            TABLE.iter().filter_map(|(name, ..)| name.strip_prefix("packmirror_")).collect();
+        let mut said = rows;
+        names.sort_unstable();
+        said.sort_unstable();
+        assert_eq!(names, said, "docs/operations.md and the table of metrics name the same");
+    }
+
+    #[test]
     fn what_is_recorded_is_rendered_with_help_and_buckets() {
         let recorder = Recorder::install().unwrap();
         counter!(ANSWERS, "source" => label::BUCKET, "reason" => "test of the recorder").increment(3);
@@ -229,6 +275,10 @@ mod tests {
             "packmirror_fetch_duration_seconds_bucket{phase=\"test\",le=\"0.05\"} 0",
             "packmirror_fetch_duration_seconds_bucket{phase=\"test\",le=\"0.075\"} 1",
             "packmirror_build_info{version=\"0.1.0\"} 1",
+            "# TYPE process_cpu_seconds_total counter",
+            "# TYPE process_resident_memory_bytes gauge",
+            "# TYPE process_open_fds gauge",
+            "# TYPE process_start_time_seconds gauge",
         ] {
             assert!(text.lines().any(|given| given == line), "{line:?} is missing in\n{text}");
         }

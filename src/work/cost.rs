@@ -6,9 +6,10 @@
 //! quarters of it all, and an eighth is kept for those that need little, so that large syncs delay no comparison.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::budget::{Budget, Room};
+use crate::mirror::progress::Progress;
 use crate::pack::meter::{Halt, Meter};
 
 /// Room is taken and given back in pieces of so many bytes.
@@ -26,6 +27,8 @@ pub struct Cost {
     steps: AtomicU64,
     stopped: AtomicBool,
     budget: Budget,
+    /// Who is told how far it is.
+    progress: Option<Arc<Progress>>,
 }
 
 struct State {
@@ -42,7 +45,13 @@ impl Cost {
             steps: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             budget: budget.clone(),
+            progress: None,
         })
+    }
+
+    /// Tells `progress` how far it is.
+    pub fn of(self, progress: &Arc<Progress>) -> Self {
+        Self { progress: Some(Arc::clone(progress)), ..self }
     }
 
     /// How much of the memory of all syncs one sync may take for a cache.
@@ -88,6 +97,12 @@ impl Meter for Cost {
         }
         state.used = used;
         Ok(())
+    }
+
+    fn tell(&self, done: u64, total: u64) {
+        if let Some(progress) = &self.progress {
+            progress.set(done, total);
+        }
     }
 
     fn release(&self, bytes: u64) {

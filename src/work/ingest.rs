@@ -16,6 +16,7 @@ use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
 
 use crate::local::map_file;
+use crate::mirror::progress::Step;
 use crate::mirror::snapshot::Snapshot;
 use crate::pack::index::complete::{self, Bases};
 use crate::pack::index::receive::receive;
@@ -25,7 +26,7 @@ use crate::pack::index::{Entries, IndexError};
 use crate::pack::layer::Layer;
 use crate::pack::layer::decode;
 use crate::pack::layer::graph::build::{self, BuildError, BuildInput};
-use crate::pack::meter::{Halt, Held};
+use crate::pack::meter::{Halt, Held, Meter};
 use crate::pack::{DecodeError, Scratch, Source, Stack};
 use crate::work::cost::Cost;
 
@@ -87,14 +88,14 @@ pub struct NewLayer {
 
 /// Takes in the pack that `stream` carries on top of `below`; `tips` must be found afterwards.
 ///
-/// `None` says that the pack was empty. `stage` is told what is being done, for the log and `status`.
+/// `None` says that the pack was empty. `step` is told what is being done.
 pub fn ingest(
     mut stream: impl BufRead,
     scratch: &Path,
     below: Option<&Snapshot>,
     expected: &Expected,
     cost: &Cost,
-    stage: &dyn Fn(&str),
+    step: &dyn Fn(Step),
 ) -> Result<Option<NewLayer>, IngestError> {
     let Expected { tips, hash, largest_object } = expected;
     let (hash, largest) = (*hash, *largest_object);
@@ -105,7 +106,7 @@ pub fn ingest(
         return Ok(None);
     }
     let _entries = held_for(&entries, cost)?;
-    stage("indexing");
+    step(Step::Indexing);
     let mut pack_bytes = map_file(&pack).map_err(IngestError::Scratch)?;
     if let Some(snapshot) = below {
         let bases = Below { snapshot, cost };
@@ -132,7 +133,7 @@ pub fn ingest(
     writing(&idx, |out| write(&entries, &ids, trailer, hash, out))?;
     drop((ids, entries, _entries));
 
-    stage("graph");
+    step(Step::Graph);
     let idx_bytes = map_file(&idx).map_err(IngestError::Scratch)?;
     let below = below.map(|snapshot| (&*snapshot.stack, snapshot.blocks_for_work() as &dyn Source));
     let NewGraph { file: graph, layer } = graph_of(&pack_bytes, idx_bytes, below, hash, tips, scratch, cost)?;
@@ -167,7 +168,8 @@ pub fn graph_of(
         facts: None,
         cache_bytes: cache.0,
         meter: cost,
-        progress: &|_, _| {},
+        // It goes through all objects twice.
+        progress: &|done, total| cost.tell(done / 2, total / 2),
         stop: cost.stopped(),
     })?;
     drop(cache);

@@ -6,9 +6,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use crate::git::refs::Refs;
+use crate::mirror::progress::Step;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
 use crate::store::{BlobKind, BlobRef, Generation, LayerRef, Publish, StoreError, VERSION, nonce};
@@ -42,6 +44,7 @@ pub(super) enum Published {
 
 /// Creates the generation that names what `draft` says, and opens it.
 pub(super) async fn publish(work: &Work, repo: &Repo, draft: Draft<'_>) -> Result<Published, SyncError> {
+    repo.step(Step::Publishing);
     let Draft { base, layers, refs: seen, asked, repairing } = draft;
     let text = zstd::bulk::compress(&seen.packed_refs(), 3)?;
     let refs = put(work, BlobKind::Refs, text, repairing).await?;
@@ -77,26 +80,33 @@ pub(super) async fn publish(work: &Work, repo: &Repo, draft: Draft<'_>) -> Resul
 /// Stores the files of a new layer.
 pub(super) async fn store_layer(
     work: &Work,
+    repo: &Repo,
     new: &NewLayer,
     repairing: bool,
 ) -> Result<LayerRef, StoreError> {
+    let sizes = [&new.pack, &new.idx, &new.graph].map(|file| file.metadata().map_or(0, |data| data.len()));
+    repo.progress().set(0, sizes.iter().sum());
+    let done = |bytes| repo.progress().add(bytes);
     let (pack, idx, graph) = tokio::try_join!(
-        put_file(work, BlobKind::Pack, &new.pack, repairing),
-        put_file(work, BlobKind::Idx, &new.idx, repairing),
-        put_file(work, BlobKind::Graph, &new.graph, repairing),
+        put_file(work, BlobKind::Pack, &new.pack, repairing, &done),
+        put_file(work, BlobKind::Idx, &new.idx, repairing, &done),
+        put_file(work, BlobKind::Graph, &new.graph, repairing, &done),
     )?;
     Ok(LayerRef { pack, idx, graph, objects: new.layer.graph.len() })
 }
 
-/// Stores a file as a blob. In a repair a blob that is stored already is written again, since it may be what is damaged.
+/// Stores a file as a blob; `sent` is told of bytes as they arrive. In a repair a blob that is stored already is written again, since it may be what is damaged.
 pub(super) async fn put_file(
     work: &Work,
     kind: BlobKind,
     path: &Path,
     repairing: bool,
+    sent: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<BlobRef, StoreError> {
     let bucket = &work.mirror.bucket;
-    let blob = bucket.put_blob_file(kind, path, None, &|_, _| {}).await?;
+    let before = AtomicU64::new(0);
+    let progress = |done: u64, _| sent(done.saturating_sub(before.swap(done, Ordering::Relaxed)));
+    let blob = bucket.put_blob_file(kind, path, None, &progress).await?;
     if repairing && bucket.verify(&blob).await.is_err_and(|e| e.is_loss()) {
         bucket.remove_blob(&blob).await?;
         return bucket.put_blob_file(kind, path, Some(blob.id), &|_, _| {}).await;

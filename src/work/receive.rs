@@ -18,6 +18,7 @@ use tokio_util::io::SyncIoBridge;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::git::refs::Refs;
+use crate::mirror::progress::Step;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
 use crate::pack::index::IndexError;
@@ -71,12 +72,11 @@ pub(super) async fn receive(
 ) -> Result<(Option<(NewLayer, tempfile::TempDir)>, Place), SyncError> {
     let haves = below.as_ref().map(|below| haves(below)).unwrap_or_default();
     tracing::info!(repo = %repo.path, wants = wants.len(), haves = haves.len(), "fetching from the primary");
-    repo.health().stage = "fetching".into();
-    repo.received().store(0, Ordering::Relaxed);
+    repo.step(Step::Fetching);
     let scratch = work.mirror.local.scratch()?;
     let spec = FetchSpec { wants, haves, hash: seen.hash };
     let teller = Arc::clone(repo);
-    let on_progress = move |line: &str| teller.health().stage = format!("fetching: {line}");
+    let on_progress = move |line: &str| teller.progress().say(line);
     // First syncs have their own lane, also once their pack has begun to come: increments do not wait for them.
     let is_first = below.is_none();
     let mut waiting = comparing;
@@ -100,7 +100,7 @@ pub(super) async fn receive(
     let taking = take_in(repo, pack, below, seen, scratch, work.limits.object, (cost, &flow));
     let mut since = (Instant::now(), 0);
     let waits_long = || {
-        let received = repo.received().load(Ordering::Relaxed);
+        let received = repo.progress().received().load(Ordering::Relaxed);
         if received != since.1 || flow.whole.load(Ordering::Relaxed) {
             since = (Instant::now(), received);
         }
@@ -136,8 +136,8 @@ async fn take_in(
     let (cost, teller) = (Arc::clone(cost), Arc::clone(repo));
     let made = tokio::task::spawn_blocking(move || {
         let reader = std::io::BufReader::with_capacity(256 << 10, bridge);
-        let stage = |what: &str| teller.health().stage = what.to_owned();
-        ingest(reader, scratch.path(), below.as_deref(), &expected, &cost, &stage)
+        let step = |step: Step| teller.step(step);
+        ingest(reader, scratch.path(), below.as_deref(), &expected, &cost, &step)
             .map(|made| made.map(|layer| (layer, scratch)))
     });
     match made.await {
@@ -178,7 +178,7 @@ impl AsyncRead for Incoming {
         if let Poll::Ready(Err(e)) = &polled {
             *self.flow.broken.lock().unwrap_or_else(PoisonError::into_inner) = Pack::error(e).cloned();
         }
-        self.repo.received().fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        self.repo.progress().received().fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
         polled
     }
 }

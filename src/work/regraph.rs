@@ -12,6 +12,7 @@ use crate::git::HashKind;
 use crate::local::map_file;
 use crate::mirror::blocks::Blocks;
 use crate::mirror::damage::Fault;
+use crate::mirror::progress::Step;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::{OpenError, belongs, object_format, pack_blob, refs_of, unusable};
 use crate::pack::Source;
@@ -33,7 +34,7 @@ pub(super) async fn regraph(
     cost: &Arc<Cost>,
 ) -> Result<Published, SyncError> {
     tracing::info!(repo = %repo.path, number = old.number, layers = old.layers.len(), "building graphs of an older version again");
-    repo.health().stage = "building graphs again".into();
+    repo.step(Step::Graph);
     let made = layers(work, repo, old, cost).await;
     let (refs, layers) = made.inspect_err(|e| {
         repo.report_damage(old, e);
@@ -82,7 +83,7 @@ async fn layers(
                 repo.ask();
             }
         })?;
-        let graph = put_file(work, BlobKind::Graph, &new.file, false).await?;
+        let graph = put_file(work, BlobKind::Graph, &new.file, false, &|_| {}).await?;
         named.push(LayerRef { graph, ..*layer });
         open.push(new.layer);
     }

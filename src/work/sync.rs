@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::git::ls_refs::LeftOut;
 use crate::git::refs::Refs;
 use crate::mirror::damage::stands;
+use crate::mirror::progress::Step;
 use crate::mirror::repo::{Moment, Repo};
 use crate::mirror::snapshot::{OpenError, Snapshot, publishes};
 use crate::primary::{Auth, PrimaryError, Seen};
@@ -67,11 +68,11 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
     while rounds < MAX_ROUNDS {
         rounds += 1;
         // Each round counts its memory from zero: what the last one held is given back.
-        let cost = Arc::new(Cost::begin(&work.sync_memory).await?);
+        let cost = Arc::new(Cost::begin(&work.sync_memory).await?.of(repo.progress()));
         let end = StopOnDrop(Arc::clone(&cost));
         let mut comparing = work.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
         let asked = Moment::now();
-        repo.health().stage = "comparing".into();
+        repo.step(Step::Asking);
         let looking =
             async { Ok(work.mirror.primary.look(&repo.path, Auth::Service, &absent, &*cost).await?) };
         let seen =
@@ -122,7 +123,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         if repairing && repair.is_none() {
             // Then the round starts over, since another node may have repaired it. The wait holds no place that others need.
             drop((comparing, end, cost, seen));
-            repo.health().stage = "waiting for another node's repair".into();
+            repo.step(Step::WaitingForRepair);
             repair =
                 claim(&work.mirror.bucket, &repo.path, base.as_ref().map_or(0, |base| base.number)).await?;
             continue;
@@ -163,10 +164,11 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             },
         };
         let (made, _place) = made.unzip();
-        repo.health().stage = "uploading".into();
+        repo.step(Step::Uploading);
         let made = made.flatten();
         let new_objects = made.as_ref().map_or(0, |(new, _)| new.layer.graph.len());
-        let layers = layers(work, below.as_deref(), made.as_ref().map(|(new, _)| new), &seen, repairing);
+        let layers =
+            layers(work, repo, below.as_deref(), made.as_ref().map(|(new, _)| new), &seen, repairing);
         let draft = Draft {
             base: base.as_ref(),
             layers: layers.await?,
@@ -204,6 +206,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
 /// made again under its name) replaces it.
 async fn layers(
     work: &Work,
+    repo: &Repo,
     below: Option<&Snapshot>,
     made: Option<&NewLayer>,
     seen: &Refs,
@@ -218,7 +221,7 @@ async fn layers(
         _ => Vec::new(),
     };
     if let Some(new) = made {
-        layers.push(store_layer(work, new, repairing).await?);
+        layers.push(store_layer(work, repo, new, repairing).await?);
     }
     Ok(layers)
 }

@@ -160,7 +160,7 @@ fn lasting(repo: &Repo, error: &SyncError) -> Option<Where> {
         SyncError::Ingest(IngestError::Graph(e)) => everywhere(e.is_about_the_pack()),
         // Its server gave up, after it had sent a part of the pack or because of what it has.
         SyncError::Primary(PrimaryError::Remote(words)) => {
-            let begun = repo.received().load(std::sync::atomic::Ordering::Relaxed) > 0;
+            let begun = repo.progress().received().load(std::sync::atomic::Ordering::Relaxed) > 0;
             everywhere(begun || BROKEN.iter().any(|broken| words.contains(broken)))
         }
         _ => None,
@@ -204,7 +204,7 @@ mod tests {
         for (error, expected) in cases {
             assert_eq!(lasting(&repo, &error), expected, "{error}");
         }
-        repo.received().store(1, std::sync::atomic::Ordering::Relaxed);
+        repo.progress().received().store(1, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(lasting(&repo, &remote("too many connections")), Some(Where::Everywhere), "it had begun");
     }
 

@@ -53,9 +53,9 @@ async fn supervise<F: Future<Output = ()>>(
         metrics::counter!(names::WORKER_PANICS).increment(1);
         let wait = pause(panics);
         tracing::error!(repo = %repo.path, panics, next_try_in = ?wait, "the worker of this repository panicked");
+        repo.progress().end();
         {
             let mut health = repo.health();
-            health.stage.clear();
             health.phase = Phase::Failing;
             health.failures += 1;
             health.error = Some("its worker panicked: please report the log of this node".into());
@@ -91,11 +91,13 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
                 () = tell(&repo) => Err(SyncError::Stopped),
                 () = stop.cancelled() => Err(SyncError::Stopped),
             };
-            metrics::counter!(names::SYNC_BYTES).increment(repo.received().swap(0, Ordering::Relaxed));
+            metrics::counter!(names::SYNC_BYTES)
+                .increment(repo.progress().received().swap(0, Ordering::Relaxed));
             metrics::histogram!(names::SYNC_SECONDS).record(started.elapsed().as_secs_f64());
             well = outcome.is_ok();
             record(&work, &repo, outcome);
             work.mirror.remember(&repo);
+            repo.progress().end();
         }
         let health = repo.health().clone();
         if health.phase == Phase::Gone && health.failures >= GONE_FOR_GOOD && repo.known().is_none() {
@@ -113,12 +115,9 @@ async fn tell(repo: &Repo) {
     let mut ticks = tokio::time::interval_at(Instant::now() + TELL_EVERY, TELL_EVERY);
     loop {
         ticks.tick().await;
-        let stage = repo.health().stage.clone();
-        if stage.is_empty() {
-            continue;
-        }
-        let received = repo.received().load(Ordering::Relaxed);
-        tracing::info!(repo = %repo.path, stage, received_bytes = received, "sync in progress");
+        let Some(sync) = repo.progress().shown() else { continue };
+        let (phase, percent, words) = (sync.phase.words(), sync.percent(), &sync.words);
+        tracing::info!(repo = %repo.path, phase, percent, received_bytes = sync.received_bytes, words, "sync in progress");
     }
 }
 
@@ -140,7 +139,6 @@ fn record(work: &Work, repo: &Repo, outcome: Result<Synced, SyncError>) {
         Err(_) => {}
     }
     let mut health = repo.health();
-    health.stage.clear();
     match outcome {
         Ok(_) => {
             health.phase = Phase::Current;
@@ -168,6 +166,10 @@ fn record(work: &Work, repo: &Repo, outcome: Result<Synced, SyncError>) {
                 } else {
                     tracing::warn!(repo = %repo.path, error, "sync failed; another try would end the same way");
                 }
+            } else if work.mirror.primary.is_down() && matches!(&e, SyncError::Primary(e) if e.is_transient())
+            {
+                // Told once for all repositories.
+                tracing::debug!(repo = %repo.path, failures = health.failures, next_try_in = ?wait, error, "sync failed");
             } else {
                 tracing::warn!(repo = %repo.path, failures = health.failures, next_try_in = ?wait, error, "sync failed");
             }

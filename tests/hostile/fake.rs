@@ -6,8 +6,8 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::primary::gzip;
@@ -30,6 +30,10 @@ struct State {
     own_spelling: Option<String>,
     /// It minds spellings after all, as long as this is set.
     minds: AtomicBool,
+    /// Whose requests are refused, by the beginning of their path.
+    refused: Mutex<Option<String>>,
+    /// The paths that were asked for, as they came.
+    asked: Mutex<Vec<String>>,
 }
 
 impl Fake {
@@ -48,12 +52,28 @@ impl Fake {
         self.state.minds.store(minds, Ordering::SeqCst);
     }
 
+    /// Refuses what is asked for under paths that begin so.
+    pub fn refuses(&self, beginning: &str) {
+        *self.state.refused.lock().expect("a lock") = Some(beginning.to_owned());
+    }
+
+    /// The paths that were asked for, as they came.
+    pub fn asked(&self) -> Vec<String> {
+        self.state.asked.lock().expect("a lock").clone()
+    }
+
     fn with(repo: &Path, own_spelling: Option<String>) -> Self {
         let head = crate::git::git(repo).run("rev-parse main").line();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let state =
-            Arc::new(State { repo: repo.to_owned(), head, own_spelling, minds: AtomicBool::new(false) });
+        let state = Arc::new(State {
+            repo: repo.to_owned(),
+            head,
+            own_spelling,
+            minds: AtomicBool::new(false),
+            refused: Mutex::default(),
+            asked: Mutex::default(),
+        });
         let serving = Arc::clone(&state);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -85,6 +105,10 @@ fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
     let mut line = head.split(' ');
     let (method, target) = (line.next().unwrap_or_default(), line.next().unwrap_or_default());
     let mut path = target.split('?').next().unwrap_or_default().trim_start_matches('/').to_owned();
+    state.asked.lock().expect("a lock").push(path.clone());
+    if state.refused.lock().expect("a lock").as_ref().is_some_and(|refused| path.starts_with(&**refused)) {
+        return answer(&mut stream, 403, "text/plain", "", b"not you");
+    }
     if let Some(own) = state.own_spelling.as_ref().filter(|_| !state.minds.load(Ordering::SeqCst)) {
         path = path.to_ascii_lowercase();
         let name = own.to_ascii_lowercase();

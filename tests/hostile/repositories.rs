@@ -70,6 +70,35 @@ fn spellings_of_one_repository_are_one() {
     assert!(names[0].contains("Alice/DemoRepository.git"), "{listed}");
 }
 
+/// The primary is asked in the client's own spelling, and its yes to one says nothing about another.
+#[test]
+fn each_spelling_has_grants_of_its_own() {
+    mirror_only!();
+    let world = World::new();
+    let repo = crate::primary::Repo::create(&world.folder("host"), "x.git", "sha1");
+    shapes::linear(&repo.dir);
+    let fake = Fake::gitea(&repo.dir, "Alice/Demo");
+    let node = Setup::new(&world, &fake.url).start();
+    eventually("a clone from the bucket", || {
+        let before = node.answered_from_bucket();
+        world.clone_of(&node.repo("alice/DEMO"), "--bare");
+        (node.answered_from_bucket() > before).then_some(())
+    });
+    let asked = fake.asked();
+    for path in ["alice/DEMO/info/refs", "alice/DEMO/git-upload-pack", "Alice/Demo.git/git-upload-pack"] {
+        assert!(asked.iter().any(|asked| asked == path), "{path}: {asked:?}");
+    }
+    let want = format!("want {}", repo.oid("HEAD"));
+    let fetch = wire::command("fetch", &["object-format=sha1"], &[&want, "done"]);
+    let status = |path: &str| {
+        let path = format!("/{path}/git-upload-pack");
+        wire::post(node.address(), &path, &[wire::V2], &fetch).unwrap().status
+    };
+    assert_eq!(status("Alice/Demo.git"), 200);
+    fake.refuses("alice/demo.git/");
+    assert_eq!((status("Alice/Demo.git"), status("alice/demo.git")), (200, 403));
+}
+
 /// What was stored before it was known that two spellings are one is found under both, whichever of them it was.
 #[test]
 fn what_was_stored_under_another_spelling_is_found() {

@@ -45,6 +45,30 @@ fn the_demo_on_ones_own_primary() {
 }
 
 #[test]
+fn the_demo_on_a_private_repository() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    primary.repo("team/app.git", shapes::town);
+    primary.account("alice", "s3cret:of alice");
+    primary.private("team/app.git", &["alice"]);
+    let args = ["demo", "--primary", &primary.url, "--repo", "team/app.git"];
+    // Nobody is at a terminal, and no helper knows anything: the primary's refusal is what git says.
+    let out = plain(world.path(), &args, &[]);
+    assert!(!out.ok() && out.stderr.contains("could not read Username"), "{}", out.stderr);
+
+    // The service credential is enough.
+    let out = plain(world.path(), &args, &[("PACKMIRROR__CREDENTIAL", "alice:s3cret:of alice")]).must();
+    assert!(!(out.text() + &out.stderr).contains("s3cret"));
+
+    // So is what git's helper has for the primary.
+    let helper = "!f() { test \"$1\" = get && echo username=alice && echo 'password=s3cret:of alice'; }; f";
+    let config = world.folder("home").join("config");
+    std::fs::write(&config, format!("[credential]\n\thelper = {helper:?}\n")).unwrap();
+    let env = [("GIT_CONFIG_GLOBAL", config.to_str().unwrap())];
+    plain(world.path(), &args, &env).must();
+}
+
+#[test]
 fn sync_ls_and_status() {
     mirror_only!();
     let (world, primary) = (World::new(), Primary::start());

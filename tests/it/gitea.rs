@@ -58,6 +58,7 @@ impl Gitea {
         let basic = format!("{user}:{}", self.password(user));
         let basic = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(basic));
         block_on(async {
+            packmirror::tls::provide();
             let client = reqwest::Client::builder().no_proxy().build().expect("a client");
             let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
             let request = client

@@ -10,8 +10,8 @@
 //!
 //! Environment: `PACKMIRROR_TEST_S3_URL` (with `AWS_*`) puts the stores on an S3 server; `PACKMIRROR_TEST_GITEA_ENV`
 //! names a file that describes a Gitea; `PACKMIRROR_TEST_CLIENTS` names the folder of other clients;
-//! `PACKMIRROR_TEST_H2SPEC` is the program h2spec; `PACKMIRROR_TEST_TOOLS` names the folder of programs that use git;
-//! `PACKMIRROR_TEST_LFS` is the program git-lfs;
+//! `PACKMIRROR_TEST_H2SPEC` is the program h2spec; `PACKMIRROR_TEST_LFS` is the program git-lfs;
+//! `PACKMIRROR_TEST_TOOLS` names the folder of programs that use git;
 //! `PACKMIRROR_TEST_GIT` is the git that clients run, if not the one in the path; `PACKMIRROR_TEST_REQUIRE_PARTS=1` makes
 //! a skipped test a failed one; `PACKMIRROR_TEST_SEED` and `PACKMIRROR_TEST_TIMES` are for long runs of what is random ([`seed`]);
 //! `PACKMIRROR_TEST_HOSTILE=full` runs attacks at full size; `PACKMIRROR_TEST_PASSTHROUGH=1` puts the primary in the mirror's place, to test the tests.
@@ -45,8 +45,10 @@ mod increment;
 mod matrix;
 mod nodes;
 mod other_paths;
+mod own_name;
 mod push;
 mod recipes;
+mod seen;
 mod slow;
 mod trust;
 mod unfit;

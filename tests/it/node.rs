@@ -37,7 +37,12 @@ impl Setup {
             listen: "127.0.0.1:0".into(),
             memory: None,
             within: Vec::new(),
-            settings: vec!["log_format = \"text\"".into(), "log_level = \"debug\"".into()],
+            settings: vec![
+                "log_format = \"text\"".into(),
+                "log_level = \"debug\"".into(),
+                // No load balancer has to notice.
+                "drain_delay = \"0s\"".into(),
+            ],
         }
     }
 
@@ -113,6 +118,13 @@ impl Setup {
         command.arg("--cache-dir").arg(cache).env("RUST_BACKTRACE", "1");
         command.envs(self.env.iter().map(|(k, v)| (k, v)));
         command
+    }
+
+    /// The words of another command for a shell, with a cache directory of its own.
+    pub fn line(&self, args: &[&str], cache: &Path) -> String {
+        let command = self.base(args, cache);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        words.map(|word| format!("'{}'", word.to_string_lossy())).collect::<Vec<_>>().join(" ")
     }
 
     /// Starts a node and waits until it is ready.

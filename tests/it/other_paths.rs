@@ -104,7 +104,7 @@ fn site(
     let mut answer = head.clone().into_bytes();
     answer.extend_from_slice(b"\r\n");
     answer.extend_from_slice(&body);
-    let more = "Set-Cookie: a=1; Path=/; HttpOnly\r\nSet-Cookie: b=2\r\nLocation: https://git.example.com/next?x=%2F\r\n";
+    let more = "Strict-Transport-Security: max-age=9\r\nSet-Cookie: a=1; Path=/; HttpOnly\r\nSet-Cookie: b=2\r\nLocation: https://git.example.com/next?x=%2F\r\n";
     let status = if path.starts_with("/echo/303") { "303 See Other" } else { "200 OK" };
     let length = answer.len();
     write!(stream, "HTTP/1.1 {status}\r\n{more}Content-Length: {length}\r\nConnection: close\r\n\r\n")?;
@@ -202,9 +202,7 @@ fn a_browser_at_the_root_is_told_what_this_is() {
         assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
         assert!(page.header("content-security-policy").unwrap().starts_with("default-src 'none'"));
         assert!(!page.text().to_lowercase().contains("<script"));
-        let odd = format!(
-            "GET / HTTP/1.1\r\nHost: a\"><script>alert(1)</script>\r\nAccept: text/html\r\nConnection: close\r\n\r\n"
-        );
+        let odd = "GET / HTTP/1.1\r\nHost: a\"><script>alert(1)</script>\r\nAccept: text/html\r\nConnection: close\r\n\r\n";
         let page = wire::raw(node.address(), odd.as_bytes()).unwrap();
         assert!(!page.text().contains("script"), "{}", page.text());
         assert_eq!(
@@ -253,6 +251,10 @@ fn a_web_side_passes_as_it_is() {
         page.headers.iter().filter(|(name, _)| name == "set-cookie").map(|(_, v)| &**v).collect();
     assert_eq!(cookies, ["a=1; Path=/; HttpOnly", "b=2"]);
     assert_eq!(page.header("location"), Some("https://git.example.com/next?x=%2F"));
+    assert_eq!(page.header("strict-transport-security"), None, "it is the primary's name's");
+    let own = format!("GET /echo HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", site.address);
+    let own = wire::raw(address, own.as_bytes()).unwrap();
+    assert_eq!(own.header("strict-transport-security"), Some("max-age=9"));
     assert_eq!(browser(address, "/echo/303", &[]).status, 303);
     assert!(
         browser(address, "/", &[]).text().starts_with("GET / HTTP/1.1"),
@@ -267,7 +269,7 @@ fn a_web_side_passes_as_it_is() {
     }
     let head = wire::raw(address, b"HEAD /echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     assert!(head.status == 200 && head.body.is_empty() && head.header("content-length") != Some("0"));
-    assert_eq!(node.metric("packmirror_answers_total", &["reason=\"not-git\""]), 9.0);
+    assert_eq!(node.metric("packmirror_answers_total", &["reason=\"not-git\""]), 10.0);
 }
 
 #[test]
@@ -356,6 +358,22 @@ fn a_silent_websocket_is_ended() {
     assert!(socket.read().is_err(), "it ends, and not by the test's own patience");
     let mut stream = socket.get_ref();
     assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
+}
+
+/// What lasts as long as a client wants leaves room for Git.
+#[test]
+fn what_is_not_git_takes_half_of_the_places_at_most() {
+    mirror_only!();
+    let (world, site) = (World::new(), Site::start());
+    let node = pass(&world, &site.url).set("limits.connections = 4").start();
+    let mut open = [websocket(node.address(), "/ws"), websocket(node.address(), "/ws")];
+    let busy = wire::get(node.address(), "/echo", &[]).unwrap();
+    assert_eq!(busy.status, 503, "{}", busy.text());
+    assert_eq!(wire::get(node.address(), "/livez", &[]).unwrap().status, 200);
+    open[0].close(None).unwrap();
+    eventually("a place that is free again", || {
+        (wire::get(node.address(), "/echo", &[]).unwrap().status == 200).then_some(())
+    });
 }
 
 /// The same as a browser's HTTP/2, whose cookies come in parts.

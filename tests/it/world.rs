@@ -48,6 +48,11 @@ impl World {
         self.dir.path().join(format!("{n:03}-{name}"))
     }
 
+    /// The URL of another store, which is a directory.
+    pub fn on_side(&self, name: &str) -> String {
+        self.unused(name).display().to_string()
+    }
+
     /// A new empty directory.
     pub fn folder(&self, name: &str) -> PathBuf {
         let path = self.unused(name);

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use secrecy::SecretString;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use super::DemoError;
+use super::{DemoError, access};
 
 /// Variables that would point git at another repository than the one we name.
 const MISLEADING: &[&str] = &[
@@ -32,17 +33,32 @@ pub struct Git {
     /// A directory without settings of the user's; `None` keeps the user's own (credential helpers of a real
     /// primary live there).
     home: Option<PathBuf>,
+    /// A header, and whom it is shown to.
+    shown: Option<(SecretString, Vec<String>)>,
 }
 
 impl Git {
     /// Runs git with no settings but its own defaults.
     pub fn plain(home: &Path) -> Self {
-        Self { home: Some(home.to_owned()) }
+        Self { home: Some(home.to_owned()), shown: None }
     }
 
     /// Runs git with the user's settings.
     pub fn of_the_user() -> Self {
-        Self { home: None }
+        Self { home: None, shown: None }
+    }
+
+    /// Shows `header` to the server at `url` from now on.
+    pub fn showing(mut self, header: SecretString, url: &str) -> Self {
+        self.shown = Some((header, vec![url.to_owned()]));
+        self
+    }
+
+    /// Shows what it shows to the server at `url` too.
+    pub fn show_to(&mut self, url: &str) {
+        if let Some((_, urls)) = &mut self.shown {
+            urls.push(url.to_owned());
+        }
     }
 
     /// Says which git there is, or how to get one.
@@ -98,6 +114,9 @@ impl Git {
             if direct.is_empty() { "127.0.0.1".into() } else { format!("{direct},127.0.0.1") },
         );
         command.env("LC_ALL", "C");
+        if let Some((header, urls)) = &self.shown {
+            command.envs(access::settings(header, urls));
+        }
         if let Some(home) = &self.home {
             command.env("HOME", home).env("XDG_CONFIG_HOME", home);
             command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null");

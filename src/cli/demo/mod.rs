@@ -4,6 +4,7 @@
 //! binary, results are proven with git. It cleans up after itself, also after a failure or Ctrl-C.
 //! Borders: knows no room of the mirror; only the command line, `/readyz` and `/metrics`.
 
+mod access;
 mod counters;
 mod git;
 mod node;
@@ -16,6 +17,8 @@ use std::time::Instant;
 
 use super::exit::{Exit, Failure};
 use super::flags::Flags;
+use crate::config::Settings;
+use access::{Access, access};
 use git::Git;
 use node::{Node, Plan};
 use story::{Story, direct_address};
@@ -26,7 +29,8 @@ Examples:
   packmirror demo --primary https://git.example.com --repo team/app.git
   packmirror demo --primary /srv/git --repo app.git --keep
 
-Without --primary a small one is made, with a few hundred commits. To a real primary nothing is pushed.
+Without --primary a small one is made, with a few hundred commits. To a real primary nothing is pushed. What it asks for is
+found as git finds it (credential helpers, or a question), or in the settings (credential_file).
 Needs the git binary. Directories are made under TMPDIR and removed at the end.";
 
 /// Arguments of `demo`.
@@ -90,6 +94,9 @@ pub enum DemoError {
         /// Where answers came from.
         answers: String,
     },
+    /// The service credential cannot be used.
+    #[error(transparent)]
+    Credential(#[from] crate::primary::BadCredential),
     /// The node's HTTP side did not answer as it should.
     #[error("the mirror's own pages did not answer: {0}")]
     Http(#[from] reqwest::Error),
@@ -99,7 +106,7 @@ pub enum DemoError {
 }
 
 /// Runs the demo.
-pub async fn run(args: &Args, flags: &Flags) -> Result<(), Failure> {
+pub async fn run(args: &Args, flags: &Flags, settings: &Settings) -> Result<(), Failure> {
     let given = match (flags.get("primary"), &args.repo) {
         (Some(primary), Some(repo)) => Some((absolute(primary)?, repo.trim_matches('/').to_owned())),
         (Some(_), None) => return Err(Failure::usage("say which repository of it: --repo team/app.git")),
@@ -119,7 +126,7 @@ pub async fn run(args: &Args, flags: &Flags) -> Result<(), Failure> {
     let dir = tempfile::Builder::new().prefix("packmirror-demo-").tempdir()?;
     let mut node = None;
     let ended = tokio::select! {
-        told = tell(given, flags, dir.path(), &mut node) => told.map_err(Failure::failed),
+        told = tell(given, flags, settings, dir.path(), &mut node) => told.map_err(Failure::failed),
         () = interrupted() => Err(Failure::new(Exit::Interrupted, "interrupted; cleaning up")),
     };
     // Whatever happened: the last node ends before its directory goes.
@@ -140,6 +147,7 @@ pub async fn run(args: &Args, flags: &Flags) -> Result<(), Failure> {
 async fn tell(
     given: Option<(String, String)>,
     flags: &Flags,
+    settings: &Settings,
     dir: &Path,
     node: &mut Option<Node>,
 ) -> Result<(), DemoError> {
@@ -169,14 +177,20 @@ async fn tell(
         config: flags.config.clone().filter(|_| !ours),
         given: flags.given.iter().filter(|(name, _)| !CHOSEN.contains(name)).cloned().collect(),
     };
+    let direct = direct_address(&primary, &repo);
+    let access = if ours { Access::default() } else { access(&git, settings, &direct, dir).await? };
+    let git = match access.header {
+        Some(header) => git.showing(header, &direct),
+        None => git,
+    };
     let plan = Plan {
         program: std::env::current_exe()?,
         primary: primary.clone(),
         store: dir.join("bucket"),
         extra: chosen.arguments(),
+        credential: access.for_node,
         keep_env: !ours,
     };
-    let direct = direct_address(&primary, &repo);
     let mut story = Story::new(plan, git, repo, direct, ours, dir.to_owned());
     story.tell(begun, &words);
     story.run(node).await?;

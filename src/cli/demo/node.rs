@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use secrecy::{ExposeSecret, SecretString};
 use tokio::process::{Child, Command};
 
 use super::DemoError;
 use super::counters::Counters;
 use super::git::tail;
+use crate::config::keys::ENV_PREFIX;
 
 /// How long a node may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -29,6 +31,8 @@ pub struct Plan {
     pub store: PathBuf,
     /// Further arguments of the user's.
     pub extra: Vec<String>,
+    /// The service credential, where the user's settings name none.
+    pub credential: Option<SecretString>,
     /// Whether `PACKMIRROR__…` variables reach the node: only with a primary of the user's.
     pub keep_env: bool,
 }
@@ -51,22 +55,26 @@ impl Node {
         command
             .arg("serve")
             .args(&plan.extra)
-            .args(["--listen=127.0.0.1:0", "--log-format=text"])
+            .args(["--listen=127.0.0.1:0", "--log-format=text", "--drain-delay=0s"])
             .arg(format!("--primary={}", plan.primary))
             .arg(format!("--store={}", plan.store.display()))
             .arg(format!("--cache-dir={}", dir.join("cache").display()))
             .arg(format!("--port-file={}", port_file.display()));
         if !plan.keep_env {
             for (name, _) in std::env::vars_os() {
-                if name.to_string_lossy().starts_with(crate::config::keys::ENV_PREFIX) {
+                if name.to_string_lossy().starts_with(ENV_PREFIX) {
                     command.env_remove(name);
                 }
             }
+        }
+        if let Some(secret) = &plan.credential {
+            command.env(format!("{ENV_PREFIX}CREDENTIAL"), secret.expose_secret());
         }
         let file = std::fs::File::create(&log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).kill_on_drop(true);
         let start = |source| DemoError::Start { program: plan.program.display().to_string(), source };
         let mut child = command.spawn().map_err(start)?;
+        crate::tls::provide();
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?;
         let begun = Instant::now();
         loop {

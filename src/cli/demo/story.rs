@@ -96,9 +96,10 @@ impl Story {
         self.another_node(node).await
     }
 
-    async fn start(&self, node: &mut Option<Node>, name: &str) -> Result<String, DemoError> {
+    async fn start(&mut self, node: &mut Option<Node>, name: &str) -> Result<String, DemoError> {
         let started = Node::start(&self.plan, &self.dir.join(name)).await?;
         let url = started.url.clone();
+        self.git.show_to(&url);
         *node = Some(started);
         Ok(url)
     }

@@ -101,6 +101,8 @@ codes! {
     PrimaryNotGit = "primary.not-git",
     /// The primary sends requests elsewhere.
     PrimaryMoved = "primary.moved",
+    /// The primary's name leads to the mirror itself.
+    PrimaryLoops = "primary.loops",
     /// Whether it is a Git host shows only with a repository.
     PrimaryUnknown = "primary.unknown",
     /// The primary's clock and this machine's differ.

@@ -113,9 +113,13 @@ fn room(settings: &Settings, what: &str, has: u64) -> Option<Check> {
     })
 }
 
-/// Tries the address that `serve` would listen on.
-pub fn listen(settings: &Settings) -> Check {
-    let address = settings.listen;
+/// Tries the addresses that `serve` would listen on.
+pub fn listen(settings: &Settings) -> impl Iterator<Item = Check> {
+    let admin = settings.admin_listen.map(|address| ("--admin-listen", address));
+    std::iter::once(("--listen", settings.listen)).chain(admin).map(|(flag, address)| taken(flag, address))
+}
+
+fn taken(flag: &str, address: std::net::SocketAddr) -> Check {
     let what = format!("listening on {address}");
     match std::net::TcpListener::bind(address) {
         Ok(_) => Check::good(Code::ListenOk, what, "it is free"),
@@ -123,13 +127,17 @@ pub fn listen(settings: &Settings) -> Check {
             Code::ListenInUse,
             what,
             "another process listens there",
-            "nothing to do if that is this very node; otherwise choose another address with --listen ADDR:PORT",
+            format!(
+                "nothing to do if that is this very node; otherwise choose another address with {flag} ADDR:PORT"
+            ),
         ),
         Err(error) => Check::bad(
             Code::ListenRefused,
             what,
             error.to_string(),
-            "choose an address of this machine, and a port that this user may take, with --listen ADDR:PORT",
+            format!(
+                "choose an address of this machine, and a port that this user may take, with {flag} ADDR:PORT"
+            ),
         ),
     }
 }

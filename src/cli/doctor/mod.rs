@@ -2,8 +2,8 @@
 //!
 //! Whatever `serve` refuses, or passes through for ever, is bad here. It makes nothing: no store, no cache directory.
 //!
-//! - `check`: a check and its code, text and JSON. `store`, `primary`, `machine`: the checks.
-//! - `client`, `address`: the checks of a client's machine, which need no settings.
+//! - `check`: a check and its code, text and JSON. `store`, `primary`, `machine`: the checks. `client`, `address`: git on
+//!   a client's machine.
 
 mod address;
 pub mod check;
@@ -22,8 +22,8 @@ const EXAMPLES: &str = "\
 Examples:
   packmirror doctor --primary https://git.example.com --store s3://bucket/prefix
   packmirror doctor --config /etc/packmirror/packmirror.toml team/app.git
+  packmirror doctor --client https://git.example.com/team/app.git
   packmirror doctor --json | jq -r '.checks[] | select(.verdict != \"good\") | .code'
-  packmirror doctor --client https://git.example.com/team/app.git     on a client
 
 Run it as the user and in the environment of `packmirror serve`. What serve would refuse, or pass through for
 ever, is BAD, and the exit status is 1. The probe of a store that exists writes and removes a few small
@@ -71,7 +71,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     }
     checks.extend(machine::credential(settings));
     checks.extend(machine::cache(settings));
-    checks.push(machine::listen(settings));
+    checks.extend(machine::listen(settings));
     checks.extend(machine::system(settings));
     tell(args, &checks)
 }

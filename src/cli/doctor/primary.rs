@@ -99,6 +99,12 @@ fn silent(what: String, error: &PrimaryError) -> Check {
             found,
             "look at the Git host; nothing is served while it is in trouble",
         ),
+        PrimaryError::Loops => Check::bad(
+            Code::PrimaryLoops,
+            what,
+            found,
+            "set primary_address to where the primary itself is: its name leads to the mirror here",
+        ),
         _ if found.contains("certificate") => Check::bad(
             Code::PrimaryCertificate,
             what,
@@ -211,16 +217,13 @@ fn unfit(what: String, error: &PrimaryError) -> Check {
         PrimaryError::Moved { .. } => {
             (Code::RepositoryMoved, "use the new name, or name the new address with --primary")
         }
-        PrimaryError::Loops => (
-            Code::PrimaryMoved,
-            "the primary's name leads to this mirror: set primary_address to where the primary itself is",
-        ),
         PrimaryError::NotGit(_) => {
             (Code::PrimaryNotGit, "name what stands before team/app.git in a clone's URL with --primary")
         }
-        PrimaryError::Unreachable(_) | PrimaryError::Timeout(_) | PrimaryError::ServerError { .. } => {
-            return silent(what, error);
-        }
+        PrimaryError::Unreachable(_)
+        | PrimaryError::Timeout(_)
+        | PrimaryError::ServerError { .. }
+        | PrimaryError::Loops => return silent(what, error),
         PrimaryError::Protocol(_)
         | PrimaryError::Remote(_)
         | PrimaryError::Costs(_)

@@ -28,7 +28,8 @@ pub fn receive(
     let mut entries = Entries::default();
     let mut held = Growing::new(meter, 0)?;
     let mut inflate = Decompress::new();
-    for _ in 0..count {
+    for done in 0..count {
+        meter.tell(u64::from(done), u64::from(count));
         held.more(BYTES_PER_ENTRY)?;
         let entry = one(&mut stream, &mut entries, hash, largest, meter, &mut inflate)?;
         if matches!(entry.base, Base::Named(_)) {

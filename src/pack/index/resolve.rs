@@ -219,7 +219,8 @@ impl<'a> Worker<'a> {
                 slot.copy_from_slice(id.as_slice());
             }
         }
-        self.shared.done.fetch_add(1, Ordering::Relaxed);
+        let done = self.shared.done.fetch_add(1, Ordering::Relaxed) as u64 + 1;
+        self.job.meter.tell(done, self.job.entries.list.len() as u64);
         if !self.job.entries.bases.is_empty()
             && let Some(named) = lock(&self.shared.named).remove(id)
         {
