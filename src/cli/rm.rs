@@ -5,6 +5,7 @@ use super::print;
 use super::table::safe;
 use crate::config::Loaded;
 use crate::git::path::RepoPath;
+use crate::mirror::names::not_there;
 use crate::mirror::remove::remove;
 use crate::node;
 
@@ -38,10 +39,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
                 "{name}: taken out with generation {}; nodes follow within half a minute\n",
                 last.number
             ))?,
-            None => {
-                let words = format!("{name}: there is no such repository in the mirror; see packmirror ls");
-                return Err(Failure::new(Exit::NoRepository, words));
-            }
+            None => return Err(Failure::new(Exit::NoRepository, not_there(&bucket, &repo).await)),
         }
     }
     Ok(())

@@ -13,6 +13,7 @@ use crate::folder::Folder;
 use crate::git::path::RepoPath;
 use crate::git::refs::{Head, MOST_PACKED_REFS, Refs};
 use crate::mirror::snapshot::{OpenError, object_format, refs_of};
+use crate::mirror::names::not_there;
 use crate::store::{Bucket, Generation, StoreError, frame};
 
 /// The file that marks an unfinished export as ours, so that another try may delete it.
@@ -23,8 +24,8 @@ const MARK: &str = "packmirror-export";
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// Nothing was published under this path.
-    #[error("the bucket holds no repository `{0}`; `packmirror ls` shows what it holds")]
-    Unknown(RepoPath),
+    #[error("{0}")]
+    Unknown(String),
     /// The target is there already.
     #[error("`{}` is there already; name a folder that does not exist", .0.display())]
     Exists(PathBuf),
@@ -58,11 +59,9 @@ pub async fn export(
     if fs::symlink_metadata(dir).await.is_ok() {
         return Err(ExportError::Exists(dir.to_owned()));
     }
-    let generation = bucket
-        .newest(repo)
-        .await?
-        .filter(|newest| !newest.removed)
-        .ok_or_else(|| ExportError::Unknown(repo.clone()))?;
+    let Some(generation) = bucket.newest(repo).await?.filter(|newest| !newest.removed) else {
+        return Err(ExportError::Unknown(not_there(bucket, repo).await));
+    };
     let mut part = dir.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);

@@ -16,7 +16,7 @@ pub mod export;
 pub mod health;
 pub mod measure;
 mod memory;
-mod names;
+pub mod names;
 pub mod newcomers;
 pub mod newest;
 pub mod opening;

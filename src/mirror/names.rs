@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::git::path::RepoPath;
 use crate::mirror::repo::Repo;
+use crate::store::Bucket;
 
 /// The repositories of a node.
 #[derive(Default)]
@@ -67,6 +68,15 @@ impl Repos {
         for path in paths {
             self.by_folded.entry(folded(&path)).or_insert(path);
         }
+    }
+}
+
+/// Says that the bucket does not hold a repository, and under which other spelling it does.
+pub async fn not_there(bucket: &Bucket, path: &RepoPath) -> String {
+    let stored = bucket.repos().await.unwrap_or_default();
+    match stored.iter().find(|known| folded(known) == folded(path) && *known != path) {
+        Some(known) => format!("the bucket holds no repository `{path}`, but `{known}`"),
+        None => format!("the bucket holds no repository `{path}`; `packmirror ls` shows what it holds"),
     }
 }
 

@@ -155,6 +155,9 @@ fn export_works_without_the_primary() {
             setup
                 .command(&["export", "no/such.git", world.unused("x").to_str().unwrap()])
                 .must_fail(&["no/such.git"]);
+            let other = repo.path.strip_suffix(".git").unwrap();
+            let x = world.unused("x");
+            setup.command(&["export", other, x.to_str().unwrap()]).must_fail(&[&format!("but `{}`", repo.path)]);
             primary.up();
         }
     }
