@@ -93,9 +93,10 @@ fn metrics_move_to_the_listener_of_administration() {
     let (world, primary) = (World::new(), Primary::start());
     let admin = format!("127.0.0.1:{}", free_port());
     let node = world.setup(&primary).set(&format!("admin_listen = \"{admin}\"")).start();
-    assert_eq!(status(node.address(), "/metrics"), Some(404));
+    // These are paths like any other now, and such go to the primary.
+    assert_eq!(status(node.address(), "/metrics"), Some(307));
     assert_eq!(status(node.address(), "/readyz"), Some(200));
-    assert_eq!(status(node.address(), "/status"), Some(404));
+    assert_eq!(status(node.address(), "/status"), Some(307));
     assert_eq!(status(&admin, "/metrics"), Some(200));
     assert_eq!(
         status(&admin, "/r.git/info/refs?service=git-upload-pack"),
