@@ -34,6 +34,7 @@ part_dir() {
 	versitygw) echo "$parts/versitygw-${VERSITYGW_VERSION#v}" ;;
 	gitea) echo "$parts/gitea-${GITEA_VERSION#v}" ;;
 	git) echo "$parts/git-$GIT_VERSION" ;;
+	lfs) echo "$parts/lfs-${LFS_VERSION#v}" ;;
 	h2spec) echo "$parts/h2spec-${H2SPEC_VERSION#v}" ;;
 	tools) echo "$parts/tools-buildkite-${BUILDKITE_VERSION#v}" ;;
 	clients) echo "$parts/clients-$(clients_version)" ;;
