@@ -37,7 +37,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let task = board.task(repo.as_str());
     let done = |so_far, total| task.bytes("downloading", so_far, total);
     let exported = export(&bucket, &repo, &args.dir, &done).await;
-    task.finish(if exported.is_ok() { "done" } else { "failed" });
+    task.clear();
     let generation = exported.map_err(|error| match error {
         ExportError::Unknown(_) => Failure::new(Exit::NoRepository, error),
         ExportError::Exists(_) | ExportError::InTheWay(_) => Failure::usage(error),

@@ -150,18 +150,8 @@ impl Task {
         bar.enable_steady_tick(SHOW_EVERY);
     }
 
-    /// Ends the work with a last word, which stays on the screen.
-    pub fn finish(&self, word: &str) {
-        if let Some(bar) = &self.bar {
-            bar.set_style(
-                ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar()),
-            );
-            bar.finish_with_message(format!("{}: {}", self.name, safe(word)));
-        }
-    }
-
-    /// Takes the work off the screen.
-    fn clear(&self) {
+    /// Takes the work off the screen; what came of it is printed as a line.
+    pub fn clear(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
@@ -280,7 +270,7 @@ mod tests {
         }
         let task = Board { bars: None }.task("team/app\u{7}");
         task.bytes("receives", 10, 20);
-        task.finish("done");
+        task.clear();
         assert_eq!(task.name, "team/app\\u{7}");
     }
 }

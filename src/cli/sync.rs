@@ -156,6 +156,6 @@ async fn one(work: &Work, path: &RepoPath, task: &Task) -> Result<Synced, SyncEr
             }
         }
     };
-    task.finish(if result.is_ok() { "done" } else { "failed" });
+    task.clear();
     result
 }

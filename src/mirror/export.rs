@@ -12,8 +12,8 @@ use tokio::fs;
 use crate::folder::Folder;
 use crate::git::path::RepoPath;
 use crate::git::refs::{Head, MOST_PACKED_REFS, Refs};
-use crate::mirror::snapshot::{OpenError, object_format, refs_of};
 use crate::mirror::names::not_there;
+use crate::mirror::snapshot::{OpenError, object_format, refs_of};
 use crate::store::{Bucket, Generation, StoreError, frame};
 
 /// The file that marks an unfinished export as ours, so that another try may delete it.

@@ -157,7 +157,9 @@ fn export_works_without_the_primary() {
                 .must_fail(&["no/such.git"]);
             let other = repo.path.strip_suffix(".git").unwrap();
             let x = world.unused("x");
-            setup.command(&["export", other, x.to_str().unwrap()]).must_fail(&[&format!("but `{}`", repo.path)]);
+            setup
+                .command(&["export", other, x.to_str().unwrap()])
+                .must_fail(&[&format!("but `{}`", repo.path)]);
             primary.up();
         }
     }
