@@ -304,7 +304,7 @@ async fn an_s3_server_that_says_no_is_explained() {
     let options = StoreOptions { retry: retry.clone(), ..StoreOptions::default() };
     let bucket = Bucket::open("s3://packmirror-no-such-bucket/x", &options).await.unwrap();
     let failed = bucket.probe().await.unwrap_err();
-    assert!(!failed.is_transient() && failed.explanation.contains("bucket exists"), "{failed}");
+    assert!(!failed.is_transient() && failed.to_string().contains("make the bucket"), "{failed}");
     let blob = BlobRef::of(BlobKind::Pack, b"x");
     assert!(!bucket.get_blob(&blob).await.unwrap_err().is_loss(), "no bucket is no lost blob");
     // A port where nobody listens.

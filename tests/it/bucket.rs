@@ -50,6 +50,7 @@ impl Store {
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_nanos();
         let unique = format!("{}-{now:x}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let prefix = format!("{}/{unique}", url.path().trim_matches('/')).trim_matches('/').to_owned();
+        packmirror::tls::provide();
         let objects = object_store::aws::AmazonS3Builder::from_env()
             .with_bucket_name(url.host_str().expect("s3://bucket/…"))
             .with_allow_http(true)
