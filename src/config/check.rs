@@ -5,7 +5,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::error::{ConfigError, Origin};
-use super::load::has_scheme;
 use super::{GRANT_TTL_MAX, Selection, Settings};
 use crate::primary::{BadLocation, Location};
 use crate::telemetry::log;
@@ -160,6 +159,14 @@ fn primary_fits(primary: &str, insecure: bool) -> Result<(), Wrong> {
         &format!("there is no directory \"{}\"", safe(primary)),
         &format!("\"https://{}\" for a host, or the full path of a directory", safe(host)),
     )
+}
+
+/// Whether a text begins like a URL: `s3:`, `https:`. A host with a port does too.
+pub(super) fn has_scheme(text: &str) -> bool {
+    let Some((scheme, _)) = text.split_once(':') else { return false };
+    scheme.len() > 1
+        && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+.-".contains(&byte))
 }
 
 fn store_fits(store: &str) -> Result<(), Wrong> {

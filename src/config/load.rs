@@ -114,7 +114,7 @@ fn settle_path(name: &str, one: &mut Given, here: &Path) {
         return;
     }
     // A URL with a slip in it; a directory of such a name is written ./NAME.
-    if is_place && has_scheme(text) {
+    if is_place && check::has_scheme(text) {
         return;
     }
     let base = match &one.origin {
@@ -129,14 +129,6 @@ fn settle_path(name: &str, one: &mut Given, here: &Path) {
     {
         *text = joined.to_owned();
     }
-}
-
-/// Whether a text begins like a URL: `s3:`, `https:`. A host with a port does too.
-pub(super) fn has_scheme(text: &str) -> bool {
-    let Some((scheme, _)) = text.split_once(':') else { return false };
-    scheme.len() > 1
-        && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+.-".contains(&byte))
 }
 
 fn add_defaults(given: &mut BTreeMap<&'static str, Given>, inputs: &Inputs) -> Result<(), ConfigError> {

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use url::Url;
 
 use super::DemoError;
@@ -60,15 +60,4 @@ async fn ask(git: &Git, direct: &str, scratch: &Path) -> Option<SecretString> {
     let answer = git.feed(scratch, &["credential", "fill"], question.into_bytes()).await.ok()?;
     let field = |name: &str| answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
     Some(format!("{}:{}", field("username")?, field("password")?).into())
-}
-
-/// Settings of git as variables of its environment, behind those that are there: a header for each of `urls`.
-pub fn settings(header: &SecretString, urls: &[String]) -> Vec<(String, String)> {
-    let there = std::env::var("GIT_CONFIG_COUNT").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
-    let mut out = vec![("GIT_CONFIG_COUNT".into(), (there + urls.len()).to_string())];
-    for (number, url) in (there..).zip(urls) {
-        out.push((format!("GIT_CONFIG_KEY_{number}"), format!("http.{url}.extraHeader")));
-        out.push((format!("GIT_CONFIG_VALUE_{number}"), header.expose_secret().to_owned()));
-    }
-    out
 }

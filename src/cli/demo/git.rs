@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use super::{DemoError, access};
+use super::DemoError;
 
 /// Variables that would point git at another repository than the one we name.
 const MISLEADING: &[&str] = &[
@@ -115,7 +115,7 @@ impl Git {
         );
         command.env("LC_ALL", "C");
         if let Some((header, urls)) = &self.shown {
-            command.envs(access::settings(header, urls));
+            command.envs(settings(header, urls));
         }
         if let Some(home) = &self.home {
             command.env("HOME", home).env("XDG_CONFIG_HOME", home);
@@ -130,6 +130,18 @@ impl Git {
         }
         command
     }
+}
+
+/// Settings of git as variables of its environment, behind those that are there: a header for each of `urls`. They stand on no
+/// command line.
+fn settings(header: &SecretString, urls: &[String]) -> Vec<(String, String)> {
+    let there = std::env::var("GIT_CONFIG_COUNT").ok().and_then(|count| count.parse().ok()).unwrap_or(0);
+    let mut out = vec![("GIT_CONFIG_COUNT".into(), (there + urls.len()).to_string())];
+    for (number, url) in (there..).zip(urls) {
+        out.push((format!("GIT_CONFIG_KEY_{number}"), format!("http.{url}.extraHeader")));
+        out.push((format!("GIT_CONFIG_VALUE_{number}"), header.expose_secret().to_owned()));
+    }
+    out
 }
 
 /// Gives the last lines of a text.
