@@ -28,6 +28,8 @@ tokio::task_local! {
 #[derive(Debug)]
 pub struct Told {
     id: String,
+    /// Whether the client or a load balancer knows it.
+    given: bool,
     facts: Mutex<Facts>,
 }
 
@@ -64,10 +66,11 @@ pub struct End {
 impl Told {
     /// Begins with the identifier that the client or a load balancer gave, or a new one.
     pub fn of(headers: &HeaderMap) -> Arc<Self> {
-        let given = IDS.iter().filter_map(|name| headers.get(*name)?.to_str().ok()).find(|id| is_sane(id));
-        let id = given.map_or_else(|| format!("{:016x}", rand::random::<u64>()), str::to_owned);
+        let said = IDS.iter().filter_map(|name| headers.get(*name)?.to_str().ok()).find(|id| is_sane(id));
+        let given = said.is_some();
+        let id = said.map_or_else(|| format!("{:016x}", rand::random::<u64>()), str::to_owned);
         let facts = Facts { repo: None, kind: "other", source: "node", reason: "", objects: None };
-        Arc::new(Self { id, facts: Mutex::new(facts) })
+        Arc::new(Self { id, given, facts: Mutex::new(facts) })
     }
 
     /// Runs a handler whose notes are about this request.
@@ -75,9 +78,9 @@ impl Told {
         TOLD.scope(Arc::clone(self), handler).await
     }
 
-    /// The identifier as a header of the answer.
+    /// The identifier as a header of the answer, for those who gave one: git's own answers have no such header.
     pub fn id(&self) -> Option<HeaderValue> {
-        HeaderValue::from_str(&self.id).ok()
+        HeaderValue::from_str(&self.id).ok().filter(|_| self.given)
     }
 
     /// Writes the line and the numbers.

@@ -259,11 +259,11 @@ fn each_request_has_one_line() {
         let head = format!(
             "GET /team/app.git/HEAD?token=s3cret-word HTTP/1.1\r\nHost: x\r\nX-Request-Id: {id}\r\nConnection: close\r\n\r\n"
         );
-        wire::raw(node.address(), head.as_bytes()).unwrap().header("x-request-id").unwrap().to_owned()
+        wire::raw(node.address(), head.as_bytes()).unwrap().header("x-request-id").map(str::to_owned)
     };
-    assert_eq!(told("from-a-balancer"), "from-a-balancer");
+    assert_eq!(told("from-a-balancer").as_deref(), Some("from-a-balancer"));
     line(&node, &["id=\"from-a-balancer\"", "kind=\"file\"", "reason=\"other-endpoint\"", "status=401"]);
-    assert_ne!(told("not \"sane\""), "not \"sane\"");
+    assert_eq!(told("not \"sane\""), None, "git's answers have no such header");
     assert_eq!(status(node.address(), "/readyz"), Some(200));
     let log = node.log();
     assert!(!log.contains("s3cret") && !log.contains("readyz") && !log.contains("token="), "{log}");
