@@ -6,8 +6,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::exit::Failure;
-use super::print;
 use super::table::safe;
+use super::{print, repository};
 use crate::config::{Loaded, Settings};
 use crate::git::path::RepoPath;
 use crate::mirror::export::refs;
@@ -63,9 +63,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let from = Location::parse(&args.from, true)
         .map_err(|bad| Failure::usage(format!("--from: {bad}")))?
         .to_string();
-    let named: Result<Vec<RepoPath>, _> =
-        args.repos.iter().map(|repo| RepoPath::parse(repo.trim_matches('/'))).collect();
-    let named = named.map_err(Failure::usage)?;
+    let named: Vec<RepoPath> = args.repos.iter().map(|repo| repository(repo)).collect::<Result<_, _>>()?;
     let bucket = node::existing_bucket(settings).await.map_err(Failure::store)?;
     let primary = node::primary(settings).await.map_err(Failure::failed)?;
     let to = primary.name();

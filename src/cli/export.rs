@@ -4,11 +4,10 @@ use std::path::PathBuf;
 
 use super::exit::Exit;
 use super::exit::Failure;
-use super::print;
 use super::progress::Board;
 use super::table::safe;
+use super::{print, repository};
 use crate::config::Loaded;
-use crate::git::path::RepoPath;
 use crate::mirror::export::{ExportError, export};
 use crate::node;
 
@@ -31,7 +30,7 @@ pub struct Args {
 
 /// Writes the repository.
 pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
-    let repo = RepoPath::parse(args.repo.trim_matches('/')).map_err(Failure::usage)?;
+    let repo = repository(&args.repo)?;
     let bucket = node::existing_bucket(&loaded.settings).await.map_err(Failure::store)?;
     let board = Board::new();
     let task = board.task(repo.as_str());

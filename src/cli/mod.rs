@@ -29,6 +29,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Inputs, Loaded, LogFormat, load};
+use crate::git::path::RepoPath;
 use crate::telemetry::log;
 use exit::Failure;
 use flags::Flags;
@@ -189,6 +190,11 @@ fn start_log(command: &Command, loaded: &Loaded) -> Result<(), Failure> {
         LogFormat::Json => Some(true),
     };
     log::start(level, json).map_err(Failure::usage)
+}
+
+/// Reads the name of a repository as people write it: the path of its URL, with slashes around it or without.
+pub fn repository(text: &str) -> Result<RepoPath, Failure> {
+    RepoPath::parse(text.trim_matches('/')).map_err(Failure::usage)
 }
 
 /// Writes a result to stdout. A reader that has gone away is no failure.

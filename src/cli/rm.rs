@@ -1,8 +1,8 @@
 //! `packmirror rm REPO…`: takes repositories out of the mirror; needs no primary.
 
 use super::exit::{Exit, Failure};
-use super::print;
 use super::table::safe;
+use super::{print, repository};
 use crate::config::Loaded;
 use crate::git::path::RepoPath;
 use crate::mirror::names::not_there;
@@ -28,9 +28,7 @@ pub struct Args {
 
 /// Takes them out, one after the other, and stops at the first that is not there.
 pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
-    let named: Result<Vec<RepoPath>, _> =
-        args.repos.iter().map(|repo| RepoPath::parse(repo.trim_matches('/'))).collect();
-    let named = named.map_err(Failure::usage)?;
+    let named: Vec<RepoPath> = args.repos.iter().map(|repo| repository(repo)).collect::<Result<_, _>>()?;
     let bucket = node::existing_bucket(&loaded.settings).await.map_err(Failure::store)?;
     for repo in named {
         let name = safe(repo.as_str());

@@ -7,9 +7,9 @@ use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Failure;
-use super::print;
 use super::progress::{Board, SHOW_EVERY, Task};
 use super::table::safe;
+use super::{print, repository};
 use crate::config::Loaded;
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
@@ -47,9 +47,7 @@ pub struct Args {
 pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let settings = &loaded.settings;
     settings.primary()?;
-    let named: Result<Vec<RepoPath>, _> =
-        args.repos.iter().map(|repo| RepoPath::parse(repo.trim_matches('/'))).collect();
-    let named = named.map_err(Failure::usage)?;
+    let named: Vec<RepoPath> = args.repos.iter().map(|repo| repository(repo)).collect::<Result<_, _>>()?;
     let all = args.all || named.is_empty();
     let primary = node::primary(settings).await.map_err(Failure::failed)?;
     // A store is not made for what the primary does not have, nor by a slip in its name.
@@ -68,8 +66,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
         true => Failure::unavailable(failed),
         false => Failure::failed(failed),
     })?;
-    bucket.ensure_format().await.map_err(Failure::store)?;
-    bucket.claim(&primary.name()).await.map_err(Failure::store)?;
+    bucket.take(&primary.name()).await.map_err(Failure::store)?;
     let mirror = Mirror::new(settings, bucket, local, primary, CancellationToken::new())?;
     let mut repos = if all { mirror.bucket.repos().await.map_err(Failure::store)? } else { Vec::new() };
     for path in &named {

@@ -68,16 +68,13 @@ pub async fn run(
         .await
         .with_context(|| format!("listening on {listen}; choose another address with --listen ADDR:PORT"))?;
     let address = listener.local_addr()?;
-    let admin = match settings.admin_listen {
-        None => None,
-        Some(at) => Some(TcpListener::bind(at).await.with_context(|| {
-            format!("listening on {at}; choose another address with --admin-listen ADDR:PORT")
-        })?),
-    };
     // To the very end: how a drain goes is seen there.
-    let _administering = match admin {
+    let _administering = match settings.admin_listen {
         None => None,
-        Some(admin) => {
+        Some(at) => {
+            let admin = TcpListener::bind(at).await.with_context(|| {
+                format!("listening on {at}; choose another address with --admin-listen ADDR:PORT")
+            })?;
             tracing::info!("administration: listening on http://{}", admin.local_addr()?);
             Some(AbortOnDropHandle::new(tokio::spawn(listen::administer(admin, app.clone()))))
         }
@@ -121,8 +118,7 @@ async fn probe(app: &App, work: &Work) -> anyhow::Result<bool> {
         }
         Err(failed) => return Err(failed.into()),
     }
-    bucket.ensure_format().await?;
-    bucket.claim(&app.mirror.primary.name()).await?;
+    bucket.take(&app.mirror.primary.name()).await?;
     work.store_is_sound();
     app.ready.store(true, Ordering::SeqCst);
     tracing::info!("ready");
@@ -160,11 +156,8 @@ async fn keep(
                 Ok(n) => tracing::info!(repositories = n, "took up what the bucket holds"),
                 Err(e) => tracing::warn!(error = %e, "the bucket could not be listed"),
             }
-            match mirror.take_out_removed().await {
-                Ok(_) => {}
-                Err(e) => {
-                    tracing::warn!(error = %e, "it could not be looked up what was taken out of the mirror")
-                }
+            if let Err(e) = mirror.take_out_removed().await {
+                tracing::warn!(error = %e, "it could not be looked up what was taken out of the mirror");
             }
             mirror.close_idle();
         }
@@ -195,12 +188,8 @@ async fn pause(mirror: &Mirror, pace: Duration) {
 /// Ends a node whose store has been adopted by another address of the primary meanwhile: until then it finds records that it
 /// does not take for its primary's, and passes their repositories on.
 async fn still_ours(mirror: &Mirror) -> anyhow::Result<()> {
-    let claimed = async {
-        // A bucket that was emptied while the node ran gets its marks again, the layout first.
-        mirror.bucket.ensure_format().await?;
-        mirror.bucket.claim(&mirror.primary.name()).await
-    };
-    match claimed.await {
+    // A bucket that was emptied while the node ran gets its marks again.
+    match mirror.bucket.take(&mirror.primary.name()).await {
         Err(error @ StoreError::OtherPrimary { .. }) => Err(error.into()),
         Err(error) => {
             tracing::warn!(error = error.chain(), "whose mirror the store is could not be read");

@@ -97,6 +97,12 @@ impl Bucket {
         Ok(())
     }
 
+    /// Makes sure that the layout of the store is known and that it is `primary`'s; an empty store gets both marks, the layout first.
+    pub async fn take(&self, primary: &str) -> Result<(), StoreError> {
+        self.ensure_format().await?;
+        self.claim(primary).await
+    }
+
     /// Makes the store of `from` that of `to`; the same again changes nothing. What it was and is comes back.
     ///
     /// Two operators who do this at once with different addresses leave one of them; the other's nodes then refuse to start.

@@ -1,5 +1,7 @@
 //! The store: can it be had, does it keep its promises, whose is it.
 
+use std::path::Path;
+
 use crate::cli::doctor::check::{Check, Code};
 use crate::cli::doctor::machine::can_be_made;
 use crate::config::Settings;
@@ -58,8 +60,7 @@ pub fn clock(code: Code, what: &str, ahead: i64) -> Check {
 
 /// A directory that is not there yet.
 fn new(settings: &Settings, what: String) -> Check {
-    let path = settings.store.strip_prefix("file://").unwrap_or(&settings.store);
-    match can_be_made(path.as_ref()) {
+    match can_be_made(directory(settings)) {
         Ok(()) => Check::warning(
             Code::StoreNew,
             what,
@@ -120,9 +121,10 @@ fn code(cause: Cause) -> Code {
 /// A store that did not pass the probe.
 fn unfit(what: String, failed: &ProbeFailed) -> Check {
     match &failed.source {
-        Some(StoreError::Refused { .. } | StoreError::Unavailable { .. } | StoreError::Local { .. }) => {
-            let error = failed.source.as_ref().map(|error| refused(what.clone(), error));
-            let mut check = error.unwrap_or_else(|| Check::bad(Code::StorePromise, &what, "", ""));
+        Some(
+            error @ (StoreError::Refused { .. } | StoreError::Unavailable { .. } | StoreError::Local { .. }),
+        ) => {
+            let mut check = refused(what.clone(), error);
             if check.code == Code::StoreAddress {
                 // It is there, and said no without a reason that is known.
                 check.code = Code::StoreDenied;
@@ -167,11 +169,15 @@ async fn owner(bucket: &Bucket, what: &str, primary: Option<&str>) -> Option<Che
     }
 }
 
+/// The path of a store that is a directory.
+fn directory(settings: &Settings) -> &Path {
+    Path::new(settings.store.strip_prefix("file://").unwrap_or(&settings.store))
+}
+
 /// The probe leaves an empty folder in a directory; one that was empty stays so.
 fn leave_no_folder(settings: &Settings) {
-    let path = settings.store.strip_prefix("file://").unwrap_or(&settings.store);
-    if !path.contains("://") {
+    if !settings.store.starts_with("s3://") {
         // Fails where something is in it, or there is none.
-        let _ = std::fs::remove_dir(std::path::Path::new(path).join(".probe"));
+        let _ = std::fs::remove_dir(directory(settings).join(".probe"));
     }
 }
