@@ -10,10 +10,11 @@ mod parts;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -128,7 +129,7 @@ async fn probe(app: &App, work: &Work) -> anyhow::Result<bool> {
 /// Probes the store until it answers, then takes up what the bucket holds, now and every `pace`.
 ///
 /// A store that answers wrong stops the node.
-async fn keep(
+pub(crate) async fn keep(
     app: App,
     work: Arc<Work>,
     pace: Duration,
