@@ -111,7 +111,12 @@ pub async fn run(
 /// Tries the store's promises once. False: it does not answer. An error: it answers wrong and must not be used.
 async fn probe(app: &App, work: &Work) -> anyhow::Result<bool> {
     let bucket = &app.mirror.bucket;
-    match bucket.probe().await {
+    let probed = match bucket.probe().await {
+        // One answer that was spoilt on its way is no broken promise.
+        Err(failed) if !failed.is_transient() => bucket.probe().await,
+        probed => probed,
+    };
+    match probed {
         Ok(_) => {}
         Err(failed) if failed.is_transient() => {
             tracing::warn!(error = %failed, "the store does not answer; requests are passed on to the primary");

@@ -50,7 +50,8 @@ pub(super) async fn send(player: &Arc<dyn Play>, outgoing: Outgoing) -> Result<R
     let mut body = collect(Box::pin(pieces), usize::MAX).await?.unwrap_or_default();
     if zipped {
         let mut inflated = Vec::new();
-        let read = tokio::io::AsyncReadExt::read_to_end(&mut GzipDecoder::new(&body[..]), &mut inflated).await;
+        let read =
+            tokio::io::AsyncReadExt::read_to_end(&mut GzipDecoder::new(&body[..]), &mut inflated).await;
         read.map_err(|error| PrimaryError::Protocol(error.to_string()))?;
         body = inflated.into();
     }

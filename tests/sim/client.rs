@@ -67,14 +67,16 @@ pub async fn clone(router: &Router, repo: &str) -> Outcome {
 }
 
 async fn cloned(router: &Router, repo: &str) -> Result<Outcome, String> {
-    let request = Request::get(format!("/{repo}/info/refs?service=git-upload-pack")).header("git-protocol", "version=2");
+    let request = Request::get(format!("/{repo}/info/refs?service=git-upload-pack"))
+        .header("git-protocol", "version=2");
     let (status, _) = ask(router, request.body(Body::empty()).unwrap()).await?;
     match status {
         StatusCode::OK => {}
         StatusCode::NOT_FOUND => return Ok(Outcome::Missing),
         other => return Err(format!("info/refs: {other}")),
     }
-    let (status, answer) = ask(router, post(repo, packet("command=ls-refs\n") + "0001" + &packet("peel\n") + "0000")).await?;
+    let (status, answer) =
+        ask(router, post(repo, packet("command=ls-refs\n") + "0001" + &packet("peel\n") + "0000")).await?;
     if status != StatusCode::OK {
         return Err(format!("ls-refs: {status}"));
     }

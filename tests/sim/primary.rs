@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::io::Write;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -106,7 +106,12 @@ impl Universe {
         }
         commit(&mut input, &mut chance, "merged", 51, &[12, 24]);
         for (tag, mark) in [("v1", 5), ("v2", 10)] {
-            input.extend(format!("tag {tag}\nfrom :{mark}\ntagger C <c@example.com> 1700000000 +0000\ndata 3\n{tag}\n\n").bytes());
+            input.extend(
+                format!(
+                    "tag {tag}\nfrom :{mark}\ntagger C <c@example.com> 1700000000 +0000\ndata 3\n{tag}\n\n"
+                )
+                .bytes(),
+            );
         }
         let marks = dir.path().join("marks");
         let export = format!("--export-marks={}", marks.display());
@@ -146,8 +151,13 @@ impl Universe {
         for (n, state) in states.iter().enumerate() {
             run(git(dir.path()).args(["init", "-q", "--bare", "-b", "main", &format!("{n}.git")]), b"");
             let bare = dir.path().join(format!("{n}.git"));
-            std::fs::write(bare.join("objects/info/alternates"), format!("{}\n", all.join("objects").display())).unwrap();
-            let updates: String = state.refs.iter().map(|(name, oid)| format!("create {name} {oid}\n")).collect();
+            std::fs::write(
+                bare.join("objects/info/alternates"),
+                format!("{}\n", all.join("objects").display()),
+            )
+            .unwrap();
+            let updates: String =
+                state.refs.iter().map(|(name, oid)| format!("create {name} {oid}\n")).collect();
             run(git(&bare).args(["update-ref", "--stdin"]), updates.as_bytes());
         }
         Self { dir, states, said: Mutex::default() }
@@ -270,7 +280,11 @@ impl Play for Arc<Line> {
             let _ = line.runs.subscribe().wait_for(|runs| *runs).await;
             let (wait, roll, at) = {
                 let mut chance = host.chance.lock().unwrap_or_else(PoisonError::into_inner);
-                (chance.random_range(5..50u64), chance.random_range(0..1000u32), chance.random_range(0..1000usize))
+                (
+                    chance.random_range(5..50u64),
+                    chance.random_range(0..1000u32),
+                    chance.random_range(0..1000usize),
+                )
             };
             let mood = *host.mood.lock().unwrap_or_else(PoisonError::into_inner);
             let wait = if at < mood.slow as usize { wait * 200 } else { wait };
@@ -280,20 +294,30 @@ impl Play for Arc<Line> {
                 return Err(PrimaryError::Unreachable("the wire is cut".into()));
             }
             if roll < mood.unreachable + mood.errors {
-                return Ok(Said { status: StatusCode::BAD_GATEWAY, kind: "text/html", body: Box::pin(stream::empty()) });
+                return Ok(Said {
+                    status: StatusCode::BAD_GATEWAY,
+                    kind: "text/html",
+                    body: Box::pin(stream::empty()),
+                });
             }
             let Some(state) = host.state(asked.repo.as_str()) else {
-                return Ok(Said { status: StatusCode::NOT_FOUND, kind: "text/plain", body: Box::pin(stream::empty()) });
+                return Ok(Said {
+                    status: StatusCode::NOT_FOUND,
+                    kind: "text/plain",
+                    body: Box::pin(stream::empty()),
+                });
             };
             let (advertises, kind) = match asked.endpoint {
                 Endpoint::InfoRefs(_) => (true, "application/x-git-upload-pack-advertisement"),
                 _ => (false, "application/x-git-upload-pack-result"),
             };
             let (repo, body) = (asked.repo.to_string(), asked.body.clone());
-            let said = tokio::task::spawn_blocking(move || Universe::get().says(state, advertises, &body)).await;
+            let said =
+                tokio::task::spawn_blocking(move || Universe::get().says(state, advertises, &body)).await;
             let mut said = said.map_err(|error| PrimaryError::Unreachable(error.to_string()))?;
             if said.windows(4).any(|four| four == b"PACK") {
-                *host.sent.lock().unwrap_or_else(PoisonError::into_inner).entry(repo).or_default() += said.len() as u64;
+                *host.sent.lock().unwrap_or_else(PoisonError::into_inner).entry(repo).or_default() +=
+                    said.len() as u64;
             }
             let mut pieces = Vec::new();
             let is_cut = roll < mood.unreachable + mood.errors + mood.cut;

@@ -11,6 +11,7 @@ use super::primary::{Host, Mood, Universe};
 use super::store::{Shared, Weather};
 use super::walker;
 use super::world::{Node, settings};
+use crate::retry::plan;
 use crate::seed::rounds;
 use crate::serve::listen::router;
 
@@ -18,7 +19,13 @@ const REPOS: [&str; 2] = ["team/app.git", "team/lib.git"];
 
 /// Runs one schedule in a runtime of its own, whose clock stands still unless all wait.
 fn simulate(seed: u64) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    plan(seed);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .max_blocking_threads(16)
+        .build()
+        .unwrap();
     runtime.block_on(async {
         // While a thread computes, the clock stands; one that waits for a sleeper would wait for ever. So it is pushed.
         let (push, mut pushed) = tokio::sync::mpsc::channel(1);
@@ -40,7 +47,15 @@ fn simulate(seed: u64) {
 
 fn weather(chance: &mut StdRng) -> Weather {
     let mut of = |most: u32| if chance.random_range(0..3) == 0 { chance.random_range(0..most) } else { 0 };
-    Weather { before: of(200), after: of(100), conflict: of(100), slow: of(100), stall: of(15), spoilt: of(50), cut_short: 0 }
+    Weather {
+        before: of(200),
+        after: of(100),
+        conflict: of(100),
+        slow: of(100),
+        stall: of(15),
+        spoilt: of(50),
+        cut_short: 0,
+    }
 }
 
 fn mood(chance: &mut StdRng) -> Mood {
@@ -84,9 +99,12 @@ async fn schedule(seed: u64) {
     }
     // Faults end: within two rounds everything is equal.
     host.set_mood(Mood::default());
-    for node in &nodes {
+    for node in &mut nodes {
         node.view.set_weather(Weather::default());
         node.freeze(false);
+        if node.has_ended() {
+            *node = Node::start(&shared, &host, chance.random(), &settings).await;
+        }
     }
     for repo in REPOS {
         for node in &nodes {
@@ -105,15 +123,28 @@ async fn schedule(seed: u64) {
             walker::state_of(&dump, &record.value, &ever);
         }
         let newest = records.first().unwrap_or_else(|| panic!("{repo} was never published"));
-        assert_eq!(walker::state_of(&dump, &newest.value, &ever), current, "{repo}: what is published is not the primary's state");
+        assert_eq!(
+            walker::state_of(&dump, &newest.value, &ever),
+            current,
+            "{repo}: what is published is not the primary's state"
+        );
         walker::check_closure(&dump, &newest.value);
         for node in &nodes {
             let known = node.app.mirror.repos().into_iter().find(|known| known.path.as_str() == repo);
+            let health = known.as_ref().map(|known| known.health().clone());
             let known = known.and_then(|known| known.known()).map(|known| known.number);
-            assert_eq!(known, Some(newest.number), "{repo}: what a node knows");
+            assert_eq!(
+                known,
+                Some(newest.number),
+                "{repo}: what a node knows; {health:?} at {:?}",
+                tokio::time::Instant::now()
+            );
             match clone(&router(node.app.clone()), repo).await {
                 Outcome::Whole(refs) => {
-                    assert_eq!(refs.into_iter().collect::<std::collections::BTreeMap<_, _>>(), universe.states[current].refs);
+                    assert_eq!(
+                        refs.into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+                        universe.states[current].refs
+                    );
                 }
                 other => panic!("{repo}: a clone in fair weather: {other:?}"),
             }
@@ -136,7 +167,9 @@ fn whatever_fails_the_farm_ends_equal_to_the_primary() {
         let begun = std::time::Instant::now();
         let run = std::panic::catch_unwind(|| simulate(seed));
         if let Err(why) = run {
-            eprintln!("the schedule of seed {seed} failed; once more: PACKMIRROR_TEST_SEED={seed} cargo test --lib sim::");
+            eprintln!(
+                "the schedule of seed {seed} failed; once more: PACKMIRROR_TEST_SEED={seed} cargo test --lib sim::"
+            );
             std::panic::resume_unwind(why);
         }
         eprintln!("seed {seed}: {:?}", begun.elapsed());

@@ -209,7 +209,9 @@ impl View {
             let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
             let wait = match chance.random_range(0..1000) {
                 n if n < weather.stall => Duration::from_secs(chance.random_range(60..900)),
-                n if n < weather.stall + weather.slow => Duration::from_millis(chance.random_range(100..20_000)),
+                n if n < weather.stall + weather.slow => {
+                    Duration::from_millis(chance.random_range(100..20_000))
+                }
                 _ => Duration::from_millis(chance.random_range(0..30)),
             };
             let mut left = chance.random_range(0..1000);
@@ -260,7 +262,9 @@ impl View {
 
     fn metas(&self, prefix: &str, ill: &Option<Ill>) -> Vec<ObjectMeta> {
         let objects = self.shared.lock();
-        let below = |key: &&String| prefix.is_empty() || key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
+        let below = |key: &&String| {
+            prefix.is_empty() || key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
+        };
         let found = objects.iter().filter(|(key, _)| below(key)).map(|(key, object)| meta(key, object));
         match ill {
             Some(Ill::CutShort(most)) => found.take(*most).collect(),
@@ -317,7 +321,11 @@ impl ObjectStore for Store {
         self.0.end(&ill, result).await
     }
 
-    async fn put_multipart_opts(&self, path: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        path: &Path,
+        _: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         let ill = self.0.begin().await;
         before(&ill)?;
         let upload = Upload { view: self.0.clone(), key: path.to_string(), parts: Arc::default() };
@@ -333,7 +341,9 @@ impl ObjectStore for Store {
         let size = object.bytes.len() as u64;
         let range = match &options.range {
             None => 0..size,
-            Some(range) => range.as_range(size).map_err(|e| Error::Generic { store: "sim", source: Box::new(e) })?,
+            Some(range) => {
+                range.as_range(size).map_err(|e| Error::Generic { store: "sim", source: Box::new(e) })?
+            }
         };
         let mut bytes = object.bytes.slice(range.start as usize..range.end as usize);
         if let Some(Ill::Spoilt(at)) = ill
@@ -341,12 +351,27 @@ impl ObjectStore for Store {
         {
             let mut spoilt = bytes.to_vec();
             let at = at % spoilt.len();
-            if at % 2 == 0 { spoilt.truncate(at) } else { spoilt[at] ^= 1 };
+            if at % 2 == 0 {
+                spoilt.truncate(at)
+            } else {
+                spoilt[at] ^= 1
+            };
             bytes = spoilt.into();
         }
         let payload = GetResultPayload::Stream(stream::once(async { Ok(bytes) }).boxed());
         let meta = meta(key, &object);
-        self.0.end(&ill, GetResult { payload, meta, range, attributes: Default::default(), extensions: Default::default() }).await
+        self.0
+            .end(
+                &ill,
+                GetResult {
+                    payload,
+                    meta,
+                    range,
+                    attributes: Default::default(),
+                    extensions: Default::default(),
+                },
+            )
+            .await
     }
 
     fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
@@ -406,7 +431,8 @@ impl ObjectStore for Store {
     async fn copy_opts(&self, from: &Path, to: &Path, _: CopyOptions) -> Result<()> {
         let ill = self.0.begin().await;
         before(&ill)?;
-        let object = self.0.shared.lock().get(from.as_ref()).cloned().ok_or_else(|| missing(from.as_ref()))?;
+        let object =
+            self.0.shared.lock().get(from.as_ref()).cloned().ok_or_else(|| missing(from.as_ref()))?;
         self.0.shared.put(to.as_ref(), object.bytes, &PutMode::Overwrite)?;
         self.0.end(&ill, ()).await
     }
@@ -436,8 +462,13 @@ impl MultipartUpload for Upload {
     async fn complete(&mut self) -> Result<PutResult> {
         let ill = self.view.begin().await;
         before(&ill)?;
-        let whole: Vec<u8> =
-            self.parts.lock().unwrap_or_else(PoisonError::into_inner).iter().flat_map(|(_, bytes)| bytes.to_vec()).collect();
+        let whole: Vec<u8> = self
+            .parts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .flat_map(|(_, bytes)| bytes.to_vec())
+            .collect();
         let result = self.view.shared.put(&self.key, whole.into(), &PutMode::Overwrite)?;
         self.view.end(&ill, result).await
     }

@@ -46,7 +46,9 @@ pub fn records(dump: &Dump, repo: &str) -> Vec<Record> {
 pub fn named(record: &Value) -> Vec<(String, u64)> {
     let mut found = Vec::new();
     let mut add = |blob: &Value| {
-        if let (Some(id), Some(kind), Some(len)) = (blob["id"].as_str(), blob["kind"].as_str(), blob["len"].as_u64()) {
+        if let (Some(id), Some(kind), Some(len)) =
+            (blob["id"].as_str(), blob["kind"].as_str(), blob["len"].as_u64())
+        {
             found.push((format!("blobs/{}/{id}.{kind}", &id[..2]), len));
         }
     };
@@ -66,7 +68,8 @@ pub fn named(record: &Value) -> Vec<(String, u64)> {
 pub fn check_blobs(dump: &Dump, record: &Value) {
     for (key, len) in named(record) {
         let number = &record["number"];
-        let bytes = dump.get(&key).unwrap_or_else(|| panic!("generation {number} names {key}, which is not there"));
+        let bytes =
+            dump.get(&key).unwrap_or_else(|| panic!("generation {number} names {key}, which is not there"));
         assert_eq!(bytes.len() as u64, len, "{key}: its length");
         let name = key.rsplit('/').next().and_then(|name| name.split('.').next());
         assert_eq!(name, Some(sha256(bytes).as_str()), "{key}: its bytes");
@@ -79,7 +82,10 @@ pub fn refs(dump: &Dump, record: &Value) -> BTreeMap<String, String> {
     let text = zstd::decode_all(&dump[&key][..]).expect("a zstd frame");
     let text = String::from_utf8(text).expect("refs are text");
     let pairs = text.lines().filter(|line| !line.starts_with(['#', '^']));
-    pairs.filter_map(|line| line.split_once(' ')).map(|(oid, name)| (name.to_owned(), oid.to_owned())).collect()
+    pairs
+        .filter_map(|line| line.split_once(' '))
+        .map(|(oid, name)| (name.to_owned(), oid.to_owned()))
+        .collect()
 }
 
 /// Checks that every object that the refs reach is there, by stock git on the exported files (I2), and gives the bytes of packs.
@@ -106,7 +112,12 @@ pub fn check_chain(records: &[Record]) {
     for pair in records.windows(2) {
         let [newer, older] = pair else { continue };
         assert_eq!(newer.number, older.number + 1, "a number is missing between two that are there");
-        assert_eq!(newer.value["parent"].as_str(), Some(older.sum.as_str()), "generation {}: its parent", newer.number);
+        assert_eq!(
+            newer.value["parent"].as_str(),
+            Some(older.sum.as_str()),
+            "generation {}: its parent",
+            newer.number
+        );
     }
 }
 
@@ -114,7 +125,11 @@ pub fn check_chain(records: &[Record]) {
 pub fn state_of(dump: &Dump, record: &Value, states: &[(usize, &State)]) -> usize {
     let refs = refs(dump, record);
     let found = states.iter().find(|(_, state)| state.refs == refs);
-    found.unwrap_or_else(|| panic!("generation {} is a state that the primary never had: {refs:?}", record["number"])).0
+    found
+        .unwrap_or_else(|| {
+            panic!("generation {} is a state that the primary never had: {refs:?}", record["number"])
+        })
+        .0
 }
 
 /// The blobs that lie there, by key.

@@ -43,7 +43,12 @@ impl Node {
         let view = View::of(shared, seed);
         let bucket = Bucket::over(Arc::new(Store(view.clone())), "farm");
         let dir = tempfile::tempdir().unwrap();
-        let local = Local::open(dir.path(), &LocalOptions { max_bytes: 64 << 20, ..Default::default() }, bucket.clone()).unwrap();
+        let local = Local::open(
+            dir.path(),
+            &LocalOptions { max_bytes: 64 << 20, ..Default::default() },
+            bucket.clone(),
+        )
+        .unwrap();
         let line = Arc::new(Line { host: host.clone(), runs: tokio::sync::watch::Sender::new(true) });
         let location = Location::Directory("/primary".into());
         let primary = Primary::played(PrimarySettings::new(location), Arc::new(line.clone()));
@@ -77,6 +82,11 @@ impl Node {
     pub fn freeze(&self, frozen: bool) {
         self.view.freeze(frozen);
         self.line.runs.send_replace(!frozen);
+    }
+
+    /// Whether the node has ended by itself, as one does that finds the store unusable: what keeps programs running starts it again.
+    pub fn has_ended(&self) -> bool {
+        self.tasks.iter().any(JoinHandle::is_finished)
     }
 
     fn end(self) {
