@@ -19,7 +19,7 @@ use crate::mirror::progress::Step;
 use crate::mirror::repo::{Moment, Repo};
 use crate::mirror::snapshot::{OpenError, Snapshot, publishes};
 use crate::primary::{Auth, PrimaryError, Seen};
-use crate::store::{LayerRef, StoreError};
+use crate::store::{LayerRef, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
 use crate::work::claim::{Claim, claim};
@@ -129,8 +129,8 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             // Then the round starts over, since another node may have repaired it. The wait holds no place that others need.
             drop((comparing, end, cost, seen));
             repo.step(Step::WaitingForRepair);
-            repair =
-                claim(&work.mirror.bucket, &repo.path, base.as_ref().map_or(0, |base| base.number)).await?;
+            let number = base.as_ref().map_or(0, |base| base.number);
+            repair = claim(&work.mirror.bucket, &repo.path, Note::Repair, number).await?;
             continue;
         }
         // The record that is open may have been published meanwhile.
@@ -181,8 +181,10 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             asked: seconds(asked.time),
             repairing,
         };
+        repo.step(Step::Publishing);
         match publish(work, repo, draft).await? {
             Published::Won(snapshot) => {
+                work.published(&repo.path);
                 if repairing {
                     metrics::counter!(names::REPAIRS).increment(1);
                     repo.damage().repaired(&snapshot.generation);
@@ -250,8 +252,8 @@ fn confirmed(work: &Work, repo: &Repo, asked: Moment, left_out: &LeftOut) {
     }
 }
 
-/// Ends what still computes for a sync that is over.
-struct StopOnDrop(Arc<Cost>);
+/// Ends what still computes for work that is over.
+pub(super) struct StopOnDrop(pub Arc<Cost>);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
