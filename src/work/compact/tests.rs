@@ -9,11 +9,12 @@ use gix_hash::{Kind as HashKind, ObjectId};
 
 use super::merge::lay_out;
 use super::seal::{Broken, check};
+use crate::pack::filter::trees::TreeLimits;
 use crate::pack::layer::Layer;
 use crate::pack::meter::Unlimited;
 use crate::pack::testing::{Packed, Packs, Repo, id, random_history, stack};
 use crate::pack::write::reader::PackReader;
-use crate::pack::{Scratch, Stack};
+use crate::pack::{Reach, Scratch, Stack};
 
 /// A history in layers, as pushes bring it: each a thin pack that was completed, on top of those before.
 fn layered(hash: HashKind, seed: u64, commits: usize, pushes: usize) -> (Repo, Vec<Packed>) {
@@ -116,4 +117,25 @@ fn the_seal_finds_what_a_merge_lost_or_made_up() {
     check(&with, &made, below, &[], |oid| *oid != spare).unwrap();
     assert_eq!(check(inputs, &with[0], below, &[], |_| true), Err(Broken::Foreign(spare)));
     assert_eq!(check(inputs, &made, below, &[spare], |_| true), Err(Broken::Tip(spare)));
+}
+
+#[test]
+fn what_is_reachable_is_the_same_in_the_merged_stack() {
+    let (repo, packs) = layered(HashKind::Sha1, 5, 40, 5);
+    let (whole, source) = stack(&packs, repo.hash);
+    let reach = |stack: &Stack, packs: &Packs, tip: &str| {
+        let tip = stack.lookup(&id(&repo.git(&["rev-parse", tip]))).unwrap();
+        Reach::new(stack, packs, &[tip], &TreeLimits::default(), &Unlimited).unwrap()
+    };
+    let packed = merged(&packs, &whole, 2);
+    let made = Arc::new(layer(&packed, &packs[..2], &whole, &[]));
+    let after = Stack::open([&whole.layers()[..2], &[made]].concat()).unwrap();
+    let after_source = Packs([&packs[..2], &[packed]].concat());
+    let old = reach(&whole, &source, "m35");
+    let first = whole.first_gid(2);
+    let moved = old.moved(first, &after, |gid| after.lookup(&whole.oid(gid))).unwrap();
+    assert_eq!(moved, reach(&after, &after_source, "m35"));
+    let lost = whole.oid(old.objects().max().unwrap());
+    let to = |gid| after.lookup(&whole.oid(gid)).filter(|_| whole.oid(gid) != lost);
+    assert_eq!(old.moved(first, &after, to), None, "not all of it is there");
 }
