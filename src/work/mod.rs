@@ -1,7 +1,8 @@
 //! What changes the bucket: comparing with the primary, syncing, mending.
 //!
 //! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
-//! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it.
+//! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it; `upon`: the same
+//!   where layers were merged meanwhile.
 //! - [`compact`]: layers are merged. `claim`: which node does what one is enough for. `regraph`: graphs of an older version, built again.
 //! - [`trouble`]: repositories that cannot be taken in.
 //! - [`error`]: why it failed. [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
@@ -20,6 +21,7 @@ mod receive;
 mod regraph;
 pub mod sync;
 pub mod trouble;
+mod upon;
 pub mod worker;
 
 use std::collections::HashMap;

@@ -26,10 +26,11 @@ use crate::work::claim::{Claim, claim};
 use crate::work::cost::Cost;
 use crate::work::error::SyncError;
 use crate::work::ingest::NewLayer;
-use crate::work::publish::{Draft, Published, publish, seconds, store_layer};
+use crate::work::publish::{Draft, Published, seconds, store_layer};
 use crate::work::receive::{PATIENCE, beside_others, receive};
 use crate::work::regraph::regraph;
 use crate::work::trouble::Known;
+use crate::work::upon::publish_upon;
 
 /// How often a comparison starts over, after another writer won or the primary's refs moved, before the next interval.
 const MAX_ROUNDS: usize = 5;
@@ -172,17 +173,11 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         repo.step(Step::Uploading);
         let made = made.flatten();
         let new_objects = made.as_ref().map_or(0, |(new, _)| new.layer.graph.len());
-        let layers =
-            layers(work, repo, below.as_deref(), made.as_ref().map(|(new, _)| new), &seen, repairing);
-        let draft = Draft {
-            base: base.as_ref(),
-            layers: layers.await?,
-            refs: &seen,
-            asked: seconds(asked.time),
-            repairing,
-        };
+        let new = made.as_ref().map(|(new, _)| new);
+        let layers = layers(work, repo, below.as_deref(), new, &seen, repairing).await?;
+        let draft = Draft { base: base.as_ref(), layers, refs: &seen, asked: seconds(asked.time), repairing };
         repo.step(Step::Publishing);
-        match publish(work, repo, draft).await? {
+        match publish_upon(work, repo, draft, new).await? {
             Published::Won(snapshot) => {
                 work.published(&repo.path);
                 if repairing {
