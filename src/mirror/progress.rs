@@ -28,11 +28,13 @@ pub enum Step {
     Uploading,
     /// Creates the generation and opens it.
     Publishing,
+    /// Merges layers, beside what syncs do; counts objects, then bytes that are stored.
+    Compacting,
 }
 
 impl Step {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Asking,
         Self::WaitingForRepair,
         Self::Fetching,
@@ -40,6 +42,7 @@ impl Step {
         Self::Graph,
         Self::Uploading,
         Self::Publishing,
+        Self::Compacting,
     ];
 
     /// The label of metrics.
@@ -52,6 +55,7 @@ impl Step {
             Self::Graph => "graph",
             Self::Uploading => "uploading",
             Self::Publishing => "publishing",
+            Self::Compacting => "compacting",
         }
     }
 
@@ -65,6 +69,7 @@ impl Step {
             Self::Graph => "building the graph",
             Self::Uploading => "uploading",
             Self::Publishing => "publishing",
+            Self::Compacting => "merging layers",
         }
     }
 }

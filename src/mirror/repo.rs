@@ -154,6 +154,8 @@ pub struct Repo {
     tag_news: AtomicU64,
     damage: Mutex<Damage>,
     progress: Arc<Progress>,
+    /// How far a merge of its layers is, which runs beside syncs.
+    compaction: Arc<Progress>,
     /// The last attempt failed, or waited long for the primary.
     unwell: AtomicBool,
     /// The newest record that is known, also while nothing is open.
@@ -180,6 +182,7 @@ impl Repo {
             tag_news: AtomicU64::new(0),
             damage: Mutex::default(),
             progress: Arc::default(),
+            compaction: Arc::default(),
             unwell: AtomicBool::new(false),
             known: RwLock::new(None),
             used: Mutex::new(Instant::now()),
@@ -314,6 +317,11 @@ impl Repo {
     /// How far the running sync is.
     pub fn progress(&self) -> &Arc<Progress> {
         &self.progress
+    }
+
+    /// How far a merge of its layers is: it runs beside syncs and is none.
+    pub fn compaction(&self) -> &Arc<Progress> {
+        &self.compaction
     }
 
     /// Begins a step of the running sync.

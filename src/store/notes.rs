@@ -20,6 +20,8 @@ pub enum Note {
     Repair,
     /// A state of the primary that cannot be taken in.
     Trouble,
+    /// A node merges layers.
+    Compaction,
 }
 
 impl Note {
@@ -27,6 +29,7 @@ impl Note {
         let name = match self {
             Self::Repair => "repair",
             Self::Trouble => "trouble",
+            Self::Compaction => "compaction",
         };
         Path::from_iter(["repos", &repo.key(), name])
     }

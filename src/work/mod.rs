@@ -1,8 +1,9 @@
 //! What changes the bucket: comparing with the primary, syncing, mending.
 //!
 //! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
-//! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it.
-//! - `claim`: which node makes damaged data anew. `regraph`: graphs of an older version, built again.
+//! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it; `upon`: the same
+//!   where layers were merged meanwhile.
+//! - [`compact`]: layers are merged. `claim`: which node does what one is enough for. `regraph`: graphs of an older version, built again.
 //! - [`trouble`]: repositories that cannot be taken in.
 //! - [`error`]: why it failed. [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
 //!
@@ -10,6 +11,7 @@
 //! which ask for a comparison and wait for it (`Repo::ask`); a node without this room serves what others published.
 
 mod claim;
+pub mod compact;
 pub mod cost;
 pub mod error;
 pub mod ingest;
@@ -19,6 +21,7 @@ mod receive;
 mod regraph;
 pub mod sync;
 pub mod trouble;
+mod upon;
 pub mod worker;
 
 use std::collections::HashMap;
@@ -53,6 +56,10 @@ pub struct Work {
     lanes: Lanes,
     /// What all syncs may hold together.
     sync_memory: Budget,
+    /// Repositories whose layers may have to be merged.
+    compaction: compact::queue::Queue,
+    /// What a merge of layers may hold.
+    compaction_memory: Budget,
     /// What this node alone cannot take in.
     here: Mutex<HashMap<RepoPath, Trouble>>,
     tasks: TaskTracker,
@@ -70,6 +77,11 @@ impl Work {
             patience: Policy::new(interval.saturating_mul(2), LONGEST),
             lanes: Lanes::closed(),
             sync_memory: Budget::new(settings.limits.sync_memory, "limits.sync_memory"),
+            compaction: compact::queue::Queue::new(),
+            compaction_memory: Budget::new(
+                settings.limits.sync_memory.min(compact::MOST_MEMORY),
+                "limits.sync_memory",
+            ),
             here: Mutex::default(),
             tasks: TaskTracker::new(),
             mirror,
@@ -81,9 +93,10 @@ impl Work {
         self.lanes.open(self.max_syncs);
     }
 
-    /// Starts a worker for each repository that the mirror enters, until `stop`.
+    /// Starts a worker for each repository that the mirror enters, and merges layers beside them, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let Some(mut entered) = self.mirror.entered() else { return };
+        self.tasks.spawn(compact::run(Arc::clone(&self), stop.clone()));
         while let Some(Some(repo)) = stop.run_until_cancelled(entered.recv()).await {
             self.tasks.spawn(worker::run(Arc::clone(&self), repo, stop.clone()));
         }
