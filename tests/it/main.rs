@@ -52,3 +52,4 @@ mod seen;
 mod slow;
 mod trust;
 mod unfit;
+mod vet;
