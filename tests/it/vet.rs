@@ -53,3 +53,37 @@ fn a_lost_pack_breaks_no_clone() {
         healed(&world, &primary, &cold, &repo);
     }
 }
+
+/// What `status --json` says of the only repository.
+fn status(node: &Node) -> serde_json::Value {
+    let out = node.command(&["status", "--json"]).must();
+    let rows: serde_json::Value = serde_json::from_str(&out.text()).expect("JSON");
+    rows[0].clone()
+}
+
+/// A push that the mirror did not bring about itself is told: which refs, since when, what was done, when it was over.
+#[test]
+fn a_difference_is_told_with_its_evidence() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", shapes::town);
+    let node = world.setup(&primary).set("compare_every = \"1s\"").start();
+    mirrored(&world, &node, &repo);
+    assert_eq!(status(&node)["differences"], serde_json::json!([]), "a first sync is no difference");
+    let old = repo.oid("refs/heads/main");
+    let new = repo.commit("main", "more", "a line");
+    let found = eventually("a finding that is over", || {
+        let found = status(&node)["differences"][0].clone();
+        found["equal_again"].is_string().then_some(found)
+    });
+    assert_eq!(found["refs_count"], 1, "{found}");
+    assert_eq!(found["refs"][0], serde_json::json!({ "name": "refs/heads/main", "old": old, "new": new }));
+    assert!(found["equal_before"].is_string() && found["since"].is_string(), "{found}");
+    let done =
+        found["done"].as_array().expect("a list").iter().filter_map(|d| d.as_str()).collect::<Vec<_>>();
+    assert_eq!(done, ["fetched 3 objects", "published generation 2"]);
+    assert_eq!(node.metric("packmirror_differences_total", &[]), 1.0);
+    assert_eq!(node.metric("packmirror_difference_seconds_count", &[]), 1.0);
+    node.logged(&["differs from the primary", "refs=1", "refs/heads/main"]);
+    node.logged(&["equal to the primary again", "published generation 2"]);
+}
