@@ -87,3 +87,68 @@ fn a_difference_is_told_with_its_evidence() {
     node.logged(&["differs from the primary", "refs=1", "refs/heads/main"]);
     node.logged(&["equal to the primary again", "published generation 2"]);
 }
+
+/// Runs `packmirror vet` without a node; gives the exit code and its JSON.
+fn vet(world: &World, primary: &Primary, args: &[&str]) -> (Option<i32>, serde_json::Value) {
+    let out = world.setup(primary).command(&[&["vet", "--json"], args].concat());
+    (out.status.code(), serde_json::from_str(&out.text()).unwrap_or_default())
+}
+
+#[test]
+fn vet_says_what_is_right_and_wrong_and_its_exit_status_tells() {
+    mirror_only!();
+    let (world, primary, repo) = two_layers();
+    let (code, all) = vet(&world, &primary, &[]);
+    assert_eq!((code, &all[0]["primary"], &all[0]["blobs"]), (Some(0), &"equal".into(), &7.into()), "{all}");
+    let (code, deep) = vet(&world, &primary, &["--deep", &repo.path]);
+    assert_eq!((code, &deep[0]["read_bytes"]), (Some(0), &all[0]["bytes"]), "{deep}");
+
+    let old = repo.oid("refs/heads/main");
+    let new = repo.commit("main", "again", "a line");
+    let (code, found) = vet(&world, &primary, &[]);
+    assert_eq!((code, &found[0]["primary"]), (Some(5), &"differs".into()), "{found}");
+    assert_eq!(found[0]["refs"], serde_json::json!([{ "name": "refs/heads/main", "old": old, "new": new }]));
+    let out = world.setup(&primary).command(&["vet"]);
+    assert!(out.text().contains(&format!("refs/heads/main: {old} -> {new}")), "{}", out.text());
+    assert_eq!(vet(&world, &primary, &["--repair"]).0, Some(0));
+
+    let refused = world.setup(&primary).command(&["vet", "team/other.git"]);
+    assert_eq!(refused.status.code(), Some(4), "{}", refused.stderr);
+    primary.down();
+    let (code, found) = vet(&world, &primary, &[]);
+    assert_eq!((code, &found[0]["primary"]), (Some(3), &"unknown".into()), "{found}");
+}
+
+/// Every kind of blob, gone, cut short and with another bit; and a record.
+#[test]
+fn vet_finds_each_damage_and_repair_mends_it() {
+    mirror_only!();
+    let (world, primary, repo) = two_layers();
+    for kind in ["pack", "idx", "graph", "refs"] {
+        for how in ["gone", "short", "flipped"] {
+            let newest = world.store.newest(&repo.path).unwrap();
+            let blob = if kind == "refs" { &newest["refs"] } else { &newest["layers"][0][kind] };
+            let key = key(blob);
+            match how {
+                "gone" => world.store.delete(&key),
+                "short" => {
+                    let bytes = world.store.get(&key);
+                    world.store.put(&key, bytes[..bytes.len() / 2].to_vec());
+                }
+                _ => world.store.damage(&key),
+            }
+            let name = key.rsplit('/').next().unwrap();
+            let shallow = vet(&world, &primary, &[]);
+            assert_eq!(shallow.0, Some(if how == "flipped" { 0 } else { 5 }), "{kind} {how}: {}", shallow.1);
+            let (code, found) = vet(&world, &primary, &["--deep"]);
+            assert_eq!(
+                (code, &found[0]["wrong"][0]["blob"]),
+                (Some(5), &name.into()),
+                "{kind} {how}: {found}"
+            );
+            assert_eq!(found[0]["wrong"].as_array().map(Vec::len), Some(1), "{kind} {how}: {found}");
+            let (code, found) = vet(&world, &primary, &["--deep", "--repair"]);
+            assert_eq!(code, Some(0), "{kind} {how}: {found}");
+        }
+    }
+}
