@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::git::caps::V2Caps;
 use crate::git::path::RepoPath;
 use crate::mirror::damage::{self, Damage};
+use crate::mirror::evidence::Evidence;
 use crate::mirror::progress::{Progress, Step};
 use crate::mirror::snapshot::Snapshot;
 use crate::store::Generation;
@@ -153,6 +154,7 @@ pub struct Repo {
     /// The ticket taken when a client was shown a tag that is not published yet.
     tag_news: AtomicU64,
     damage: Mutex<Damage>,
+    evidence: Mutex<Evidence>,
     progress: Arc<Progress>,
     /// How far a merge of its layers is, which runs beside syncs.
     compaction: Arc<Progress>,
@@ -181,6 +183,7 @@ impl Repo {
             wake: Notify::new(),
             tag_news: AtomicU64::new(0),
             damage: Mutex::default(),
+            evidence: Mutex::default(),
             progress: Arc::default(),
             compaction: Arc::default(),
             unwell: AtomicBool::new(false),
@@ -312,6 +315,11 @@ impl Repo {
     /// What is known to be wrong with its stored data; hold it briefly.
     pub fn damage(&self) -> MutexGuard<'_, Damage> {
         self.damage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What comparisons found to differ, and what became of it; hold it briefly.
+    pub fn evidence(&self) -> MutexGuard<'_, Evidence> {
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How far the running sync is.

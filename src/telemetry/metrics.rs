@@ -61,6 +61,10 @@ pub const SYNC_BYTES: &str = "packmirror_sync_bytes_total";
 pub const REFS_LEFT_OUT: &str = "packmirror_refs_left_out_total";
 /// No labels. Repositories made anew after damaged or missing data was found.
 pub const REPAIRS: &str = "packmirror_repairs_total";
+/// No labels. Differences from the primary that comparisons found, each counted once until both were equal again.
+pub const DIFFERENCES: &str = "packmirror_differences_total";
+/// No labels. From the comparison that found a difference to the moment at which both were equal again.
+pub const DIFFERENCE_SECONDS: &str = "packmirror_difference_seconds";
 /// No labels. Age of the last comparison that found a repository equal, seen at each comparison.
 pub const REPO_LAG: &str = "packmirror_repo_lag_seconds";
 /// Labels: `state`. Repositories this node knows.
@@ -152,6 +156,8 @@ const TABLE: &[(&str, Kind, &str)] = &[
         "Refs of the primary that cannot be mirrored, when first seen",
     ),
     (REPAIRS, Kind::Counter(Unit::Count), "Repositories made anew after damage was found"),
+    (DIFFERENCES, Kind::Counter(Unit::Count), "Differences from the primary that comparisons found"),
+    (DIFFERENCE_SECONDS, Kind::Histogram(LAG), "Time from finding a difference to being equal again"),
     (
         REPO_LAG,
         Kind::Histogram(LAG),

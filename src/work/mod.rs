@@ -4,6 +4,7 @@
 //! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it; `upon`: the same
 //!   where layers were merged meanwhile.
 //! - [`compact`]: layers are merged. `claim`: which node does what one is enough for. `regraph`: graphs of an older version, built again.
+//! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
 //! - [`trouble`]: repositories that cannot be taken in.
 //! - [`error`]: why it failed. [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
 //!
@@ -14,6 +15,7 @@ mod claim;
 pub mod compact;
 pub mod cost;
 pub mod error;
+pub mod examine;
 pub mod ingest;
 pub mod lanes;
 mod publish;
@@ -22,6 +24,7 @@ mod regraph;
 pub mod sync;
 pub mod trouble;
 mod upon;
+pub mod vet;
 pub mod worker;
 
 use std::collections::HashMap;

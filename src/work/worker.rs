@@ -167,6 +167,7 @@ fn record(work: &Work, repo: &Repo, outcome: Result<Synced, SyncError>) {
             health.not_before = Some(now + wait);
             health.next = Some(now + wait);
             let error = chain(&e);
+            repo.evidence().done(format!("failed: {error}"));
             if is_gone {
                 if is_published {
                     // Looked for ever less often; at once if a client is shown it again.

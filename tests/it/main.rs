@@ -53,3 +53,4 @@ mod seen;
 mod slow;
 mod trust;
 mod unfit;
+mod vet;
