@@ -37,6 +37,7 @@ mod notes;
 mod open;
 mod owner;
 mod probe;
+mod retained;
 mod upload;
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub enum Note {
 }
 
 impl Note {
-    fn key(self, repo: &RepoPath) -> Path {
+    pub(super) fn key(self, repo: &RepoPath) -> Path {
         let name = match self {
             Self::Repair => "repair",
             Self::Trouble => "trouble",

@@ -30,6 +30,8 @@ struct State {
     asked: HashMap<RepoPath, bool>,
     /// Failures in a row, and until when it is left alone.
     failed: HashMap<RepoPath, (u32, Instant)>,
+    /// The newest generation of which it is known that its refs reach nearly all that its layers hold.
+    lean: HashMap<RepoPath, u64>,
 }
 
 impl Queue {
@@ -93,6 +95,16 @@ impl Queue {
         let wait = self.patience.at_least_half(failures);
         state.failed.insert(repo.clone(), (failures, Instant::now() + wait));
         wait
+    }
+
+    /// Takes note that the refs of a generation reach nearly all that its layers hold.
+    pub fn note_lean(&self, repo: &RepoPath, number: u64) {
+        self.lock().lean.insert(repo.clone(), number);
+    }
+
+    /// Says whether that is known of a generation.
+    pub fn is_lean(&self, repo: &RepoPath, number: u64) -> bool {
+        self.lock().lean.get(repo) == Some(&number)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
