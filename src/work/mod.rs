@@ -80,7 +80,7 @@ impl Work {
             patience: Policy::new(interval.saturating_mul(2), LONGEST),
             lanes: Lanes::closed(),
             sync_memory: Budget::new(settings.limits.sync_memory, "limits.sync_memory"),
-            compaction: compact::queue::Queue::new(),
+            compaction: compact::queue::Queue::default(),
             compaction_memory: Budget::new(
                 settings.limits.sync_memory.min(compact::MOST_MEMORY),
                 "limits.sync_memory",

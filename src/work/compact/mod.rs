@@ -16,9 +16,6 @@ pub mod policy;
 pub mod queue;
 mod roots;
 mod seal;
-#[cfg(test)]
-mod tests;
-
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,6 +33,7 @@ use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::{OpenError, Snapshot};
 use crate::pack::filter::trees::TreeError;
 use crate::pack::meter::Halt;
+use crate::retry::Dice;
 use crate::store::{BlobKind, Generation, LayerRef, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::text::chain;
@@ -143,7 +141,7 @@ impl Outcome {
 
 /// Merges the layers of repositories that were asked for, and once a day of all, until `stop`.
 pub async fn run(work: Arc<Work>, stop: CancellationToken) {
-    let mut day = tokio::time::Instant::now() + FIRST_DAY.mul_f64(0.5 + rand::random::<f64>());
+    let mut day = tokio::time::Instant::now() + FIRST_DAY / 2 + Dice::random().up_to(FIRST_DAY);
     loop {
         let (path, is_due) = tokio::select! {
             () = stop.cancelled() => return,
@@ -408,3 +406,6 @@ impl Work {
         self.compaction.ask(repo);
     }
 }
+
+#[cfg(test)]
+mod tests;

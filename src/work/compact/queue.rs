@@ -34,12 +34,14 @@ struct State {
     lean: HashMap<RepoPath, u64>,
 }
 
-impl Queue {
+impl Default for Queue {
     /// An empty line.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { state: Mutex::default(), wake: Notify::new(), patience: Policy::new(PATIENCE.0, PATIENCE.1) }
     }
+}
 
+impl Queue {
     /// Puts a repository in line: something was published.
     pub fn ask(&self, repo: &RepoPath) {
         self.put(repo, false);
@@ -119,7 +121,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_stands_in_line_once_and_is_left_alone_after_a_failure() {
-        let (queue, a, b) = (Queue::new(), RepoPath::parse("a").unwrap(), RepoPath::parse("b").unwrap());
+        let (queue, a, b) = (Queue::default(), RepoPath::parse("a").unwrap(), RepoPath::parse("b").unwrap());
         queue.ask(&a);
         queue.ask(&b);
         queue.ask_due(&a);
