@@ -2,7 +2,7 @@
 //!
 //! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
 //! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it; `upon`: the same
-//!   where layers were merged meanwhile.
+//!   where layers were merged meanwhile; `follow`: what others published with the same refs.
 //! - [`compact`]: layers are merged. `claim`: which node does what one is enough for. `regraph`: graphs of an older version, built again.
 //! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
 //! - [`trouble`]: repositories that cannot be taken in.
@@ -16,6 +16,7 @@ pub mod compact;
 pub mod cost;
 pub mod error;
 pub mod examine;
+mod follow;
 pub mod ingest;
 pub mod lanes;
 mod publish;
@@ -100,6 +101,7 @@ impl Work {
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let Some(mut entered) = self.mirror.entered() else { return };
         self.tasks.spawn(compact::run(Arc::clone(&self), stop.clone()));
+        self.tasks.spawn(follow::run(Arc::clone(&self), stop.clone()));
         while let Some(Some(repo)) = stop.run_until_cancelled(entered.recv()).await {
             self.tasks.spawn(worker::run(Arc::clone(&self), repo, stop.clone()));
         }
