@@ -8,6 +8,7 @@
 //! - [`client`]: what a client sees. [`walker`]: what lies in the bucket.
 
 mod client;
+mod compaction;
 mod primary;
 mod schedules;
 mod store;

@@ -17,9 +17,13 @@ use crate::serve::listen::router;
 
 const REPOS: [&str; 2] = ["team/app.git", "team/lib.git"];
 
-/// Runs one schedule in a runtime of its own, whose clock stands still unless all wait.
 fn simulate(seed: u64) {
     plan(seed);
+    in_paused_time(schedule(seed));
+}
+
+/// Runs a schedule in a runtime of its own, whose clock stands still unless all wait.
+pub fn in_paused_time(schedule: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -39,7 +43,7 @@ fn simulate(seed: u64) {
                 tokio::time::advance(Duration::from_millis(100)).await;
             }
         });
-        schedule(seed).await;
+        schedule.await;
         pushing.abort();
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
@@ -156,7 +160,7 @@ async fn schedule(seed: u64) {
 }
 
 /// What lies below the farm's prefix.
-fn unprefixed(shared: &Arc<Shared>) -> walker::Dump {
+pub fn unprefixed(shared: &Arc<Shared>) -> walker::Dump {
     let strip = |(key, bytes): (String, bytes::Bytes)| Some((key.strip_prefix("farm/")?.to_owned(), bytes));
     shared.dump().into_iter().filter_map(strip).collect()
 }

@@ -58,7 +58,7 @@ const MEMORY_AN_OBJECT: u64 = 256;
 /// Of so many parts of the packs one may be what nobody reaches.
 const MOST_WASTE: u64 = 4;
 /// And so many bytes beside.
-const SMALL_WASTE: u64 = 64 << 10;
+const SMALL_WASTE: u64 = 1 << 10;
 /// Scratch space that is left to others.
 const SPARE_SCRATCH: u64 = 256 << 20;
 /// How much longer a graph may be than its blob, which is compressed.
