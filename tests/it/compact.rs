@@ -123,3 +123,60 @@ fn clients_notice_nothing_of_a_merge() {
     }
     world.store.audit();
 }
+
+/// kill -9 at whatever a merge is at: what is published is whole, and what is left over is named by nobody.
+#[test]
+fn a_node_that_dies_in_a_merge_leaves_garbage_and_nothing_else() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", shapes::town);
+    let mut node = world.node(&primary);
+    mirrored(&world, &node, &repo);
+    let hash = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(repo.path.as_bytes()));
+    let mut n = 0;
+    for _ in 0..4 {
+        let begun = |node: &Node| node.log().matches("merging layers").count();
+        let before = begun(&node);
+        while layers(&world, &repo).len() < 7 {
+            n += 1;
+            push(&world, &node, &repo, n);
+        }
+        if merges(&node) == 0.0 {
+            eventually("a merge begins", || (begun(&node) > before).then_some(()));
+        }
+        node.kill();
+        world.store.audit();
+        // Its note would keep others waiting until it is seen not to be renewed.
+        let note = format!("repos/{hash}/compaction");
+        if world.store.try_get(&note).is_some() {
+            world.store.delete(&note);
+        }
+        node.restart();
+        from_bucket(&node, || same(&world, &primary, &node, &repo.path));
+        n += 1;
+        push(&world, &node, &repo, n);
+        eventually("what was begun is done", || (layers(&world, &repo).len() < 7).then_some(()));
+    }
+    stock_git_takes_each_pack(&world, &repo);
+}
+
+#[test]
+fn two_nodes_do_not_merge_the_same_layers() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", shapes::linear);
+    let node = world.node(&primary);
+    mirrored(&world, &node, &repo);
+    let hash = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(repo.path.as_bytes()));
+    let note = format!("repos/{hash}/compaction");
+    // Another node says that it merges.
+    world.store.put(&note, b"another node".to_vec());
+    for n in 1..=10 {
+        push(&world, &node, &repo, n);
+    }
+    assert_eq!(layers(&world, &repo).len(), 11, "it waits for the other one");
+    world.store.delete(&note);
+    eventually("a merge", || (merges(&node) >= 1.0).then_some(()));
+    assert!(layers(&world, &repo).len() <= 6);
+    same(&world, &primary, &node, &repo.path);
+}
