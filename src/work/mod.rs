@@ -2,7 +2,7 @@
 //!
 //! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
 //! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it.
-//! - `claim`: which node makes damaged data anew. `regraph`: graphs of an older version, built again.
+//! - `claim`: which node makes damaged data anew. `heal`: with what. `regraph`: graphs of an older version, built again.
 //! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
 //! - [`trouble`]: repositories that cannot be taken in.
 //! - [`error`]: why it failed. [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
@@ -14,6 +14,7 @@ mod claim;
 pub mod cost;
 pub mod error;
 pub mod examine;
+mod heal;
 pub mod ingest;
 pub mod lanes;
 mod publish;

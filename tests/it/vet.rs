@@ -3,7 +3,7 @@
 
 use crate::node::Node;
 use crate::oracle::{from_bucket, mirrored, same};
-use crate::primary::{Primary, Repo};
+use crate::primary::{Primary, Repo, Seen};
 use crate::world::{World, eventually};
 use crate::{mirror_only, shapes};
 
@@ -151,4 +151,61 @@ fn vet_finds_each_damage_and_repair_mends_it() {
             assert_eq!(code, Some(0), "{kind} {how}: {found}");
         }
     }
+}
+
+/// Fetches of a sync, and not of a client: what they said.
+fn fetches(primary: &Primary) -> Vec<String> {
+    let by_sync = |seen: &&Seen| {
+        seen.is("fetch") && seen.header("user-agent").is_some_and(|agent| agent.contains("packmirror"))
+    };
+    primary
+        .log()
+        .iter()
+        .filter(by_sync)
+        .map(|seen| String::from_utf8_lossy(&seen.body).into_owned())
+        .collect()
+}
+
+/// An index, a graph or the refs: all that is needed to make them again is there, so the primary is asked for no object.
+#[test]
+fn what_is_derived_is_made_again_without_a_fetch() {
+    mirror_only!();
+    for (layer, kind) in [(0, "idx"), (1, "idx"), (0, "graph"), (1, "graph"), (0, "refs")] {
+        let (world, primary, repo) = two_layers();
+        let before = layers(&world, &repo);
+        let newest = world.store.newest(&repo.path).unwrap();
+        world.store.damage(&key(if kind == "refs" { &newest["refs"] } else { &before[layer][kind] }));
+        primary.forget_log();
+        let cold = world.node(&primary);
+        same(&world, &primary, &cold, &repo.path);
+        healed(&world, &primary, &cold, &repo);
+        assert_eq!(fetches(&primary), [""; 0], "{kind} of layer {layer}");
+        let source = if kind == "refs" { "source=\"primary\"" } else { "source=\"pack\"" };
+        let labels = [&format!("kind=\"{kind}\""), source];
+        assert_eq!(cold.metric("packmirror_blobs_mended_total", &labels), 1.0, "{kind} of layer {layer}");
+        assert_eq!(layers(&world, &repo).len(), 2);
+        assert_eq!(vet(&world, &primary, &["--deep"]).0, Some(0));
+        let row = status(&cold);
+        assert_eq!(row["state"], "current", "{row}");
+        assert!(row["mended"]["what"].as_str().is_some_and(|what| what.contains(kind)), "{row}");
+    }
+}
+
+/// The pack of an upper layer is lost: the layers below it are kept and named to the primary.
+#[test]
+fn a_lost_pack_is_fetched_on_top_of_the_layers_below() {
+    mirror_only!();
+    let (world, primary, repo) = two_layers();
+    let before = layers(&world, &repo);
+    world.store.damage(&key(&before[1]["pack"]));
+    primary.forget_log();
+    let cold = world.node(&primary);
+    // The damaged block is found before the first byte.
+    same(&world, &primary, &cold, &repo.path);
+    healed(&world, &primary, &cold, &repo);
+    let [fetch] = &fetches(&primary)[..] else { panic!("{:?}", fetches(&primary)) };
+    assert!(fetch.contains("have "), "{fetch}");
+    let after = layers(&world, &repo);
+    assert_eq!((after.len(), &after[0]), (2, &before[0]));
+    assert_eq!(vet(&world, &primary, &["--deep"]).0, Some(0));
 }
