@@ -20,6 +20,8 @@ pub enum Note {
     Repair,
     /// A state of the primary that cannot be taken in.
     Trouble,
+    /// When what is stored was last looked at.
+    Vetted,
 }
 
 impl Note {
@@ -27,6 +29,7 @@ impl Note {
         let name = match self {
             Self::Repair => "repair",
             Self::Trouble => "trouble",
+            Self::Vetted => "vetted",
         };
         Path::from_iter(["repos", &repo.key(), name])
     }

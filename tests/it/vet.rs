@@ -209,3 +209,74 @@ fn a_lost_pack_is_fetched_on_top_of_the_layers_below() {
     assert_eq!((after.len(), &after[0]), (2, &before[0]));
     assert_eq!(vet(&world, &primary, &["--deep"]).0, Some(0));
 }
+
+/// The keys of all blobs of the newest generation.
+fn blobs(world: &World, repo: &Repo) -> Vec<String> {
+    let newest = world.store.newest(&repo.path).expect("a generation");
+    let layers = newest["layers"].as_array().expect("layers").iter();
+    let named = layers.flat_map(|layer| [&layer["pack"], &layer["idx"], &layer["graph"]]);
+    named.chain([&newest["refs"]]).map(key).collect()
+}
+
+/// Looked at in rotation, and stored again out of the cache: nobody has to ask for it, and the primary gives nothing.
+#[test]
+fn what_a_cache_has_whole_is_stored_again() {
+    mirror_only!();
+    for (setting, flips) in [("vet.exists_every = \"1s\"", false), ("vet.hash_every = \"1s\"", true)] {
+        let (world, primary, repo) = two_layers();
+        let node = world.setup(&primary).set(setting).start();
+        from_bucket(&node, || same(&world, &primary, &node, &repo.path));
+        primary.forget_log();
+        for key in blobs(&world, &repo) {
+            let bytes = world.store.get(&key);
+            if flips {
+                world.store.damage(&key)
+            } else {
+                world.store.delete(&key)
+            }
+            eventually(&format!("{key} again"), || {
+                (world.store.try_get(&key).as_ref() == Some(&bytes)).then_some(())
+            });
+        }
+        eventually("all to be counted", || {
+            let mended = node.metric("packmirror_blobs_mended_total", &["source=\"cache\""]);
+            (mended == 7.0 && status(&node)["damage"].is_null()).then_some(())
+        });
+        assert_eq!(fetches(&primary), [""; 0]);
+        assert_eq!(world.store.generations(&repo.path).len(), 2, "nothing had to be published");
+        from_bucket(&node, || same(&world, &primary, &node, &repo.path));
+        assert_eq!(vet(&world, &primary, &["--deep"]).0, Some(0));
+        world.store.audit();
+    }
+}
+
+/// A record that is spoilt is published again under the next number, with the layers that are there.
+#[test]
+fn a_spoilt_record_is_published_again() {
+    mirror_only!();
+    let (world, primary, repo) = two_layers();
+    let record = world.store.generations(&repo.path).remove(0);
+    let folder = record.rsplit_once('/').unwrap().0.to_owned();
+    // While no node runs: the command finds it, and the record before it is taken for the newest.
+    let bytes = world.store.get(&record);
+    world.store.put(&record, bytes[..bytes.len() / 2].to_vec());
+    let (code, found) = vet(&world, &primary, &[]);
+    assert_eq!((code, &found[0]["wrong"][0]["blob"]), (Some(5), &record.clone().into()), "{found}");
+    assert_eq!(vet(&world, &primary, &["--repair"]).0, Some(0));
+    assert_eq!(world.store.newest(&repo.path).unwrap()["number"], 3);
+    // While one runs that knows it: nobody else could.
+    let node = world.setup(&primary).set("vet.exists_every = \"1s\"").start();
+    from_bucket(&node, || same(&world, &primary, &node, &repo.path));
+    let before = layers(&world, &repo);
+    primary.forget_log();
+    world.store.put(&world.store.generations(&repo.path)[0], b"spoilt".to_vec());
+    let fourth = format!("{folder}/{}", u64::MAX - 4);
+    eventually("another record", || world.store.try_get(&fourth));
+    assert_eq!(layers(&world, &repo), before);
+    assert_eq!(fetches(&primary), [""; 0]);
+    assert_eq!(node.metric("packmirror_vet_flaws_total", &["kind=\"record\""]), 1.0);
+    eventually("it to be told", || {
+        let row = status(&node);
+        (row["state"] == "current" && row["mended"]["what"].is_string()).then_some(())
+    });
+}
