@@ -156,6 +156,8 @@ pub struct Repo {
     damage: Mutex<Damage>,
     evidence: Mutex<Evidence>,
     progress: Arc<Progress>,
+    /// How far a merge of its layers is, which runs beside syncs.
+    compaction: Arc<Progress>,
     /// The last attempt failed, or waited long for the primary.
     unwell: AtomicBool,
     /// The newest record that is known, also while nothing is open.
@@ -183,6 +185,7 @@ impl Repo {
             damage: Mutex::default(),
             evidence: Mutex::default(),
             progress: Arc::default(),
+            compaction: Arc::default(),
             unwell: AtomicBool::new(false),
             known: RwLock::new(None),
             used: Mutex::new(Instant::now()),
@@ -322,6 +325,11 @@ impl Repo {
     /// How far the running sync is.
     pub fn progress(&self) -> &Arc<Progress> {
         &self.progress
+    }
+
+    /// How far a merge of its layers is: it runs beside syncs and is none.
+    pub fn compaction(&self) -> &Arc<Progress> {
+        &self.compaction
     }
 
     /// Begins a step of the running sync.

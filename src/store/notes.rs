@@ -22,6 +22,8 @@ pub enum Note {
     Trouble,
     /// When what is stored was last looked at.
     Vetted,
+    /// A node merges layers.
+    Compaction,
 }
 
 impl Note {
@@ -30,6 +32,7 @@ impl Note {
             Self::Repair => "repair",
             Self::Trouble => "trouble",
             Self::Vetted => "vetted",
+            Self::Compaction => "compaction",
         };
         Path::from_iter(["repos", &repo.key(), name])
     }

@@ -84,6 +84,17 @@ pub const WORKER_PANICS: &str = "packmirror_worker_panics_total";
 /// No labels. Generations that another writer published first.
 pub const CAS_CONFLICTS: &str = "packmirror_cas_conflicts_total";
 
+/// Labels: `result` (merged, elsewhere, overtaken, no-scratch, failed, unsealed). Merges of a repository's layers.
+pub const COMPACTIONS: &str = "packmirror_compactions_total";
+/// No labels. How long they took.
+pub const COMPACTION_SECONDS: &str = "packmirror_compaction_duration_seconds";
+/// No labels. Bytes of packs that were merged.
+pub const COMPACTION_READ: &str = "packmirror_compaction_read_bytes_total";
+/// No labels. Bytes of packs that merges made.
+pub const COMPACTION_WRITTEN: &str = "packmirror_compaction_written_bytes_total";
+/// No labels. Layers of the repository that has most.
+pub const LAYERS: &str = "packmirror_layers";
+
 /// Label values that more than one place relies on.
 pub mod label {
     /// `source`: the answer was made from the bucket.
@@ -178,6 +189,11 @@ const TABLE: &[(&str, Kind, &str)] = &[
         "Workers of repositories that panicked and were started again",
     ),
     (CAS_CONFLICTS, Kind::Counter(Unit::Count), "Generations that another writer published first"),
+    (COMPACTIONS, Kind::Counter(Unit::Count), "Merges of a repository's layers, by result"),
+    (COMPACTION_SECONDS, Kind::Histogram(SECONDS), "Duration of merges of layers"),
+    (COMPACTION_READ, Kind::Counter(Unit::Bytes), "Bytes of packs that were merged"),
+    (COMPACTION_WRITTEN, Kind::Counter(Unit::Bytes), "Bytes of packs that merges made"),
+    (LAYERS, Kind::Gauge(Unit::Count), "Layers of the repository that has most"),
 ];
 
 /// How often [`Recorder::upkeep`] folds recorded samples together.

@@ -1,8 +1,10 @@
 //! What changes the bucket: comparing with the primary, syncing, mending.
 //!
 //! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
-//! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it.
-//! - `claim`: which node makes damaged data anew. `heal`: with what. `regraph`: graphs of an older version, built again.
+//! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it; `upon`: the same
+//!   where layers were merged meanwhile.
+//! - [`compact`]: layers are merged. `claim`: which node does what one is enough for. `heal`: damage is mended. `regraph`: graphs of an
+//!   older version, built again.
 //! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
 //!   `rotation`: a look at everything now and then.
 //! - [`trouble`]: repositories that cannot be taken in.
@@ -12,6 +14,7 @@
 //! which ask for a comparison and wait for it (`Repo::ask`); a node without this room serves what others published.
 
 mod claim;
+pub mod compact;
 pub mod cost;
 pub mod error;
 pub mod examine;
@@ -24,6 +27,7 @@ mod regraph;
 mod rotation;
 pub mod sync;
 pub mod trouble;
+mod upon;
 pub mod vet;
 pub mod worker;
 
@@ -63,6 +67,10 @@ pub struct Work {
     lanes: Lanes,
     /// What all syncs may hold together.
     sync_memory: Budget,
+    /// Repositories whose layers may have to be merged.
+    compaction: compact::queue::Queue,
+    /// What a merge of layers may hold.
+    compaction_memory: Budget,
     /// What this node alone cannot take in.
     here: Mutex<HashMap<RepoPath, Trouble>>,
     tasks: TaskTracker,
@@ -82,6 +90,11 @@ impl Work {
             patience: Policy::new(interval.saturating_mul(2), LONGEST),
             lanes: Lanes::closed(),
             sync_memory: Budget::new(settings.limits.sync_memory, "limits.sync_memory"),
+            compaction: compact::queue::Queue::new(),
+            compaction_memory: Budget::new(
+                settings.limits.sync_memory.min(compact::MOST_MEMORY),
+                "limits.sync_memory",
+            ),
             here: Mutex::default(),
             tasks: TaskTracker::new(),
             mirror,
@@ -99,10 +112,11 @@ impl Work {
         self.sound.load(Ordering::SeqCst)
     }
 
-    /// Starts a worker for each repository that the mirror enters, until `stop`.
+    /// Starts a worker for each repository that the mirror enters, and merges layers beside them, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let Some(mut entered) = self.mirror.entered() else { return };
         self.tasks.spawn(rotation::run(Arc::clone(&self), stop.clone()));
+        self.tasks.spawn(compact::run(Arc::clone(&self), stop.clone()));
         while let Some(Some(repo)) = stop.run_until_cancelled(entered.recv()).await {
             self.tasks.spawn(worker::run(Arc::clone(&self), repo, stop.clone()));
         }

@@ -19,7 +19,7 @@ use crate::mirror::progress::Step;
 use crate::mirror::repo::{Moment, Repo};
 use crate::mirror::snapshot::{OpenError, Snapshot, publishes};
 use crate::primary::{Auth, PrimaryError, Seen};
-use crate::store::{LayerRef, StoreError};
+use crate::store::{LayerRef, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
 use crate::work::claim::{Claim, claim};
@@ -27,10 +27,11 @@ use crate::work::cost::Cost;
 use crate::work::error::SyncError;
 use crate::work::heal::heal;
 use crate::work::ingest::NewLayer;
-use crate::work::publish::{Draft, Published, publish, seconds, store_layer};
+use crate::work::publish::{Draft, Published, seconds, store_layer};
 use crate::work::receive::{PATIENCE, beside_others, receive};
 use crate::work::regraph::regraph;
 use crate::work::trouble::Known;
+use crate::work::upon::publish_upon;
 
 /// How often a comparison starts over, after another writer won or the primary's refs moved, before the next interval.
 const MAX_ROUNDS: usize = 5;
@@ -106,8 +107,8 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             // Then the round starts over, since another node may have repaired it. The wait holds no place that others need.
             drop((comparing, end, cost, seen));
             repo.step(Step::WaitingForRepair);
-            repair =
-                claim(&work.mirror.bucket, &repo.path, base.as_ref().map_or(0, |base| base.number)).await?;
+            let number = base.as_ref().map_or(0, |base| base.number);
+            repair = claim(&work.mirror.bucket, &repo.path, Note::Repair, number).await?;
             continue;
         }
         let below = match &base {
@@ -200,21 +201,17 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         if new_objects > 0 {
             repo.evidence().done(format!("fetched {new_objects} objects"));
         }
-        let layers =
-            layers(work, repo, below.as_deref(), made.as_ref().map(|(new, _)| new), &seen, repairing);
-        let draft = Draft {
-            base: base.as_ref(),
-            layers: layers.await?,
-            refs: &seen,
-            asked: seconds(asked.time),
-            repairing,
-        };
-        match publish(work, repo, draft).await? {
+        let new = made.as_ref().map(|(new, _)| new);
+        let layers = layers(work, repo, below.as_deref(), new, &seen, repairing).await?;
+        let draft = Draft { base: base.as_ref(), layers, refs: &seen, asked: seconds(asked.time), repairing };
+        repo.step(Step::Publishing);
+        match publish_upon(work, repo, draft, new).await? {
             Published::Won(snapshot) => {
                 repo.damage().published(&snapshot.generation);
                 if is_spoilt {
                     repaired(repo, Some("its record, published again".into()));
                 }
+                work.published(&repo.path);
                 if repairing {
                     repo.damage().repaired(&snapshot.generation);
                     let from = |layers| format!("{layers} layers from the primary: {new_objects} objects");
@@ -323,8 +320,8 @@ fn equal(repo: &Repo) {
     }
 }
 
-/// Ends what still computes for a sync that is over.
-struct StopOnDrop(Arc<Cost>);
+/// Ends what still computes for work that is over.
+pub(super) struct StopOnDrop(pub Arc<Cost>);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {

@@ -34,6 +34,7 @@ mod cli;
 mod clients;
 mod clone;
 mod commands;
+mod compact;
 mod doctor;
 mod faults;
 mod fronts;
