@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::git::path::RepoPath;
 use crate::mirror::newest::NotFound;
 use crate::mirror::repo::Repo;
+use crate::retry::Dice;
 use crate::store::{Generation, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
@@ -68,7 +69,7 @@ async fn turn(work: &Work, due: &mut HashMap<RepoPath, Instant>, pace: &mut Pace
         due.retain(|path, _| known.contains(path));
     }
     let now = Instant::now();
-    let first = || now + FIRST.min(shortest).mul_f64(rand::random::<f64>());
+    let first = || now + Dice::random().up_to(FIRST.min(shortest));
     let when = |repo: &Arc<Repo>, due: &mut HashMap<RepoPath, Instant>| {
         *due.entry(repo.path.clone()).or_insert_with(first)
     };
@@ -140,7 +141,8 @@ impl Vetted {
     /// due at once.
     fn fit(&mut self, newest: &Generation, now: u64, hash_every: u64) {
         let before = std::mem::take(&mut self.read);
-        let first = || now - ((hash_every as f64 * rand::random::<f64>()) as u64).min(now);
+        let dice = Dice::random();
+        let first = || now.saturating_sub(dice.up_to(Duration::from_secs(hash_every)).as_secs());
         self.read = newest
             .blobs()
             .map(|blob| blob.to_string())

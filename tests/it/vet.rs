@@ -1,9 +1,11 @@
 //! Vetting and healing: what is lost or spoilt in the bucket is found, told, and made whole; what differs from the
 //! primary is told with its evidence.
 
+use sha2::{Digest, Sha256};
+
 use crate::node::Node;
 use crate::oracle::{from_bucket, mirrored, same};
-use crate::primary::{Primary, Repo, Seen};
+use crate::primary::{Primary, Repo, Seen, Wrong};
 use crate::world::{World, eventually};
 use crate::{mirror_only, shapes};
 
@@ -153,15 +155,16 @@ fn vet_finds_each_damage_and_repair_mends_it() {
     }
 }
 
-/// Fetches of a sync, and not of a client: what they said.
+/// A fetch of a sync, and not of a client.
+fn by_sync(seen: &Seen) -> bool {
+    seen.is("fetch") && seen.header("user-agent").is_some_and(|agent| agent.contains("packmirror"))
+}
+
+/// What the fetches of syncs said.
 fn fetches(primary: &Primary) -> Vec<String> {
-    let by_sync = |seen: &&Seen| {
-        seen.is("fetch") && seen.header("user-agent").is_some_and(|agent| agent.contains("packmirror"))
-    };
-    primary
-        .log()
-        .iter()
-        .filter(by_sync)
+    let log = primary.log();
+    log.iter()
+        .filter(|seen| by_sync(seen))
         .map(|seen| String::from_utf8_lossy(&seen.body).into_owned())
         .collect()
 }
@@ -279,4 +282,60 @@ fn a_spoilt_record_is_published_again() {
         let row = status(&node);
         (row["state"] == "current" && row["mended"]["what"].is_string()).then_some(())
     });
+}
+
+/// A stored pack that has the hash that names it and is no pack: it is found when its layer is to be made again, and what it
+/// held is fetched.
+#[test]
+fn a_pack_that_does_not_index_is_fetched_again() {
+    mirror_only!();
+    let (world, primary, repo) = two_layers();
+    let sum = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
+    let mut record = world.store.newest(&repo.path).unwrap();
+    let mut pack = world.store.get(&key(&record["layers"][1]["pack"]));
+    let middle = pack.len() / 2;
+    pack[middle] ^= 1;
+    record["layers"][1]["pack"]["id"] = sum(&pack).into();
+    world.store.put(&key(&record["layers"][1]["pack"]), pack);
+    let line = format!("{record}\n");
+    let text = format!("{line}\"{}\"\n", sum(line.as_bytes()));
+    world.store.put(&world.store.generations(&repo.path)[0], text.into_bytes());
+    let before = layers(&world, &repo);
+    primary.forget_log();
+    let cold = world.node(&primary);
+    same(&world, &primary, &cold, &repo.path);
+    healed(&world, &primary, &cold, &repo);
+    cold.logged(&["WARN", "a stored pack cannot be indexed"]);
+    assert!(fetches(&primary).iter().all(|fetch| fetch.contains("have ")), "{:?}", fetches(&primary));
+    assert_eq!(layers(&world, &repo)[0], before[0]);
+    assert_eq!(vet(&world, &primary, &["--deep"]).0, Some(0));
+}
+
+/// One repository is damaged, and the others neither wait nor notice.
+#[test]
+fn damage_of_one_repository_is_its_own() {
+    mirror_only!();
+    let (world, primary, repo) = two_layers();
+    let other = primary.repo("team/lib.git", shapes::linear);
+    let node = world.node(&primary);
+    mirrored(&world, &node, &other);
+    drop(node);
+    for layer in layers(&world, &repo) {
+        world.store.delete(&key(&layer["pack"]));
+    }
+    // The repair cannot end: the primary gives syncs no pack of it.
+    primary.fault(Wrong::Status(503, vec![]), |seen| by_sync(seen) && seen.path.contains("app.git"));
+    let cold = world.setup(&primary).set("compare_every = \"1s\"").start();
+    same(&world, &primary, &cold, &repo.path);
+    eventually("the damage to be told", || {
+        let rows = cold.command(&["status", "--json"]).must().text();
+        let rows: serde_json::Value = serde_json::from_str(&rows).unwrap();
+        let row = rows.as_array().unwrap().iter().find(|row| row["repo"] == repo.path.as_str()).cloned()?;
+        row["damage"].as_str().filter(|words| words.contains(".pack is missing or damaged")).map(|_| ())
+    });
+    from_bucket(&cold, || same(&world, &primary, &cold, &other.path));
+    other.commit("main", "more", "a line");
+    mirrored(&world, &cold, &other);
+    primary.heal();
+    healed(&world, &primary, &cold, &repo);
 }
