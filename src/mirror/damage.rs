@@ -89,6 +89,11 @@ impl Damage {
         self.mended.push(words);
     }
 
+    /// Whether the running repair has mended anything.
+    pub fn has_mended(&self) -> bool {
+        !self.mended.is_empty()
+    }
+
     /// What is known to be wrong, in words.
     pub fn words(&self) -> Option<String> {
         let record = self.record.map(|number| format!("the record of generation {number} is spoilt"));

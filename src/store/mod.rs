@@ -11,6 +11,7 @@
 //! <prefix>/repos/<repo>/gen/<number>        generation records, newest first in a listing
 //! <prefix>/repos/<repo>/{repair,trouble,vetted}  notes of nodes to each other about their work
 //! <prefix>/removed/<repo>                  marks of repositories that were taken out
+//! <prefix>/damaged/<repo>                  marks of repositories of which a node has lost blobs
 //! <prefix>/nodes/<node>                     what each node last said of itself
 //! <prefix>/.probe/<nonce>…                  what a probe leaves when it is cut short
 //! ```

@@ -42,6 +42,8 @@ pub(super) struct Mended {
     pub below: Option<Arc<Snapshot>>,
     /// How many layers are lost: the primary is asked for what they held.
     pub lost: usize,
+    /// The blobs that are missing or damaged still.
+    pub missing: Vec<BlobRef>,
 }
 
 /// Mends what `record` names, as far as that can be done without a fetch; `seen` is what the primary shows.
@@ -85,7 +87,45 @@ pub(super) async fn heal(
         }
     };
     let lost = if below.is_none() && !restored { record.layers.len() } else { lost };
-    Ok(Mended { restored, below, lost })
+    let in_lost =
+        record.layers.iter().rev().take(lost).flat_map(|layer| [layer.pack, layer.idx, layer.graph]);
+    let missing = in_lost.filter(|blob| bad.contains_key(blob)).collect();
+    Ok(Mended { restored, below, lost, missing })
+}
+
+/// Stores again those of the `blobs` of `record` that this node's cache has whole, for another node that has lost them. Says
+/// whether all of them are there now.
+pub(super) async fn lend(
+    work: &Work,
+    repo: &Arc<Repo>,
+    record: &Generation,
+    blobs: &[BlobRef],
+) -> Result<bool, SyncError> {
+    let bad: HashMap<BlobRef, Fault> = blobs.iter().map(|blob| (*blob, Fault::Lost)).collect();
+    let (hash, cost) = (object_format(record)?, Arc::new(Cost::begin(&work.sync_memory).await?));
+    let healing = Healing { work, repo, record, bad: &bad, hash, cost: &cost };
+    let mut is_all = !bad.contains_key(&record.refs);
+    for layer in &record.layers {
+        let is_bad = |blob: &BlobRef| bad.contains_key(blob);
+        if ![layer.pack, layer.idx, layer.graph].iter().any(is_bad) {
+            continue;
+        }
+        let mut now = *layer;
+        let idx = healing.whole(&mut now.idx, is_bad(&layer.idx)).await?;
+        let graph = healing.whole(&mut now.graph, is_bad(&layer.graph)).await?;
+        let opened = idx.zip(graph).and_then(|(idx, graph)| Layer::open(idx, graph, hash).ok());
+        let pack = match opened.filter(|opened| belongs(&now, opened).is_ok()).map(Arc::new) {
+            Some(opened) if is_bad(&layer.pack) => healing.pack(&pack_blob(&layer.pack, &opened)).await?,
+            Some(_) => true,
+            None => false,
+        };
+        is_all &= pack && now == *layer;
+    }
+    let mut damage = repo.damage();
+    if damage.has_mended() {
+        damage.over(Some("for another node that had lost it".into()));
+    }
+    Ok(is_all)
 }
 
 /// The blobs of `record` with which something is wrong: of those that were reported the ones that still are, and those that are missing.

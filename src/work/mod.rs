@@ -3,7 +3,7 @@
 //! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
 //! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it; `upon`: the same
 //!   where layers were merged meanwhile.
-//! - [`compact`]: layers are merged. `claim`: which node does what one is enough for. `heal`: damage is mended. `regraph`: graphs of an
+//! - [`compact`]: layers are merged. `claim`: which node does what one is enough for. `heal`: damage is mended, `lend`: also for others. `regraph`: graphs of an
 //!   older version, built again.
 //! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
 //!   `rotation`: a look at everything now and then.
@@ -21,6 +21,7 @@ pub mod examine;
 mod heal;
 pub mod ingest;
 pub mod lanes;
+mod lend;
 mod publish;
 mod receive;
 mod regraph;
@@ -115,6 +116,7 @@ impl Work {
     /// Starts a worker for each repository that the mirror enters, and merges layers beside them, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let Some(mut entered) = self.mirror.entered() else { return };
+        self.tasks.spawn(lend::run(Arc::clone(&self), stop.clone()));
         self.tasks.spawn(rotation::run(Arc::clone(&self), stop.clone()));
         self.tasks.spawn(compact::run(Arc::clone(&self), stop.clone()));
         while let Some(Some(repo)) = stop.run_until_cancelled(entered.recv()).await {

@@ -27,6 +27,7 @@ use crate::work::cost::Cost;
 use crate::work::error::SyncError;
 use crate::work::heal::heal;
 use crate::work::ingest::NewLayer;
+use crate::work::lend::ask_others;
 use crate::work::publish::{Draft, Published, seconds, store_layer};
 use crate::work::receive::{PATIENCE, beside_others, receive};
 use crate::work::regraph::regraph;
@@ -62,8 +63,8 @@ pub enum Synced {
 /// Dropping the future ends it: at its next `await`, and at the next step on the meter where a thread computes for it.
 pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced, SyncError> {
     let (mut seen_elsewhere, mut repair) = (false, None::<Claim>);
-    // Layers whose packs are lost; and whether a damaged record was looked at once more.
-    let (mut lost, mut tried) = (0, false);
+    // Layers whose packs are lost; whether a damaged record was looked at once more; whether other nodes were asked for their caches.
+    let (mut lost, mut tried, mut asked_others) = (0, false, false);
     let mut last = SyncError::Moving;
     let believed = repo.health().absent.clone().filter(|(_, since)| !insists && since.elapsed() < ABSENT_FOR);
     repo.health().absent.clone_from(&believed);
@@ -123,6 +124,12 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                         claim.release().await;
                     }
                     continue;
+                }
+                if !mended.missing.is_empty() && !std::mem::replace(&mut asked_others, true) {
+                    // What they have stored again is found whole in the next round.
+                    if ask_others(work, repo, mended.missing).await? {
+                        continue;
+                    }
                 }
                 lost = mended.lost;
                 comparing = work.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;

@@ -3,6 +3,7 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::git::git;
 use crate::node::Node;
 use crate::oracle::{from_bucket, mirrored, same};
 use crate::primary::{Primary, Repo, Seen, Wrong};
@@ -338,4 +339,38 @@ fn damage_of_one_repository_is_its_own() {
     mirrored(&world, &cold, &other);
     primary.heal();
     healed(&world, &primary, &cold, &repo);
+}
+
+/// A node without a cache finds a large pack lost, and another one has it: the primary gives nothing.
+#[test]
+fn what_another_nodes_cache_has_whole_is_waited_for() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", |dir| {
+        shapes::linear(dir);
+        let noise = dir.join("noise");
+        std::fs::write(&noise, shapes::noise(5, 17 << 20)).unwrap();
+        let oid = git(dir).run("hash-object -w noise").line();
+        git(dir).run(&format!("tag noise {oid}"));
+        std::fs::remove_file(noise).unwrap();
+    });
+    let warm = world.node(&primary);
+    mirrored(&world, &warm, &repo);
+    from_bucket(&warm, || same(&world, &primary, &warm, &repo.path));
+    let pack = key(&layers(&world, &repo)[0]["pack"]);
+    let bytes = world.store.get(&pack);
+    world.store.delete(&pack);
+    let cold = world.node(&primary);
+    primary.forget_log();
+    same(&world, &primary, &cold, &repo.path);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while world.store.try_get(&pack).as_ref() != Some(&bytes) && std::time::Instant::now() < end {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(warm.metric("packmirror_blobs_mended_total", &["kind=\"pack\"", "source=\"cache\""]), 1.0);
+    eventually("the cold node to be whole", || status(&cold)["damage"].is_null().then_some(()));
+    mirrored(&world, &cold, &repo);
+    from_bucket(&cold, || same(&world, &primary, &cold, &repo.path));
+    assert_eq!(fetches(&primary), [""; 0]);
+    assert!(world.store.list("damaged").is_empty());
 }
