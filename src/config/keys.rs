@@ -104,6 +104,8 @@ pub enum Group {
     S3,
     /// Bounds against oversized input.
     Limits,
+    /// Looking whether what is stored is whole.
+    Vetting,
 }
 
 impl Group {
@@ -118,6 +120,7 @@ impl Group {
             Self::Logging => "Logging",
             Self::S3 => "Reaching the S3 server",
             Self::Limits => "Limits",
+            Self::Vetting => "Vetting",
         }
     }
 }
@@ -205,6 +208,12 @@ pub const KEYS: &[Key] = &[
         "Open client connections; a further one takes the place of the one that is idle longest"),
     key("limits.client_timeout", Kind::Duration, Standard::Is("5m"), Group::Limits,
         "A client that neither sends nor reads for this long is cut off"),
+    key("vet.exists_every", Kind::Duration, Standard::Is("24h"), Group::Vetting,
+        "How often it is looked whether every blob that is named is in the bucket with its length, by one node for all; 0s never"),
+    key("vet.hash_every", Kind::Duration, Standard::Is("30d"), Group::Vetting,
+        "How often every stored byte is read again and hashed, by one node for all; 0s never"),
+    key("vet.rate", Kind::Size, Standard::Is("20MiB"), Group::Vetting,
+        "Bytes a second that a node reads for that at most"),
 ];
 
 const fn key(name: &'static str, kind: Kind, default: Standard, group: Group, help: &'static str) -> Key {
@@ -233,9 +242,12 @@ impl Key {
                 Group::Logging => Part::All,
                 Group::S3 => Part::Store,
                 Group::Primary => Part::Primary,
-                Group::Basic | Group::Freshness | Group::Mirroring | Group::Serving | Group::Limits => {
-                    Part::Node
-                }
+                Group::Basic
+                | Group::Freshness
+                | Group::Mirroring
+                | Group::Serving
+                | Group::Limits
+                | Group::Vetting => Part::Node,
             },
         }
     }

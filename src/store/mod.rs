@@ -9,8 +9,9 @@
 //! <prefix>/owner                            the primary whose mirror it is
 //! <prefix>/blobs/<aa>/<sha256>.<kind>       pack | idx | graph | refs
 //! <prefix>/repos/<repo>/gen/<number>        generation records, newest first in a listing
-//! <prefix>/repos/<repo>/{repair,trouble}    notes of nodes to each other about their work
+//! <prefix>/repos/<repo>/{repair,trouble,vetted}  notes of nodes to each other about their work
 //! <prefix>/removed/<repo>                  marks of repositories that were taken out
+//! <prefix>/damaged/<repo>                  marks of repositories of which a node has lost blobs
 //! <prefix>/nodes/<node>                     what each node last said of itself
 //! <prefix>/.probe/<nonce>…                  what a probe leaves when it is cut short
 //! ```

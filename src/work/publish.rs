@@ -113,7 +113,13 @@ pub(super) async fn put_file(
     Ok(blob)
 }
 
-async fn put(work: &Work, kind: BlobKind, bytes: Vec<u8>, repairing: bool) -> Result<BlobRef, StoreError> {
+/// Stores bytes as a blob; in a repair over whatever has its name.
+pub(super) async fn put(
+    work: &Work,
+    kind: BlobKind,
+    bytes: Vec<u8>,
+    repairing: bool,
+) -> Result<BlobRef, StoreError> {
     if repairing {
         work.mirror.bucket.restore_blob(kind, bytes.into()).await
     } else {
