@@ -4,6 +4,7 @@
 //! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it; `upon`: the same
 //!   where layers were merged meanwhile.
 //! - [`compact`]: layers are merged. `claim`: which node does what one is enough for. `regraph`: graphs of an older version, built again.
+//! - [`collect`]: what nobody names any more is deleted.
 //! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
 //! - [`trouble`]: repositories that cannot be taken in.
 //! - [`error`]: why it failed. [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
@@ -12,6 +13,7 @@
 //! which ask for a comparison and wait for it (`Repo::ask`); a node without this room serves what others published.
 
 mod claim;
+pub mod collect;
 pub mod compact;
 pub mod cost;
 pub mod error;
@@ -28,6 +30,8 @@ pub mod vet;
 pub mod worker;
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,11 +43,15 @@ use crate::config::{Limits, Settings};
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::retry::Policy;
+use crate::store::{BlobRef, Name};
 use crate::work::lanes::Lanes;
 use crate::work::trouble::{LONGEST, Trouble};
 
 /// The bound of the wait after a first failed sync; it doubles up to the interval of comparisons.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+
+/// Files that are remembered as the source of a blob.
+const MOST_SOURCES: usize = 1024;
 
 /// What works for the repositories of one node.
 pub struct Work {
@@ -63,6 +71,14 @@ pub struct Work {
     compaction: compact::queue::Queue,
     /// What a merge of layers may hold.
     compaction_memory: Budget,
+    /// How long data stays in the bucket after it was named last.
+    grace: Duration,
+    /// How often this farm collects.
+    collect_every: Duration,
+    /// Whether the store has shown that it keeps its promises.
+    sound: AtomicBool,
+    /// Files that were stored as blobs lately, for storing them again.
+    sources: Mutex<HashMap<Name, PathBuf>>,
     /// What this node alone cannot take in.
     here: Mutex<HashMap<RepoPath, Trouble>>,
     tasks: TaskTracker,
@@ -85,6 +101,10 @@ impl Work {
                 settings.limits.sync_memory.min(compact::MOST_MEMORY),
                 "limits.sync_memory",
             ),
+            grace: settings.gc.grace,
+            collect_every: settings.gc.every,
+            sound: AtomicBool::new(false),
+            sources: Mutex::default(),
             here: Mutex::default(),
             tasks: TaskTracker::new(),
             mirror,
@@ -94,12 +114,14 @@ impl Work {
     /// Lets syncs begin: the store has shown that it keeps its promises. Before that nothing is written.
     pub fn store_is_sound(&self) {
         self.lanes.open(self.max_syncs);
+        self.sound.store(true, Ordering::SeqCst);
     }
 
     /// Starts a worker for each repository that the mirror enters, and merges layers beside them, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let Some(mut entered) = self.mirror.entered() else { return };
         self.tasks.spawn(compact::run(Arc::clone(&self), stop.clone()));
+        self.tasks.spawn(collect::run(Arc::clone(&self), stop.clone()));
         while let Some(Some(repo)) = stop.run_until_cancelled(entered.recv()).await {
             self.tasks.spawn(worker::run(Arc::clone(&self), repo, stop.clone()));
         }
@@ -109,6 +131,19 @@ impl Work {
     /// Waits until all workers have ended; [`Work::run`] must have been told to stop before.
     pub async fn ended(&self) {
         self.tasks.wait().await;
+    }
+
+    fn sources(&self) -> MutexGuard<'_, HashMap<Name, PathBuf>> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers where the bytes of a blob are, for as long as there is room to remember it. The file may go at any time.
+    fn remember_source(&self, blob: &BlobRef, file: &Path) {
+        let mut sources = self.sources();
+        if sources.len() >= MOST_SOURCES {
+            sources.clear();
+        }
+        sources.insert(blob.name(), file.to_owned());
     }
 
     /// What this node alone cannot take in of a repository.
