@@ -10,6 +10,6 @@
 mod client;
 mod primary;
 mod schedules;
-mod store;
+pub mod store;
 mod walker;
 mod world;
