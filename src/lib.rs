@@ -4,7 +4,7 @@
 //!
 //! - [`cli`]: one file per command. [`config`]: the settings. [`telemetry`]: log and metrics.
 //!   [`budget`]: bounds on memory. [`text`]: foreign text, made safe to print. [`folder`]: a directory held open.
-//!   [`umask`]: permissions of new files. [`tls`]: its cryptography.
+//!   [`umask`]: permissions of new files. [`tls`]: its cryptography. [`boot`]: a clock that does not stand still.
 //! - [`node`]: a node out of settings, from start to end.
 //! - [`serve`]: Git over HTTP for clients, health, metrics.
 //! - [`answer`]: from a request to a decision: send this, refuse, leave it to the primary.
@@ -13,6 +13,7 @@
 //! - [`primary`], [`local`], [`store`]: the other end, this node's memory, the bucket.
 //! - [`pack`], [`git`]: what is inside a pack; Git's protocol. Pure: bytes in, values out.
 pub mod answer;
+pub mod boot;
 pub mod budget;
 pub mod cli;
 pub mod config;

@@ -25,6 +25,7 @@ const ORDER: &[&str] = &[
     "text",
     "tls",
     "umask",
+    "boot",
 ];
 
 /// Rooms that use no more than these.
@@ -32,7 +33,7 @@ const APART: &[(&str, &[&str])] = &[
     ("git", &[]),
     ("pack", &["git"]),
     ("primary", &["pack", "git", "telemetry", "retry", "text", "tls", "umask"]),
-    ("store", &["git", "telemetry", "folder", "retry", "text", "tls"]),
+    ("store", &["git", "telemetry", "folder", "retry", "text", "tls", "boot"]),
 ];
 
 /// Rooms beside each other: a node may have one without the other.

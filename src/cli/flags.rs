@@ -65,8 +65,9 @@ fn flag(key: &'static Key, name: &'static str) -> Arg {
 
 /// What the commands use beside what all do; a command that is not here uses every setting.
 const USES: &[(&str, &[Part])] = &[
-    ("sync", &[Part::Store, Part::Primary, Part::Sync]),
-    ("vet", &[Part::Store, Part::Primary, Part::Sync]),
+    ("sync", &[Part::Store, Part::Primary, Part::Sync, Part::Collect]),
+    ("vet", &[Part::Store, Part::Primary, Part::Sync, Part::Collect]),
+    ("gc", &[Part::Store, Part::Collect]),
     ("adopt", &[Part::Store, Part::Primary]),
     ("ls", &[Part::Store]),
     ("status", &[Part::Store]),

@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod exit;
 pub mod export;
 pub mod flags;
+pub mod gc;
 pub mod git_credential;
 pub mod ls;
 pub mod progress;
@@ -96,6 +97,8 @@ pub enum Command {
     Status(status::Args),
     /// Compare with the primary now, and look whether what is stored is whole
     Vet(vet::Args),
+    /// Delete from the bucket what nobody names any more
+    Gc(gc::Args),
     /// Write a repository from the bucket as a plain bare repository; needs no primary
     Export(export::Args),
     /// Tell the store that its primary has another address now
@@ -163,6 +166,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Rm(args) => rm::run(args, &loaded).await,
             Command::Status(args) => status::run(args, &loaded).await,
             Command::Vet(args) => vet::run(args, &loaded).await,
+            Command::Gc(args) => gc::run(args, &loaded).await,
             Command::Export(args) => export::run(args, &loaded).await,
             Command::Adopt(args) => adopt::run(args, &loaded).await,
             Command::Doctor(args) => doctor::run(args, &loaded).await,

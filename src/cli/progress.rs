@@ -133,6 +133,11 @@ impl Task {
         self.show(&View { phase, unit: Unit::Bytes, done, total, bytes: None, words: "" });
     }
 
+    /// Shows how many of how many objects a phase has done.
+    pub fn objects(&self, phase: &str, done: u64, total: u64) {
+        self.show(&View { phase, unit: Unit::Objects, done, total, bytes: None, words: "" });
+    }
+
     fn show(&self, view: &View<'_>) {
         let Some(bar) = &self.bar else { return };
         let per_second = {

@@ -15,7 +15,8 @@ Examples:
 
 Within half a minute no node serves it from the bucket any more, and none compares it. It comes back with the first client
 that asks for it through the mirror, or with `packmirror sync REPO`; to keep it out for good, leave it out of the setting
-`mirror` (--mirror '**' --mirror '!team/old.git'). What it takes in the bucket stays there: nothing collects it yet.";
+`mirror` (--mirror '**' --mirror '!team/old.git'). What it takes in the bucket is deleted
+when it has been unnamed for gc.grace: by the nodes, or by two runs of `packmirror gc` with the grace between them.";
 
 /// Arguments of `rm`.
 #[derive(Debug, clap::Args)]

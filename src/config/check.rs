@@ -97,6 +97,7 @@ pub fn check(settings: &Settings, origins: &BTreeMap<&'static str, Origin>) -> R
         ("primary_connect_timeout", settings.primary_connect_timeout),
         ("primary_read_timeout", settings.primary_read_timeout),
         ("limits.client_timeout", settings.limits.client_timeout),
+        ("limits.transfer", settings.limits.transfer),
     ] {
         if pace < Duration::from_secs(1) {
             return bad(key, "it is shorter than a second".into(), "\"1s\" or more");
@@ -111,6 +112,19 @@ pub fn check(settings: &Settings, origins: &BTreeMap<&'static str, Origin>) -> R
     }
     if settings.vet.rate < 64 << 10 {
         return bad("vet.rate", "what is stored would hardly ever be read".into(), "\"64KiB\" or more");
+    }
+    if settings.gc.grace < settings.limits.transfer {
+        return bad(
+            "gc.grace",
+            format!(
+                "data could be deleted under a stream that may last for {} (limits.transfer)",
+                humantime::format_duration(settings.limits.transfer)
+            ),
+            "a duration that is not shorter than limits.transfer",
+        );
+    }
+    if !settings.gc.every.is_zero() && settings.gc.every < Duration::from_secs(1) {
+        return bad("gc.every", "it is shorter than a second".into(), "\"1s\" or more, or \"0s\" for never");
     }
     for (key, count) in [
         ("max_syncs", settings.max_syncs),

@@ -41,6 +41,8 @@ pub enum Part {
     Primary,
     /// Whoever syncs.
     Sync,
+    /// Whoever writes records, or deletes what none names.
+    Collect,
     /// A node alone.
     Node,
 }
@@ -102,6 +104,8 @@ pub enum Group {
     Logging,
     /// Reaching the S3 server.
     S3,
+    /// Deleting what nobody names any more.
+    Collection,
     /// Bounds against oversized input.
     Limits,
     /// Looking whether what is stored is whole.
@@ -119,6 +123,7 @@ impl Group {
             Self::Serving => "Serving",
             Self::Logging => "Logging",
             Self::S3 => "Reaching the S3 server",
+            Self::Collection => "Collection",
             Self::Limits => "Limits",
             Self::Vetting => "Vetting",
         }
@@ -196,6 +201,10 @@ pub const KEYS: &[Key] = &[
         "Put the bucket into the path, not into the host name"),
     key("s3.allow_http", Kind::Switch, Standard::Is("false"), Group::S3,
         "Allow plain HTTP to an S3 server that is not on this machine"),
+    key("gc.every", Kind::Duration, Standard::Is("24h"), Group::Collection,
+        "How often a node of the farm deletes from the bucket what nobody names any more; 0s leaves it to `packmirror gc`"),
+    key("gc.grace", Kind::Duration, Standard::Is("24h"), Group::Collection,
+        "How long data stays in the bucket after it was named last; the same on all nodes, and not shorter than limits.transfer"),
     key("limits.request", Kind::Size, Standard::Is("32MiB"), Group::Limits,
         "Largest fetch request after decompression"),
     key("limits.memory", Kind::Size, Standard::Is("512MiB"), Group::Limits,
@@ -208,6 +217,8 @@ pub const KEYS: &[Key] = &[
         "Open client connections; a further one takes the place of the one that is idle longest"),
     key("limits.client_timeout", Kind::Duration, Standard::Is("5m"), Group::Limits,
         "A client that neither sends nor reads for this long is cut off"),
+    key("limits.transfer", Kind::Duration, Standard::Is("6h"), Group::Limits,
+        "Longest stream of one pack to a client; what takes longer is cut off, since the data may be deleted under it"),
     key("vet.exists_every", Kind::Duration, Standard::Is("24h"), Group::Vetting,
         "How often it is looked whether every blob that is named is in the bucket with its length, by one node for all; 0s never"),
     key("vet.hash_every", Kind::Duration, Standard::Is("30d"), Group::Vetting,
@@ -237,6 +248,7 @@ impl Key {
             "store" => Part::Store,
             "mirror" | "primary" => Part::Primary,
             "max_syncs" | "cache_max" | "limits.object" | "limits.sync_memory" => Part::Sync,
+            "gc.grace" | "limits.transfer" => Part::Collect,
             "allow_push" => Part::Node,
             _ => match self.group {
                 Group::Logging => Part::All,
@@ -246,6 +258,7 @@ impl Key {
                 | Group::Freshness
                 | Group::Mirroring
                 | Group::Serving
+                | Group::Collection
                 | Group::Limits
                 | Group::Vetting => Part::Node,
             },

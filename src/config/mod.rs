@@ -113,6 +113,8 @@ pub struct Settings {
     /// How long requests in flight may go on after that.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
+    /// When what nobody names any more is deleted.
+    pub gc: Gc,
     /// Bounds against oversized input.
     pub limits: Limits,
     /// Looking in rotation whether what is stored is whole.
@@ -140,6 +142,18 @@ pub struct S3 {
     pub allow_http: bool,
 }
 
+/// When what nobody names any more is deleted from the bucket.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gc {
+    /// How often one node of the farm does it; zero: none does by itself.
+    #[serde(with = "humantime_serde")]
+    pub every: Duration,
+    /// How long data stays after it was named last.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+}
+
 /// Bounds against oversized or slow input.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -161,6 +175,9 @@ pub struct Limits {
     /// A client that neither sends nor reads for this long is cut off.
     #[serde(with = "humantime_serde")]
     pub client_timeout: Duration,
+    /// The longest stream of one pack to a client.
+    #[serde(with = "humantime_serde")]
+    pub transfer: Duration,
 }
 
 /// How often it is looked whether what is stored is whole.

@@ -3,7 +3,7 @@
 //! What takes it out is a generation like any other that says so and names no layers: numbers go on, so no node can
 //! take an older state for a newer one, and who publishes it again builds on that record. Nodes learn of it by a mark in
 //! `removed/`, which they list at the pace of their heartbeat, or where they read the record anyway.
-//! Relies on: `store` for records and marks. Elsewhere: deleting blobs, which nobody does yet.
+//! Relies on: `store` for records and marks. Elsewhere: deleting what it took (`work::collect`).
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -41,8 +41,18 @@ pub async fn remove(bucket: &Bucket, repo: &RepoPath) -> Result<Option<Generatio
             stored: None,
             ..newest
         };
+        let empty = [last.refs];
+        if !bucket.settle(&empty).await?.is_empty() {
+            // It was collected just now, and is stored again.
+            continue;
+        }
         // A node that published at this moment has the number: then its state is taken out.
         if bucket.publish_next(&mut last).await? == Publish::Won {
+            if !bucket.settle(&empty).await?.is_empty() {
+                let nothing =
+                    zstd::bulk::compress(&[], 3).map_err(|e| StoreError::refused("rm", e.to_string()))?;
+                bucket.put_blob(BlobKind::Refs, nothing.into()).await?;
+            }
             // After the record, which nodes look at when they see the mark.
             bucket.mark_removed(repo).await?;
             return Ok(Some(last));

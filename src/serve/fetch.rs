@@ -104,9 +104,10 @@ async fn send(app: &App, repo: &Arc<Repo>, ready: Ready) -> Result<Response, Fai
         }
         Err(Cut::Write(e)) => _ = repo.report_damage(&generation, e),
         Err(Cut::Store(e)) => _ = repo.report_damage(&generation, e),
-        Err(Cut::Gone | Cut::Job(_)) => {}
+        Err(Cut::Gone | Cut::TooLong | Cut::Job(_)) => {}
     };
-    let patience = app.terms.limits.client_timeout;
+    let limits = &app.terms.limits;
+    let patience = (limits.client_timeout, limits.transfer);
     Ok(upload_pack_result(stream(out, held, Arc::clone(places), patience, stop, ended)))
 }
 

@@ -91,6 +91,9 @@ pub enum Cut {
     /// The pack cannot be laid out.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// It took longer than a stream may.
+    #[error("it took longer than limits.transfer allows")]
+    TooLong,
     /// A block cannot be read.
     #[error("cannot read a stored pack")]
     Store(#[from] StoreError),
@@ -192,13 +195,13 @@ impl Outgoing {
 
 /// Sends a pack to its end. `ended` is told how it went, unless the client left.
 ///
-/// `places` are taken while a piece is filled; a client that takes nothing for `patience` is cut off; `stop` is cancelled
-/// when the client has left.
+/// `places` are taken while a piece is filled; a client that takes nothing for `patience` is cut off, and so is one that takes
+/// longer than `longest` for all; `stop` is cancelled when the client has left.
 pub fn stream(
     out: Outgoing,
     held: Holding,
     places: Arc<Semaphore>,
-    patience: Duration,
+    (patience, longest): (Duration, Duration),
     stop: CancellationToken,
     ended: impl FnOnce(Result<Sent, &Cut>) + Send + 'static,
 ) -> Body {
@@ -212,7 +215,15 @@ pub fn stream(
     let paid = Arc::clone(&last);
     tokio::spawn(async move {
         let begun = Instant::now();
-        let sent = run.all(Box::new(out)).await;
+        let sent = match tokio::time::timeout(longest, run.all(Box::new(out))).await {
+            Ok(sent) => sent,
+            Err(_) => {
+                tracing::warn!(?longest, "a stream took longer than limits.transfer allows and was cut off");
+                let failed = io::Error::other("the stream took too long");
+                let _ = run.pieces.send_timeout(Err(failed), patience).await;
+                Err(Cut::TooLong)
+            }
+        };
         let _ = paid.set(run.held);
         match &sent {
             Ok(written) => ended(Ok(Sent { written: *written, took: begun.elapsed() })),

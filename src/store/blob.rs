@@ -120,7 +120,22 @@ pub struct BlobRef {
     pub len: u64,
 }
 
+/// What tells a blob from every other one, whatever its length is said to be.
+pub type Name = (BlobId, BlobKind);
+
 impl BlobRef {
+    /// What tells it from every other blob.
+    pub fn name(&self) -> Name {
+        (self.id, self.kind)
+    }
+
+    /// The blob that a key below `blobs/` holds, if it is one, with its length.
+    pub(crate) fn at(key: &Path, len: u64) -> Option<Self> {
+        let (id, ending) = key.filename()?.split_once('.')?;
+        let blob = Self { id: id.parse().ok()?, kind: BlobKind::from_ending(ending)?, len };
+        (blob.key() == *key).then_some(blob)
+    }
+
     /// Names `bytes` without storing them.
     pub fn of(kind: BlobKind, bytes: &[u8]) -> Self {
         Self { id: BlobId::of(bytes), kind, len: bytes.len() as u64 }

@@ -17,6 +17,7 @@ use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 
 use super::bucket::body;
 use super::{BlobId, BlobKind, BlobRef, Bucket, StoreError};
+use crate::boot::Boot;
 
 /// Blobs up to this size are fetched with one request; longer ones in windows of it.
 const WINDOW: u64 = 8 << 20;
@@ -38,6 +39,7 @@ impl Bucket {
     pub async fn restore_blob(&self, kind: BlobKind, bytes: Bytes) -> Result<BlobRef, StoreError> {
         let hashed = bytes.clone();
         let blob = blocking(move || BlobRef::of(kind, &hashed)).await?;
+        self.doubt(&blob);
         self.overwrite(&blob.key(), bytes).await?;
         Ok(blob)
     }
@@ -151,29 +153,39 @@ impl Bucket {
 
     /// Removes a blob. Only for bytes that are proven bad or that no retained generation names.
     pub async fn remove_blob(&self, blob: &BlobRef) -> Result<(), StoreError> {
+        self.doubt(blob);
         self.remove(&blob.key()).await
     }
 
     /// Stores `bytes`, whose name is `blob`, if they are not there. An unknown outcome is settled by looking.
     pub(super) async fn put_named(&self, blob: &BlobRef, bytes: Bytes) -> Result<(), StoreError> {
+        let begun = Boot::now();
         match self.retrying(|| self.put_named_once(blob, &bytes)).await {
             // Half a blob under its name: leftovers of a store that does not write atomically.
-            Err(StoreError::Damaged { .. }) => self.overwrite(&blob.key(), bytes).await,
-            other => other,
+            Err(StoreError::Damaged { .. }) => {
+                self.doubt(blob);
+                self.overwrite(&blob.key(), bytes).await
+            }
+            Ok(true) => {
+                self.is_fresh(blob, begun);
+                Ok(())
+            }
+            other => other.map(drop),
         }
     }
 
-    async fn put_named_once(&self, blob: &BlobRef, bytes: &Bytes) -> Result<(), StoreError> {
+    /// Says whether there was none before, for sure.
+    async fn put_named_once(&self, blob: &BlobRef, bytes: &Bytes) -> Result<bool, StoreError> {
         let key = blob.key();
         let error = match self.try_create(&key, bytes.clone()).await {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(true),
             Err(error) => self.sort("create", &key, error),
         };
         if matches!(error, StoreError::Refused { .. }) {
             return Err(error);
         }
         match self.length_once(&key).await {
-            Ok(length) => check_length(blob, length),
+            Ok(length) => check_length(blob, length).map(|()| false),
             Err(StoreError::NotFound { .. }) => Err(error),
             Err(unseen) => Err(unseen),
         }

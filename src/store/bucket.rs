@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
@@ -19,8 +19,9 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::StoreError;
 use super::error::is_expired_token;
+use super::{Name, StoreError};
+use crate::boot::Boot;
 use crate::retry::{GaveUp, Policy};
 
 /// The layout version written into `<prefix>/format`.
@@ -46,7 +47,9 @@ pub(super) struct Inner {
     /// Upload parts in memory.
     pub(super) in_flight: Semaphore,
     /// When each repository's newest generation was last known for sure.
-    pub(super) known: Mutex<HashMap<String, Instant>>,
+    pub(super) known: Mutex<HashMap<String, Boot>>,
+    /// Blobs that were stored through this bucket where there was none, and when that began ([`super::tombs`]).
+    pub(super) fresh: Mutex<HashMap<Name, Boot>>,
     /// Addresses that the primary had before ([`super::owner`]).
     pub(super) former: Mutex<Vec<String>>,
 }
@@ -121,6 +124,7 @@ impl Bucket {
                 parts,
                 in_flight: Semaphore::new(PARTS_IN_FLIGHT),
                 known: Mutex::default(),
+                fresh: Mutex::default(),
                 former: Mutex::default(),
             }),
         }

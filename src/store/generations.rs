@@ -5,7 +5,7 @@
 //! Relies on: blobs stored before the record that names them. Elsewhere: when to publish ([`crate::mirror`]).
 
 use std::collections::{BTreeSet, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -14,11 +14,15 @@ use object_store::path::Path;
 use super::bucket::Created;
 use super::generation::{MOST_NUMBER, folder, key, number_of};
 use super::{BlobId, Bucket, Generation, StoreError};
+use crate::boot::Boot;
 use crate::git::path::RepoPath;
 
-/// How long a node may go on from what it knows about a repository without listing. Far below the time for which old
-/// generations are kept (a day), so that the number after a known one cannot have been used and collected meanwhile.
+/// How long a node may go on from what it knows about a repository without listing. Below the time for which every record is
+/// kept, so that the number after a known one cannot have been used and collected meanwhile.
 const KNOWLEDGE_LASTS: Duration = Duration::from_secs(3600);
+
+/// How long a record is kept at least after the one that followed it was stored.
+pub const RECORDS_KEPT: Duration = Duration::from_secs(7200);
 
 /// Direct reads of following numbers before a listing is cheaper.
 const STEPS: u64 = 8;
@@ -106,7 +110,7 @@ impl Bucket {
     pub async fn newest(&self, repo: &RepoPath) -> Result<Option<Generation>, StoreError> {
         let name = repo.key();
         self.retrying(|| async {
-            let asked = Instant::now();
+            let asked = Boot::now();
             let (mut found, mut spoilt) = (None, None);
             let numbers = self.newest_numbers(&name).await?;
             for number in &numbers {
@@ -143,7 +147,7 @@ impl Bucket {
         }
         let mut last = None;
         for number in known.saturating_add(1)..=known.saturating_add(STEPS) {
-            let asked = Instant::now();
+            let asked = Boot::now();
             match self.get(repo, number).await {
                 Ok(Some(found)) => last = Some(found),
                 Ok(None) => {
@@ -321,10 +325,10 @@ impl Bucket {
     }
 
     fn know(&self, name: &str) {
-        self.know_since(name, Instant::now());
+        self.know_since(name, Boot::now());
     }
 
-    fn know_since(&self, name: &str, since: Instant) {
+    fn know_since(&self, name: &str, since: Boot) {
         let mut known = self.inner.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         known.insert(name.to_owned(), since);
     }

@@ -12,6 +12,8 @@
 //! <prefix>/repos/<repo>/{repair,trouble,vetted}  notes of nodes to each other about their work
 //! <prefix>/removed/<repo>                  marks of repositories that were taken out
 //! <prefix>/damaged/<repo>                  marks of repositories of which a node has lost blobs
+//! <prefix>/tombs/<sha256>.<kind>/…          marks of blobs that nobody names
+//! <prefix>/gc/{clock,round,running}         of collections: the store's clock, the last one, the present one
 //! <prefix>/nodes/<node>                     what each node last said of itself
 //! <prefix>/.probe/<nonce>…                  what a probe leaves when it is cut short
 //! ```
@@ -32,6 +34,7 @@ pub mod faulty;
 pub(crate) mod frame;
 mod generation;
 mod generations;
+mod listed;
 mod metered;
 mod nodes;
 mod notes;
@@ -39,6 +42,7 @@ mod open;
 mod owner;
 mod probe;
 mod retained;
+mod tombs;
 mod upload;
 
 #[cfg(test)]
@@ -46,15 +50,17 @@ mod faults;
 #[cfg(test)]
 mod suite;
 
-pub use blob::{BadBlobId, BlobId, BlobKind, BlobRef};
+pub use blob::{BadBlobId, BlobId, BlobKind, BlobRef, Name};
 pub use bucket::{Bucket, LAYOUT};
 pub use cause::Cause;
 pub use error::StoreError;
 #[cfg(test)]
 pub(crate) use generation::tests::sample as generation_for_tests;
 pub use generation::{Generation, LayerRef, VERSION, nonce};
-pub use generations::Publish;
+pub use generations::{Publish, RECORDS_KEPT};
+pub use listed::{LastRound, Listed};
 pub use notes::Note;
 pub use open::{ASSUMED_REGION, StoreOptions};
 pub use owner::Owner;
 pub use probe::{Probe, ProbeFailed, Step};
+pub use tombs::{MARK_HOLDS, MARK_IS_VOID, Tomb};

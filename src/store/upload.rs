@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::blobs::blocking;
 use super::{BlobId, BlobKind, BlobRef, Bucket, StoreError};
+use crate::boot::Boot;
 
 /// Files up to this size go up in one request; parts have at least this size.
 const PART: u64 = 16 << 20;
@@ -52,11 +53,16 @@ impl Bucket {
             None => hash_file(path).await?,
         };
         let blob = BlobRef { id, kind, len };
-        if self.head(&blob).await.is_ok() {
+        let begun = Boot::now();
+        let there = self.head(&blob).await;
+        if there.is_ok() {
             progress(len, len);
             return Ok(blob);
         }
         self.put_parts(&blob, path, progress).await?;
+        if matches!(there, Err(StoreError::NotFound { .. })) {
+            self.is_fresh(&blob, begun);
+        }
         Ok(blob)
     }
 

@@ -92,6 +92,12 @@ pub const COMPACTION_SECONDS: &str = "packmirror_compaction_duration_seconds";
 pub const COMPACTION_READ: &str = "packmirror_compaction_read_bytes_total";
 /// No labels. Bytes of packs that merges made.
 pub const COMPACTION_WRITTEN: &str = "packmirror_compaction_written_bytes_total";
+/// Collections. Label `result`: done, stopped, failed.
+pub const COLLECTIONS: &str = "packmirror_collections_total";
+/// Objects that collections deleted. Label `kind`.
+pub const COLLECTED_OBJECTS: &str = "packmirror_collected_objects_total";
+/// Bytes that collections deleted.
+pub const COLLECTED_BYTES: &str = "packmirror_collected_bytes_total";
 /// No labels. Layers of the repository that has most.
 pub const LAYERS: &str = "packmirror_layers";
 
@@ -193,6 +199,9 @@ const TABLE: &[(&str, Kind, &str)] = &[
     (COMPACTION_SECONDS, Kind::Histogram(SECONDS), "Duration of merges of layers"),
     (COMPACTION_READ, Kind::Counter(Unit::Bytes), "Bytes of packs that were merged"),
     (COMPACTION_WRITTEN, Kind::Counter(Unit::Bytes), "Bytes of packs that merges made"),
+    (COLLECTIONS, Kind::Counter(Unit::Count), "Collections of what nobody names any more, by result"),
+    (COLLECTED_OBJECTS, Kind::Counter(Unit::Count), "Objects that collections deleted, by kind"),
+    (COLLECTED_BYTES, Kind::Counter(Unit::Bytes), "Bytes that collections deleted"),
     (LAYERS, Kind::Gauge(Unit::Count), "Layers of the repository that has most"),
 ];
 

@@ -5,6 +5,7 @@
 //!   where layers were merged meanwhile; `follow`: what others published with the same refs.
 //! - [`compact`]: layers are merged. `claim`: which node does what one is enough for. `heal`: damage is mended, `lend`: also for others. `regraph`: graphs of an
 //!   older version, built again.
+//! - [`collect`]: what nobody names any more is deleted.
 //! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
 //!   `rotation`: a look at everything now and then.
 //! - [`trouble`]: repositories that cannot be taken in.
@@ -14,6 +15,7 @@
 //! which ask for a comparison and wait for it (`Repo::ask`); a node without this room serves what others published.
 
 mod claim;
+pub mod collect;
 pub mod compact;
 pub mod cost;
 pub mod error;
@@ -34,6 +36,7 @@ pub mod vet;
 pub mod worker;
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -46,11 +49,15 @@ use crate::config::{Limits, Settings, Vet};
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::retry::Policy;
+use crate::store::{BlobRef, Name};
 use crate::work::lanes::Lanes;
 use crate::work::trouble::{LONGEST, Trouble};
 
 /// The bound of the wait after a first failed sync; it doubles up to the interval of comparisons.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+
+/// Files that are remembered as the source of a blob.
+const MOST_SOURCES: usize = 1024;
 
 /// What works for the repositories of one node.
 pub struct Work {
@@ -73,6 +80,12 @@ pub struct Work {
     compaction: compact::queue::Queue,
     /// What a merge of layers may hold.
     compaction_memory: Budget,
+    /// How long data stays in the bucket after it was named last.
+    grace: Duration,
+    /// How often this farm collects.
+    collect_every: Duration,
+    /// Files that were stored as blobs lately, for storing them again.
+    sources: Mutex<HashMap<Name, PathBuf>>,
     /// What this node alone cannot take in.
     here: Mutex<HashMap<RepoPath, Trouble>>,
     tasks: TaskTracker,
@@ -97,6 +110,9 @@ impl Work {
                 settings.limits.sync_memory.min(compact::MOST_MEMORY),
                 "limits.sync_memory",
             ),
+            grace: settings.gc.grace,
+            collect_every: settings.gc.every,
+            sources: Mutex::default(),
             here: Mutex::default(),
             tasks: TaskTracker::new(),
             mirror,
@@ -121,6 +137,7 @@ impl Work {
         self.tasks.spawn(rotation::run(Arc::clone(&self), stop.clone()));
         self.tasks.spawn(compact::run(Arc::clone(&self), stop.clone()));
         self.tasks.spawn(follow::run(Arc::clone(&self), stop.clone()));
+        self.tasks.spawn(collect::run(Arc::clone(&self), stop.clone()));
         while let Some(Some(repo)) = stop.run_until_cancelled(entered.recv()).await {
             self.tasks.spawn(worker::run(Arc::clone(&self), repo, stop.clone()));
         }
@@ -130,6 +147,19 @@ impl Work {
     /// Waits until all workers have ended; [`Work::run`] must have been told to stop before.
     pub async fn ended(&self) {
         self.tasks.wait().await;
+    }
+
+    fn sources(&self) -> MutexGuard<'_, HashMap<Name, PathBuf>> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers where the bytes of a blob are, for as long as there is room to remember it. The file may go at any time.
+    fn remember_source(&self, blob: &BlobRef, file: &Path) {
+        let mut sources = self.sources();
+        if sources.len() >= MOST_SOURCES {
+            sources.clear();
+        }
+        sources.insert(blob.name(), file.to_owned());
     }
 
     /// What this node alone cannot take in of a repository.

@@ -4,15 +4,18 @@
 //! one, and garbage (I1, I10). Syncs, repairs and new graphs are all published here.
 //! Elsewhere: what is published (`sync`, `ingest`, `regraph`), the record itself (`store`).
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use bytes::Bytes;
+
 use crate::git::refs::Refs;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
-use crate::store::{BlobKind, BlobRef, Generation, LayerRef, Publish, StoreError, VERSION, nonce};
+use crate::store::{BlobKind, BlobRef, Generation, LayerRef, Name, Publish, StoreError, VERSION, nonce};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
 use crate::work::error::SyncError;
@@ -45,7 +48,8 @@ pub(super) enum Published {
 pub(super) async fn publish(work: &Work, repo: &Repo, draft: Draft<'_>) -> Result<Published, SyncError> {
     let Draft { base, layers, refs: seen, asked, repairing } = draft;
     let text = zstd::bulk::compress(&seen.packed_refs(), 3)?;
-    let refs = put(work, BlobKind::Refs, text, repairing).await?;
+    let text = Bytes::from(text);
+    let refs = put(work, BlobKind::Refs, text.clone(), repairing).await?;
     let mut generation = Generation {
         version: VERSION,
         repo: repo.path.clone(),
@@ -65,15 +69,38 @@ pub(super) async fn publish(work: &Work, repo: &Repo, draft: Draft<'_>) -> Resul
         removed: false,
         stored: None,
     };
+    let named: HashSet<Name> = base.iter().flat_map(|base| base.blobs()).map(|blob| blob.name()).collect();
+    let new: Vec<BlobRef> = generation.blobs().filter(|blob| !named.contains(&blob.name())).collect();
+    hold(work, &new, &text).await?;
     if let Publish::Lost(winner) = work.mirror.bucket.publish_next(&mut generation).await? {
         metrics::counter!(names::CAS_CONFLICTS).increment(1);
         tracing::info!(repo = %repo.path, number = winner.number, writer = winner.writer, "another node published first");
         return Ok(Published::Lost(winner));
     }
+    // Once more, now that the record names them: a collector that looked before has marked what it deletes.
+    hold(work, &new, &text).await?;
+    work.mirror.bucket.are_named(new.into_iter());
     let (number, layers) = (generation.number, generation.layers.len());
     tracing::info!(repo = %repo.path, number, layers, refs = seen.refs.len(), "published");
     // Read back through the bucket, so that what is served is what was stored, and is mapped instead of held in memory.
     Ok(Published::Won(work.mirror.open(repo, generation).await?))
+}
+
+/// Makes sure that `blobs` stay where a collector may be about to delete them.
+async fn hold(work: &Work, blobs: &[BlobRef], refs: &Bytes) -> Result<(), StoreError> {
+    let bucket = &work.mirror.bucket;
+    let restore = |blob: BlobRef| async move {
+        if blob.kind == BlobKind::Refs {
+            return bucket.put_blob(blob.kind, refs.clone()).await.map(drop);
+        }
+        let file = work.sources().get(&blob.name()).cloned();
+        let file = file.ok_or_else(|| {
+            let why = "it was collected before it was named; it is made again at the next try";
+            StoreError::unavailable(format!("head {blob}"), why)
+        })?;
+        bucket.put_blob_file(blob.kind, &file, Some(blob.id), &|_, _| {}).await.map(drop)
+    };
+    bucket.hold(blobs, work.grace, restore).await
 }
 
 /// Stores the files of a new layer.
@@ -106,9 +133,13 @@ pub(super) async fn put_file(
     let before = AtomicU64::new(0);
     let progress = |done: u64, _| sent(done.saturating_sub(before.swap(done, Ordering::Relaxed)));
     let blob = bucket.put_blob_file(kind, path, None, &progress).await?;
+    work.remember_source(&blob, path);
     if repairing && bucket.verify(&blob).await.is_err_and(|e| e.is_loss()) {
         bucket.remove_blob(&blob).await?;
-        return bucket.put_blob_file(kind, path, Some(blob.id), &|_, _| {}).await;
+        let blob = bucket.put_blob_file(kind, path, Some(blob.id), &|_, _| {}).await?;
+        // Where there was one: a collector may have seen it.
+        bucket.doubt(&blob);
+        return Ok(blob);
     }
     Ok(blob)
 }
@@ -117,13 +148,13 @@ pub(super) async fn put_file(
 pub(super) async fn put(
     work: &Work,
     kind: BlobKind,
-    bytes: Vec<u8>,
+    bytes: Bytes,
     repairing: bool,
 ) -> Result<BlobRef, StoreError> {
     if repairing {
-        work.mirror.bucket.restore_blob(kind, bytes.into()).await
+        work.mirror.bucket.restore_blob(kind, bytes).await
     } else {
-        work.mirror.bucket.put_blob(kind, bytes.into()).await
+        work.mirror.bucket.put_blob(kind, bytes).await
     }
 }
 

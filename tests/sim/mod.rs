@@ -11,6 +11,6 @@ mod client;
 mod compaction;
 mod primary;
 mod schedules;
-mod store;
+pub mod store;
 mod walker;
 mod world;

@@ -24,6 +24,9 @@ use tokio::time::Instant;
 /// The store's clock at the beginning.
 const EPOCH: Duration = Duration::from_secs(1_800_000_000);
 
+/// A request that was signed longer ago than this is turned down.
+const SKEW: Duration = Duration::from_secs(900);
+
 #[derive(Clone)]
 struct Object {
     bytes: Bytes,
@@ -381,8 +384,13 @@ impl ObjectStore for Store {
                 let view = view.clone();
                 async move {
                     let path = path?;
+                    let signed = Instant::now();
                     let ill = view.begin().await;
                     before(&ill)?;
+                    // As S3 does with what arrives long after it was signed.
+                    if signed.elapsed() > SKEW {
+                        return Err(broken("status code: 403, RequestTimeTooSkewed"));
+                    }
                     view.shared.lock().remove(path.as_ref());
                     view.end(&ill, path).await
                 }
