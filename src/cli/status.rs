@@ -16,7 +16,7 @@ Examples:
   packmirror status --store s3://bucket/prefix
   packmirror status --json | jq '.[] | select(.state != \"current\")'
 
-Columns: repository, state (new, syncing, current, behind, failing), generation, refs, size and
+Columns: repository, state (new, syncing, current, behind, failing, damaged, gone), generation, refs, size and
 objects in the bucket, when it was last compared with the primary, how old what is served may be
 (lag), when a failed sync is tried again.";
 

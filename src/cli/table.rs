@@ -57,9 +57,17 @@ pub fn table(rows: &[RepoStatus], columns: Columns, now: SystemTime, bold: bool)
         out.push_str(&line(texts));
         out.push('\n');
         let running = row.sync.as_ref().map(|sync| running(sync, now));
+        let damage = row.damage.as_ref().map(|words| format!("damaged: {words}"));
+        let mended = row.mended.as_ref().map(|m| format!("mended {}: {}", ago(m.at, now), m.what));
         let differed = row.differences.first().map(|finding| difference(finding, now));
-        for words in
-            running.iter().chain(&row.error).chain(&row.left_out).chain(&differed).filter(|_| standing)
+        for words in running
+            .iter()
+            .chain(&row.error)
+            .chain(&row.left_out)
+            .chain(&damage)
+            .chain(&mended)
+            .chain(&differed)
+            .filter(|_| standing)
         {
             out.push_str(&format!("  {}\n", safe(&one_line(words))));
         }
@@ -157,6 +165,7 @@ pub fn ahead(then: SystemTime, now: SystemTime) -> String {
 mod tests {
     use super::*;
     use crate::mirror::evidence::RefChange;
+    use crate::mirror::health::Mended;
     use crate::mirror::progress::Step;
 
     const NOW: Duration = Duration::from_secs(1_800_000_000);
@@ -188,6 +197,8 @@ mod tests {
                     received_bytes: 3 << 20,
                     words: String::new(),
                 }),
+                damage: None,
+                mended: None,
                 differences: vec![Finding {
                     since: now() - Duration::from_secs(60),
                     equal_before: None,
@@ -214,6 +225,11 @@ mod tests {
                 left_out: None,
                 error: Some("the primary said\r\n500".into()),
                 sync: None,
+                damage: Some("a.pack is missing or damaged".into()),
+                mended: Some(Mended {
+                    at: now() - Duration::from_secs(9),
+                    what: "b.idx from its pack".into(),
+                }),
                 differences: vec![],
             },
         ]
@@ -229,6 +245,8 @@ team/app.git               current          12  1234   845012  3.00 GiB  2m 5s a
   differed from the primary 1m ago: 12 refs (refs/heads/a\\u{1b}, …); equal again after 2s: fetched 3 objects, published generation 12
 evil\\u{1b}[2J\\u{202e}name  failing           -     0        0       0 B  never      -      in 30s
   the primary said 500
+  damaged: a.pack is missing or damaged
+  mended 9s ago: b.idx from its pack
 2 repositories, 3.00 GiB
 ";
         let got = table(&rows(), Columns::Standing, now(), false);

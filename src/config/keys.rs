@@ -108,6 +108,8 @@ pub enum Group {
     Collection,
     /// Bounds against oversized input.
     Limits,
+    /// Looking whether what is stored is whole.
+    Vetting,
 }
 
 impl Group {
@@ -123,6 +125,7 @@ impl Group {
             Self::S3 => "Reaching the S3 server",
             Self::Collection => "Collection",
             Self::Limits => "Limits",
+            Self::Vetting => "Vetting",
         }
     }
 }
@@ -216,6 +219,12 @@ pub const KEYS: &[Key] = &[
         "A client that neither sends nor reads for this long is cut off"),
     key("limits.transfer", Kind::Duration, Standard::Is("6h"), Group::Limits,
         "Longest stream of one pack to a client; what takes longer is cut off, since the data may be deleted under it"),
+    key("vet.exists_every", Kind::Duration, Standard::Is("24h"), Group::Vetting,
+        "How often it is looked whether every blob that is named is in the bucket with its length, by one node for all; 0s never"),
+    key("vet.hash_every", Kind::Duration, Standard::Is("30d"), Group::Vetting,
+        "How often every stored byte is read again and hashed, by one node for all; 0s never"),
+    key("vet.rate", Kind::Size, Standard::Is("20MiB"), Group::Vetting,
+        "Bytes a second that a node reads for that at most"),
 ];
 
 const fn key(name: &'static str, kind: Kind, default: Standard, group: Group, help: &'static str) -> Key {
@@ -250,7 +259,8 @@ impl Key {
                 | Group::Mirroring
                 | Group::Serving
                 | Group::Collection
-                | Group::Limits => Part::Node,
+                | Group::Limits
+                | Group::Vetting => Part::Node,
             },
         }
     }

@@ -117,6 +117,8 @@ pub struct Settings {
     pub gc: Gc,
     /// Bounds against oversized input.
     pub limits: Limits,
+    /// Looking in rotation whether what is stored is whole.
+    pub vet: Vet,
     /// Form of the log.
     pub log_format: LogFormat,
     /// Log level or a `tracing` filter.
@@ -176,6 +178,21 @@ pub struct Limits {
     /// The longest stream of one pack to a client.
     #[serde(with = "humantime_serde")]
     pub transfer: Duration,
+}
+
+/// How often it is looked whether what is stored is whole.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vet {
+    /// How often it is looked whether every blob is there with its length; zero never.
+    #[serde(with = "humantime_serde")]
+    pub exists_every: Duration,
+    /// How often every byte is read again and hashed; zero never.
+    #[serde(with = "humantime_serde")]
+    pub hash_every: Duration,
+    /// Bytes a second that are read for that.
+    #[serde(with = "size")]
+    pub rate: u64,
 }
 
 /// What happens to a repository that `mirror` does not select.

@@ -109,6 +109,17 @@ impl Local {
         }
     }
 
+    /// Keeps block `n` of a pack that somebody made from what is here, if it is the right one and not here yet. Says whether
+    /// it is here then. For blocking threads.
+    pub fn keep_block(&self, pack: &PackBlob, n: u64, bytes: Bytes) -> bool {
+        let Ok((key, hash)) = pack.block(n) else { return false };
+        let disk = &self.inner.disk;
+        if !disk.has(Name::Block(key.0, key.1)) && !disk.is_resting() {
+            self.inner.keep(key, &hash, bytes);
+        }
+        disk.has(Name::Block(key.0, key.1))
+    }
+
     /// Block `n` of a pack, proven, from the disk or from the bucket.
     pub async fn block(&self, pack: &PackBlob, n: u64) -> Result<Bytes, StoreError> {
         let (key, _) = pack.block(n)?;

@@ -98,6 +98,16 @@ impl Blocks {
         looks.into_iter().filter_map(|look| Some((look.pack, look.absent?))).collect()
     }
 
+    /// The packs, lowest layer first.
+    pub(super) fn packs(&self) -> &[PackBlob] {
+        &self.packs
+    }
+
+    /// This node's cache.
+    pub(super) fn local(&self) -> &Local {
+        &self.local
+    }
+
     /// The same bytes for one job, which comes back to the same blocks again and again.
     pub fn reader(&self) -> Reader {
         let room = self.local.stats().max_bytes / 8;

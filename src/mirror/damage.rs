@@ -9,7 +9,7 @@
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -41,7 +41,17 @@ pub struct Damage {
     /// Blobs that were reported as lost and found whole. Reported once more, they are of no use.
     whole: HashSet<BlobId>,
     repaired: Option<Instant>,
+    /// The newest record lies spoilt in the bucket, or under one that does: it is to be published again, if it has no greater
+    /// number than this.
+    record: Option<u64>,
+    /// What the running repair has mended, in words.
+    mended: Vec<String>,
+    /// When the last repair ended, and what it did.
+    last: Option<(SystemTime, String)>,
 }
+
+/// Things that are named one by one in words; the others are counted.
+const MOST_NAMED: usize = 3;
 
 impl Damage {
     /// Notes what is wrong, and says whether any of it is new.
@@ -56,7 +66,55 @@ impl Damage {
 
     /// Says whether anything was reported that may still be so.
     pub fn is_known(&self) -> bool {
-        !self.blobs.is_empty()
+        !self.blobs.is_empty() || self.record.is_some()
+    }
+
+    /// What was reported, with what is wrong.
+    pub fn reported(&self) -> Vec<(BlobRef, Fault)> {
+        self.blobs.values().copied().collect()
+    }
+
+    /// Takes note that the record `number`, which was the newest that could be read, has to be published again.
+    pub fn record_is_spoilt(&mut self, number: u64) {
+        self.record = Some(number);
+    }
+
+    /// Whether a record with this number has to be published again.
+    pub fn is_record_spoilt(&self, number: u64) -> bool {
+        self.record.is_some_and(|spoilt| number <= spoilt)
+    }
+
+    /// Takes note of something that the running repair has mended.
+    pub fn mended(&mut self, words: String) {
+        self.mended.push(words);
+    }
+
+    /// Whether the running repair has mended anything.
+    pub fn has_mended(&self) -> bool {
+        !self.mended.is_empty()
+    }
+
+    /// What is known to be wrong, in words.
+    pub fn words(&self) -> Option<String> {
+        let record = self.record.map(|number| format!("the record of generation {number} is spoilt"));
+        let blobs = self.blobs.values().map(|(blob, fault)| match fault {
+            Fault::Lost => format!("{blob} is missing or damaged"),
+            Fault::Useless => format!("{blob} is of no use"),
+        });
+        listed(record.into_iter().chain(blobs))
+    }
+
+    /// When the last repair ended, and what it did, in words.
+    pub fn last(&self) -> Option<(SystemTime, String)> {
+        self.last.clone()
+    }
+
+    /// Takes note that what was reported is whole again; `words` say what else was done for it.
+    pub fn over(&mut self, words: Option<String>) {
+        let mended = std::mem::take(&mut self.mended);
+        let words =
+            listed(mended.into_iter().chain(words)).unwrap_or_else(|| "nothing was left to be mended".into());
+        self.last = Some((SystemTime::now(), words));
     }
 
     /// Forgets what the newest generation does not name.
@@ -65,18 +123,35 @@ impl Damage {
             newest.into_iter().flat_map(Generation::blobs).map(|blob| blob.id).collect();
         self.blobs.retain(|id, _| named.contains(id));
         self.whole.retain(|id| named.contains(id));
+        self.record = self.record.filter(|spoilt| newest.is_some_and(|newest| newest.number <= *spoilt));
     }
 
-    fn is_whole(&mut self, blob: &BlobId) {
+    /// Takes note that a blob that was reported as lost is whole.
+    pub fn is_whole(&mut self, blob: &BlobId) {
         self.blobs.remove(blob);
         self.whole.insert(*blob);
     }
 
-    /// Takes note that everything was made anew and published as `generation`.
+    /// Takes note of the generation that was published.
+    pub fn published(&mut self, generation: &Generation) {
+        self.keep(Some(generation));
+    }
+
+    /// Takes note that what was damaged was made anew and published as `generation`.
     pub fn repaired(&mut self, generation: &Generation) {
         self.repaired = Some(Instant::now());
         self.keep(Some(generation));
     }
+}
+
+/// Names the first of some things, and counts the others.
+fn listed(things: impl Iterator<Item = String>) -> Option<String> {
+    let mut things: Vec<String> = things.collect();
+    things.sort();
+    let more = things.len().saturating_sub(MOST_NAMED);
+    things.truncate(MOST_NAMED);
+    let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+    (!things.is_empty()).then(|| things.join(", ") + &more)
 }
 
 /// What `error`, met while the data of `generation` was read, says about it. Nothing if the data could only not be reached.

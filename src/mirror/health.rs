@@ -53,9 +53,25 @@ pub struct RepoHealth {
     /// The comparison or sync that runs.
     #[serde(default)]
     pub sync: Option<Sync>,
+    /// What is known to be wrong with its stored data, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
+    /// When it was last mended, and what was done, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mended: Option<Mended>,
     /// What last differed from the primary, with a few refs; none if that has been over for long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub difference: Option<Finding>,
+}
+
+/// A repair that has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mended {
+    /// When.
+    #[serde(with = "humantime_serde")]
+    pub at: SystemTime,
+    /// What was mended, and from where, in words.
+    pub what: String,
 }
 
 impl RepoHealth {
@@ -65,6 +81,10 @@ impl RepoHealth {
         let health = repo.health();
         let left = |then: Instant| SystemTime::now() + then.saturating_duration_since(Instant::now());
         let sync = repo.progress().shown();
+        let (damage, mended) = {
+            let damage = repo.damage();
+            (damage.words(), damage.last().map(|(at, what)| Mended { at, what }))
+        };
         let difference = repo.evidence().newest(SystemTime::now());
         Self {
             repo: repo.path.to_string(),
@@ -75,6 +95,8 @@ impl RepoHealth {
             error: health.error.clone(),
             left_out: health.left_out.clone(),
             sync,
+            damage,
+            mended,
             difference,
         }
     }
@@ -109,7 +131,8 @@ pub async fn nodes(bucket: &crate::store::Bucket) -> Result<Vec<NodeHealth>, Sto
         health.repos.retain_mut(|repo| {
             repo.sync.iter_mut().for_each(|sync| cut(&mut sync.words));
             repo.difference = repo.difference.take().map(Finding::bounded);
-            repo.error.iter_mut().chain(&mut repo.left_out).for_each(cut);
+            repo.mended.iter_mut().for_each(|mended| cut(&mut mended.what));
+            repo.error.iter_mut().chain(&mut repo.left_out).chain(&mut repo.damage).for_each(cut);
             RepoPath::parse(&repo.repo).is_ok()
         });
         let age = SystemTime::now().duration_since(health.at).unwrap_or_default();

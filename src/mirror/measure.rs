@@ -18,7 +18,7 @@ pub fn measure(mirror: &Mirror) {
     }
     let (now, repos) = (SystemTime::now(), mirror.repos());
     let rows: Vec<RepoStatus> = repos.iter().map(|repo| RepoStatus::of(repo, now)).collect();
-    for state in [State::New, State::Syncing, State::Current, State::Failing, State::Gone] {
+    for state in [State::New, State::Syncing, State::Current, State::Failing, State::Damaged, State::Gone] {
         let n = rows.iter().filter(|row| row.state == state).count();
         metrics::gauge!(names::REPOS, "state" => state.word()).set(n as f64);
     }

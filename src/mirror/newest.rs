@@ -14,6 +14,9 @@ use crate::mirror::snapshot::{OpenError, Snapshot};
 use crate::store::{Generation, StoreError};
 use crate::text::chain;
 
+/// How long blocks are carried into merged packs.
+const CARRYING: Duration = Duration::from_secs(10);
+
 /// Why the newest state that is published is not open.
 #[derive(Debug, thiserror::Error)]
 pub enum NotFound {
@@ -82,8 +85,8 @@ impl Mirror {
         if let Some(open) = open.clone().filter(|open| open.generation.number >= generation.number) {
             return Ok(open);
         }
-        match Snapshot::open(&self.local, generation.clone(), open).await {
-            Ok(snapshot) => Ok(repo.install(snapshot)),
+        match Snapshot::open(&self.local, generation.clone(), open.clone()).await {
+            Ok(snapshot) => Ok(repo.install(carried(open, Arc::new(snapshot)).await)),
             Err(e) => {
                 if repo.report_damage(&generation, &e) {
                     tracing::error!(repo = %repo.path, error = chain(&e), "stored data is missing or damaged");
@@ -111,4 +114,24 @@ impl Mirror {
         };
         tokio::time::timeout(limit, work).await.ok().flatten()
     }
+}
+
+/// Fills the cache with what `snapshot` has in merged packs and `older` in the packs before. Where both have the same refs
+/// nobody waits for the newer one, and clients go on with the older one meanwhile; else it is done beside them.
+async fn carried(older: Option<Arc<Snapshot>>, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
+    let Some(older) = older else { return snapshot };
+    let is_awaited = older.generation.manifest_digest != snapshot.generation.manifest_digest;
+    let newer = Arc::clone(&snapshot);
+    let end = std::time::Instant::now() + CARRYING;
+    let carrying = tokio::task::spawn_blocking(move || {
+        let blocks = newer.carry_from(&older, end);
+        if blocks > 0 {
+            tracing::debug!(repo = %newer.generation.repo, blocks, "carried into merged packs");
+        }
+    });
+    if !is_awaited {
+        // It only fills a cache.
+        let _ = carrying.await;
+    }
+    snapshot
 }

@@ -18,6 +18,8 @@ pub enum Step {
     Asking,
     /// Waits until another node has made damaged data anew.
     WaitingForRepair,
+    /// What is damaged in the bucket is mended out of what is not.
+    Mending,
     /// Asks for a pack and receives it; counts objects.
     Fetching,
     /// Computes the ids of the objects; counts them.
@@ -34,9 +36,10 @@ pub enum Step {
 
 impl Step {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Asking,
         Self::WaitingForRepair,
+        Self::Mending,
         Self::Fetching,
         Self::Indexing,
         Self::Graph,
@@ -50,6 +53,7 @@ impl Step {
         match self {
             Self::Asking => "asking",
             Self::WaitingForRepair => "waiting-for-repair",
+            Self::Mending => "mending",
             Self::Fetching => "fetching",
             Self::Indexing => "indexing",
             Self::Graph => "graph",
@@ -64,6 +68,7 @@ impl Step {
         match self {
             Self::Asking => "asking the primary",
             Self::WaitingForRepair => "waiting for another node's repair",
+            Self::Mending => "mending what is damaged",
             Self::Fetching => "fetching",
             Self::Indexing => "indexing",
             Self::Graph => "building the graph",

@@ -247,12 +247,12 @@ impl Repo {
     }
 
     /// Installs a snapshot, unless a newer one is there already (invariant I6): returns what is there afterwards.
-    pub fn install(&self, snapshot: Snapshot) -> Arc<Snapshot> {
+    pub fn install(&self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
         self.know(snapshot.generation.clone());
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         match &*current {
             Some(now) if now.generation.number >= snapshot.generation.number => now.clone(),
-            _ => current.insert(Arc::new(snapshot)).clone(),
+            _ => current.insert(snapshot).clone(),
         }
     }
 

@@ -19,6 +19,7 @@ use crate::git::ls_refs::Listing;
 use crate::git::refs::Refs;
 use crate::local::{BlockHashes, Local, PackBlob};
 use crate::mirror::blocks::Blocks;
+use crate::mirror::carry::carry;
 use crate::pack::Gid;
 use crate::pack::filter::trees::{TreeError, TreeLimits};
 use crate::pack::history::reach::Reach;
@@ -223,6 +224,11 @@ impl Snapshot {
         }
         let first = self.stack.first_gid(same);
         reach.moved(first, stack, |gid| stack.lookup(&self.stack.oid(gid))).map(Arc::new)
+    }
+
+    /// Makes blocks of packs that were merged from those of the older packs, as far as these are in this node's cache. Blocking.
+    pub fn carry_from(&self, older: &Self, end: std::time::Instant) -> u64 {
+        carry((&older.stack, &older.blocks), (&self.stack, &self.blocks), end)
     }
 
     /// The set of objects that the published refs reach: made at first use by [`Snapshot::make_reach`], once however many

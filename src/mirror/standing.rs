@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::mirror::evidence::Finding;
-use crate::mirror::health::RepoHealth;
+use crate::mirror::health::{Mended, RepoHealth};
 use crate::mirror::progress::Sync;
 use crate::mirror::repo::{Phase, Repo};
 use crate::store::Generation;
@@ -27,6 +27,8 @@ pub enum State {
     Behind,
     /// The last sync failed; it is tried again.
     Failing,
+    /// What is stored is damaged or missing; it is being mended, and requests that need it are passed on.
+    Damaged,
     /// The primary does not have it any more; what was published is kept.
     Gone,
 }
@@ -40,6 +42,7 @@ impl State {
             Self::Current => "current",
             Self::Behind => "behind",
             Self::Failing => "failing",
+            Self::Damaged => "damaged",
             Self::Gone => "gone",
         }
     }
@@ -77,6 +80,12 @@ pub struct RepoStatus {
     /// The comparison or sync that runs.
     #[serde(default)]
     pub sync: Option<Sync>,
+    /// What is known to be wrong with its stored data, in words.
+    #[serde(default)]
+    pub damage: Option<String>,
+    /// When it was last mended, and what was done.
+    #[serde(default)]
+    pub mended: Option<Mended>,
     /// What differed from the primary lately, the newest first. A node's own `/status` has all that it remembers.
     #[serde(default)]
     pub differences: Vec<Finding>,
@@ -114,15 +123,19 @@ impl RepoStatus {
             left_out: None,
             error: None,
             sync: None,
+            damage: None,
+            mended: None,
             differences: Vec::new(),
         };
         let Some(health) = health else { return current };
         Self {
-            state: if behind { State::Behind } else { state(health.phase) },
+            state: if behind { State::Behind } else { state(&health) },
             next_try: health.next,
             left_out: health.left_out,
             error: health.error,
             sync: health.sync,
+            damage: health.damage,
+            mended: health.mended,
             differences: health.difference.into_iter().collect(),
             ..current
         }
@@ -130,9 +143,10 @@ impl RepoStatus {
 
     /// A repository that a node knows and of which nothing is published.
     pub fn unpublished(health: RepoHealth) -> Self {
+        let state = state(&health);
         Self {
             repo: health.repo,
-            state: state(health.phase),
+            state,
             generation: None,
             refs: 0,
             bytes: 0,
@@ -143,13 +157,16 @@ impl RepoStatus {
             left_out: health.left_out,
             error: health.error,
             sync: health.sync,
+            damage: health.damage,
+            mended: health.mended,
             differences: health.difference.into_iter().collect(),
         }
     }
 }
 
-fn state(phase: Phase) -> State {
-    match phase {
+fn state(health: &RepoHealth) -> State {
+    match health.phase {
+        Phase::New | Phase::Current | Phase::Failing if health.damage.is_some() => State::Damaged,
         Phase::New => State::New,
         Phase::Syncing => State::Syncing,
         Phase::Current => State::Current,

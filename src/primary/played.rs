@@ -6,8 +6,8 @@ use std::sync::Arc;
 use async_compression::tokio::bufread::GzipDecoder;
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use http::StatusCode;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue};
-use http::{Method, StatusCode};
 
 use super::body::collect;
 use super::{Backend, Inner, Outgoing, Pieces, Primary, PrimaryError, PrimarySettings, Response};
@@ -16,7 +16,6 @@ use crate::git::path::{Endpoint, RepoPath};
 /// What the primary is asked.
 pub(crate) struct Asked {
     pub repo: RepoPath,
-    pub method: Method,
     pub endpoint: Endpoint,
     /// Inflated.
     pub body: Bytes,
@@ -55,7 +54,7 @@ pub(super) async fn send(player: &Arc<dyn Play>, outgoing: Outgoing) -> Result<R
         read.map_err(|error| PrimaryError::Protocol(error.to_string()))?;
         body = inflated.into();
     }
-    let asked = Asked { repo: outgoing.repo, method: outgoing.method, endpoint: outgoing.endpoint, body };
+    let asked = Asked { repo: outgoing.repo, endpoint: outgoing.endpoint, body };
     let said = player.answer(asked).await?;
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(said.kind));

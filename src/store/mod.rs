@@ -9,10 +9,11 @@
 //! <prefix>/owner                            the primary whose mirror it is
 //! <prefix>/blobs/<aa>/<sha256>.<kind>       pack | idx | graph | refs
 //! <prefix>/repos/<repo>/gen/<number>        generation records, newest first in a listing
-//! <prefix>/repos/<repo>/{repair,trouble}    notes of nodes to each other about their work
+//! <prefix>/repos/<repo>/{repair,trouble,vetted}  notes of nodes to each other about their work
 //! <prefix>/removed/<repo>                  marks of repositories that were taken out
 //! <prefix>/tombs/<sha256>.<kind>/…          marks of blobs that nobody names
 //! <prefix>/gc/{clock,round,running}         of collections: the store's clock, the last one, the present one
+//! <prefix>/damaged/<repo>                  marks of repositories of which a node has lost blobs
 //! <prefix>/nodes/<node>                     what each node last said of itself
 //! <prefix>/.probe/<nonce>…                  what a probe leaves when it is cut short
 //! ```
@@ -40,6 +41,7 @@ mod notes;
 mod open;
 mod owner;
 mod probe;
+mod retained;
 mod tombs;
 mod upload;
 

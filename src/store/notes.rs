@@ -20,26 +20,33 @@ pub enum Note {
     Repair,
     /// A state of the primary that cannot be taken in.
     Trouble,
+    /// When what is stored was last looked at.
+    Vetted,
     /// A node merges layers.
     Compaction,
 }
 
 impl Note {
-    fn key(self, repo: &RepoPath) -> Path {
+    pub(super) fn key(self, repo: &RepoPath) -> Path {
         let name = match self {
             Self::Repair => "repair",
             Self::Trouble => "trouble",
+            Self::Vetted => "vetted",
             Self::Compaction => "compaction",
         };
         Path::from_iter(["repos", &repo.key(), name])
     }
 }
 
-/// The most marks of removed repositories that are looked at.
-const MOST_REMOVED: usize = 100_000;
+/// The most marks of one kind that are looked at.
+const MOST_MARKS: usize = 100_000;
 
 fn mark(repo: &RepoPath) -> Path {
     Path::from_iter(["removed", &repo.key()])
+}
+
+fn damaged(repo: &RepoPath) -> Path {
+    Path::from_iter(["damaged", &repo.key()])
 }
 
 impl Bucket {
@@ -53,15 +60,43 @@ impl Bucket {
         self.remove(&mark(repo)).await
     }
 
+    /// Marks a repository whose blobs a node has lost, for nodes that may have them.
+    pub async fn mark_damaged(&self, repo: &RepoPath, words: Bytes) -> Result<(), StoreError> {
+        self.overwrite(&damaged(repo), words).await
+    }
+
+    /// The words of that mark, if there is one.
+    pub async fn damaged_words(&self, repo: &RepoPath) -> Result<Option<Bytes>, StoreError> {
+        match self.read(&damaged(repo)).await {
+            Ok(words) => Ok(Some(words)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Removes that mark, if there is one.
+    pub async fn unmark_damaged(&self, repo: &RepoPath) -> Result<(), StoreError> {
+        self.remove(&damaged(repo)).await
+    }
+
     /// The keys of the repositories that are marked as taken out: one listing.
     pub async fn removed(&self) -> Result<HashSet<String>, StoreError> {
-        let folder = Path::from("removed");
+        self.marked("removed").await
+    }
+
+    /// The keys of the repositories of which a node has lost blobs: one listing.
+    pub async fn damaged(&self) -> Result<HashSet<String>, StoreError> {
+        self.marked("damaged").await
+    }
+
+    async fn marked(&self, folder: &str) -> Result<HashSet<String>, StoreError> {
+        let folder = Path::from(folder);
         let mut listing = self.inner.store.list(Some(&self.at(&folder)));
         let mut found = HashSet::new();
         while let Some(object) = listing.try_next().await.map_err(|e| self.sort("list", &folder, e))? {
             let at = self.below(&object.location).filter(|at| at.parts_count() == 2);
             found.extend(at.and_then(|at| at.filename().map(str::to_owned)));
-            if found.len() >= MOST_REMOVED {
+            if found.len() >= MOST_MARKS {
                 break;
             }
         }

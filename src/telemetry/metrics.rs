@@ -59,7 +59,13 @@ pub const SYNC_SECONDS: &str = "packmirror_sync_duration_seconds";
 pub const SYNC_BYTES: &str = "packmirror_sync_bytes_total";
 /// No labels. Refs that the primary shows and that are empty, dangling or misnamed, counted when that is seen first.
 pub const REFS_LEFT_OUT: &str = "packmirror_refs_left_out_total";
-/// No labels. Repositories made anew after damaged or missing data was found.
+/// Labels: `kind` (pack, idx, graph, refs, record). What was found to be missing or damaged when it was looked at in rotation.
+pub const FLAWS: &str = "packmirror_vet_flaws_total";
+/// No labels. Stored bytes that were read and hashed in rotation.
+pub const VET_BYTES: &str = "packmirror_vet_bytes_total";
+/// Labels: `kind` (pack, idx, graph, refs), `source` (cache, pack, primary). Damaged or missing blobs that were stored again.
+pub const BLOBS_MENDED: &str = "packmirror_blobs_mended_total";
+/// No labels. Repositories mended after damaged or missing data was found.
 pub const REPAIRS: &str = "packmirror_repairs_total";
 /// No labels. Differences from the primary that comparisons found, each counted once until both were equal again.
 pub const DIFFERENCES: &str = "packmirror_differences_total";
@@ -161,7 +167,18 @@ const TABLE: &[(&str, Kind, &str)] = &[
         Kind::Counter(Unit::Count),
         "Refs of the primary that cannot be mirrored, when first seen",
     ),
-    (REPAIRS, Kind::Counter(Unit::Count), "Repositories made anew after damage was found"),
+    (
+        FLAWS,
+        Kind::Counter(Unit::Count),
+        "Stored objects that were found missing or damaged in rotation, by kind",
+    ),
+    (VET_BYTES, Kind::Counter(Unit::Bytes), "Stored bytes that were read and hashed in rotation"),
+    (
+        BLOBS_MENDED,
+        Kind::Counter(Unit::Count),
+        "Damaged or missing blobs that were stored again, by kind and source",
+    ),
+    (REPAIRS, Kind::Counter(Unit::Count), "Repositories mended after damage was found"),
     (DIFFERENCES, Kind::Counter(Unit::Count), "Differences from the primary that comparisons found"),
     (DIFFERENCE_SECONDS, Kind::Histogram(LAG), "Time from finding a difference to being equal again"),
     (

@@ -21,7 +21,7 @@ use crate::text::chain;
 
 /// Blobs of one repository that are asked for at once.
 const AT_ONCE: usize = 16;
-/// How much of a pack is read and hashed at once.
+/// How much of a blob is read and hashed at once.
 const WINDOW: u64 = 8 << 20;
 
 /// Something that is wrong with a blob.
@@ -91,14 +91,8 @@ pub async fn whole(
     read: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Vec<Flaw>, StoreError> {
     let mut flaws = Vec::new();
-    for blob in generation.blobs().filter(|blob| blob.kind != BlobKind::Pack) {
-        match mirror.bucket.verify(&blob).await {
-            Ok(()) => {}
-            Err(error) if error.is_loss() => flaws.push(Flaw::lost(blob, &error)),
-            Err(error) => return Err(error),
-        }
-        read(blob.len);
-        pace.took(blob.len).await;
+    for small in generation.blobs().filter(|blob| blob.kind != BlobKind::Pack) {
+        flaws.extend(blob(&mirror.bucket, &small, None, pace, read).await?);
     }
     let mut open: Option<Snapshot> = None;
     if flaws.is_empty() {
@@ -113,22 +107,22 @@ pub async fn whole(
         }
     }
     for (n, named) in generation.layers.iter().enumerate() {
-        let layer = open.as_ref().and_then(|open| open.stack.layers().get(n));
-        flaws.extend(pack(&mirror.bucket, &named.pack, layer, &named.graph, pace, read).await?);
+        let layer = open.as_ref().and_then(|open| Some((open.stack.layers().get(n)?, named.graph)));
+        flaws.extend(blob(&mirror.bucket, &named.pack, layer, pace, read).await?);
     }
     Ok(flaws)
 }
 
-/// Reads a pack again: its bytes have the hash that names it, and its blocks those that its graph holds.
-async fn pack(
+/// Reads a blob again: its bytes have the hash that names it; and the blocks of a pack, if its layer is given with the
+/// graph's name, those that the graph holds.
+pub async fn blob(
     bucket: &Bucket,
     blob: &BlobRef,
-    layer: Option<&Arc<Layer>>,
-    graph: &BlobRef,
+    layer: Option<(&Arc<Layer>, BlobRef)>,
     pace: &mut Pace,
     read: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Option<Flaw>, StoreError> {
-    let mut sums = Sums::new(layer.map(Arc::clone));
+    let mut sums = Sums::new(layer.map(|(layer, _)| Arc::clone(layer)));
     let mut start = 0;
     while start < blob.len {
         let end = (start + WINDOW).min(blob.len);
@@ -141,7 +135,7 @@ async fn pack(
             sums.add(&window);
             sums
         });
-        sums = summed.await.map_err(|e| StoreError::unavailable("hash a pack", e.to_string()))?;
+        sums = summed.await.map_err(|e| StoreError::unavailable("hash a blob", e.to_string()))?;
         read(end - start);
         pace.took(end - start).await;
         start = end;
@@ -155,8 +149,8 @@ async fn pack(
             Err(error) => Err(error),
         };
     }
-    Ok(wrong.map(|n| Flaw {
-        blob: *graph,
+    Ok(wrong.zip(layer).map(|(n, (_, graph))| Flaw {
+        blob: graph,
         fault: Fault::Useless,
         words: format!("{graph}: it has another hash for block {n} of {blob} than the pack itself"),
     }))

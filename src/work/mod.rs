@@ -2,10 +2,12 @@
 //!
 //! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
 //! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it; `upon`: the same
-//!   where layers were merged meanwhile.
-//! - [`compact`]: layers are merged. `claim`: which node does what one is enough for. `regraph`: graphs of an older version, built again.
+//!   where layers were merged meanwhile; `follow`: what others published with the same refs.
+//! - [`compact`]: layers are merged. `claim`: which node does what one is enough for. `heal`: damage is mended, `lend`: also for others. `regraph`: graphs of an
+//!   older version, built again.
 //! - [`collect`]: what nobody names any more is deleted.
 //! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
+//!   `rotation`: a look at everything now and then.
 //! - [`trouble`]: repositories that cannot be taken in.
 //! - [`error`]: why it failed. [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
 //!
@@ -18,11 +20,15 @@ pub mod compact;
 pub mod cost;
 pub mod error;
 pub mod examine;
+mod follow;
+mod heal;
 pub mod ingest;
 pub mod lanes;
+mod lend;
 mod publish;
 mod receive;
 mod regraph;
+mod rotation;
 pub mod sync;
 pub mod trouble;
 mod upon;
@@ -39,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
-use crate::config::{Limits, Settings};
+use crate::config::{Limits, Settings, Vet};
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::retry::Policy;
@@ -61,6 +67,9 @@ pub struct Work {
     compare_every: Duration,
     max_syncs: usize,
     limits: Limits,
+    vet: Vet,
+    /// The store has shown that it keeps its promises.
+    sound: AtomicBool,
     backoff: Policy,
     /// The pace of fetches that would fail again.
     patience: Policy,
@@ -75,8 +84,6 @@ pub struct Work {
     grace: Duration,
     /// How often this farm collects.
     collect_every: Duration,
-    /// Whether the store has shown that it keeps its promises.
-    sound: AtomicBool,
     /// Files that were stored as blobs lately, for storing them again.
     sources: Mutex<HashMap<Name, PathBuf>>,
     /// What this node alone cannot take in.
@@ -92,18 +99,19 @@ impl Work {
             compare_every: settings.compare_every,
             max_syncs: settings.max_syncs,
             limits: settings.limits.clone(),
+            vet: settings.vet.clone(),
+            sound: AtomicBool::new(false),
             backoff: Policy::new(FIRST_BACKOFF, interval),
             patience: Policy::new(interval.saturating_mul(2), LONGEST),
             lanes: Lanes::closed(),
             sync_memory: Budget::new(settings.limits.sync_memory, "limits.sync_memory"),
-            compaction: compact::queue::Queue::new(),
+            compaction: compact::queue::Queue::default(),
             compaction_memory: Budget::new(
                 settings.limits.sync_memory.min(compact::MOST_MEMORY),
                 "limits.sync_memory",
             ),
             grace: settings.gc.grace,
             collect_every: settings.gc.every,
-            sound: AtomicBool::new(false),
             sources: Mutex::default(),
             here: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -117,11 +125,19 @@ impl Work {
         self.sound.store(true, Ordering::SeqCst);
     }
 
+    /// Whether the store has shown that it keeps its promises.
+    fn is_sound(&self) -> bool {
+        self.sound.load(Ordering::SeqCst)
+    }
+
     /// Starts a worker for each repository that the mirror enters, and merges layers beside them, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let Some(mut entered) = self.mirror.entered() else { return };
+        self.tasks.spawn(lend::run(Arc::clone(&self), stop.clone()));
+        self.tasks.spawn(rotation::run(Arc::clone(&self), stop.clone()));
         self.tasks.spawn(compact::run(Arc::clone(&self), stop.clone()));
         self.tasks.spawn(collect::run(Arc::clone(&self), stop.clone()));
+        self.tasks.spawn(follow::run(Arc::clone(&self), stop.clone()));
         while let Some(Some(repo)) = stop.run_until_cancelled(entered.recv()).await {
             self.tasks.spawn(worker::run(Arc::clone(&self), repo, stop.clone()));
         }

@@ -144,11 +144,17 @@ pub(super) async fn put_file(
     Ok(blob)
 }
 
-async fn put(work: &Work, kind: BlobKind, bytes: Bytes, repairing: bool) -> Result<BlobRef, StoreError> {
+/// Stores bytes as a blob; in a repair over whatever has its name.
+pub(super) async fn put(
+    work: &Work,
+    kind: BlobKind,
+    bytes: impl Into<Bytes>,
+    repairing: bool,
+) -> Result<BlobRef, StoreError> {
     if repairing {
-        work.mirror.bucket.restore_blob(kind, bytes).await
+        work.mirror.bucket.restore_blob(kind, bytes.into()).await
     } else {
-        work.mirror.bucket.put_blob(kind, bytes).await
+        work.mirror.bucket.put_blob(kind, bytes.into()).await
     }
 }
 

@@ -27,6 +27,7 @@ use crate::primary::{FetchSpec, Pack, PrimaryError};
 use crate::work::Work;
 use crate::work::cost::Cost;
 use crate::work::error::SyncError;
+use crate::work::heal::heads;
 use crate::work::ingest::{Expected, IngestError, NewLayer, THREADS, ingest};
 use crate::work::lanes::Place;
 
@@ -196,6 +197,12 @@ fn haves(below: &Snapshot) -> Vec<ObjectId> {
     }
     let mut known = std::collections::HashSet::new();
     haves.retain(|oid| known.insert(*oid));
+    // Of a stack that lost its upper layers the refs do not say what it holds.
+    let named = haves.len();
+    haves.retain(|oid| below.stack.lookup(oid).is_some());
+    if haves.len() < named {
+        haves.extend(heads(&below.stack, MAX_HAVES).into_iter().filter(|oid| known.insert(*oid)));
+    }
     haves.truncate(MAX_HAVES);
     haves
 }

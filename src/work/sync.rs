@@ -25,7 +25,9 @@ use crate::work::Work;
 use crate::work::claim::{Claim, claim};
 use crate::work::cost::Cost;
 use crate::work::error::SyncError;
+use crate::work::heal::heal;
 use crate::work::ingest::NewLayer;
+use crate::work::lend::ask_others;
 use crate::work::publish::{Draft, Published, seconds, store_layer};
 use crate::work::receive::{PATIENCE, beside_others, receive};
 use crate::work::regraph::regraph;
@@ -61,6 +63,8 @@ pub enum Synced {
 /// Dropping the future ends it: at its next `await`, and at the next step on the meter where a thread computes for it.
 pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced, SyncError> {
     let (mut seen_elsewhere, mut repair) = (false, None::<Claim>);
+    // Layers whose packs are lost; whether a damaged record was looked at once more; whether other nodes were asked for their caches.
+    let (mut lost, mut tried, mut asked_others) = (0, false, false);
     let mut last = SyncError::Moving;
     let believed = repo.health().absent.clone().filter(|(_, since)| !insists && since.elapsed() < ABSENT_FOR);
     repo.health().absent.clone_from(&believed);
@@ -99,33 +103,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             work.mirror.take_out(repo);
             return Err(SyncError::Removed);
         }
-        let opened = match &base {
-            Some(record) if !was_removed => work.mirror.open(repo, record.clone()).await.map(Some),
-            _ => Ok(None),
-        };
         let repairing = stands(&work.mirror, repo, base.as_ref()).await?;
-        let below = match opened {
-            _ if repairing => None,
-            Ok(open) => open,
-            Err(OpenError::Older { .. }) => {
-                // An error says that there is nothing to be built again.
-                let Some(old) = &base else { continue };
-                drop(comparing);
-                let _place = work.lanes.first(repo).await.ok_or(SyncError::Stopped)?;
-                regraph(work, repo, old, &cost).await?;
-                continue;
-            }
-            // What was reported has been found whole: it is opened once more.
-            Err(OpenError::Store { source, .. }) if source.is_loss() => {
-                last = source.into();
-                continue;
-            }
-            Err(e) => return Err(e.into()),
-        };
-        if !repairing && equal(&below) {
-            confirmed(work, repo, asked, &left_out);
-            return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
-        }
         if repairing && repair.is_none() {
             // Then the round starts over, since another node may have repaired it. The wait holds no place that others need.
             drop((comparing, end, cost, seen));
@@ -134,14 +112,65 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             repair = claim(&work.mirror.bucket, &repo.path, Note::Repair, number).await?;
             continue;
         }
-        if let Some(published) = &below {
+        let below = match &base {
+            Some(record) if repairing => {
+                drop(comparing);
+                let place = work.lanes.first(repo).await.ok_or(SyncError::Stopped)?;
+                let mended = heal(work, repo, record, &seen, &cost).await?;
+                drop(place);
+                if mended.restored {
+                    repaired(repo, None);
+                    if let Some(claim) = repair.take() {
+                        claim.release().await;
+                    }
+                    continue;
+                }
+                if !mended.missing.is_empty() && !std::mem::replace(&mut asked_others, true) {
+                    // What they have stored again is found whole in the next round.
+                    if ask_others(work, repo, mended.missing).await? {
+                        continue;
+                    }
+                }
+                lost = mended.lost;
+                comparing = work.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
+                mended.below
+            }
+            Some(record) if !was_removed => match work.mirror.open(repo, record.clone()).await {
+                Ok(open) => Some(open),
+                Err(OpenError::Older { .. }) => {
+                    drop(comparing);
+                    let _place = work.lanes.first(repo).await.ok_or(SyncError::Stopped)?;
+                    regraph(work, repo, record, &cost).await?;
+                    continue;
+                }
+                // It has been reported, and is looked at in the next round.
+                Err(OpenError::Store { source, .. }) if source.is_loss() => {
+                    last = source.into();
+                    continue;
+                }
+                Err(e @ OpenError::Damaged { .. }) if repo.damage().is_known() && !tried => {
+                    (last, tried) = (e.into(), true);
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
+            },
+            _ => None,
+        };
+        let is_spoilt = base.as_ref().is_some_and(|base| repo.damage().is_record_spoilt(base.number));
+        if !repairing && !is_spoilt && equal(&below) {
+            confirmed(work, repo, asked, &left_out);
+            return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
+        }
+        if let Some(published) = below.as_ref().filter(|below| !repairing && !equal(&Some(Arc::clone(below))))
+        {
             differs(repo, published, &seen, asked);
         }
         // The record that is open may have been published meanwhile.
-        let base = below.as_ref().map(|open| open.generation.clone()).or(base);
+        let opened = below.as_ref().filter(|_| !repairing).map(|open| open.generation.clone());
+        let base = opened.or(base);
         let below = below.filter(|open| open.refs.hash == seen.hash);
         if repairing {
-            tracing::warn!(repo = %repo.path, "what is stored is damaged; it is made anew from the primary");
+            tracing::warn!(repo = %repo.path, layers = lost, "what is lost is fetched again from the primary");
         }
         let digest = hex::encode(seen.digest());
         let made = match missing_tips(below.as_deref(), &seen) {
@@ -185,10 +214,15 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         repo.step(Step::Publishing);
         match publish_upon(work, repo, draft, new).await? {
             Published::Won(snapshot) => {
+                repo.damage().published(&snapshot.generation);
+                if is_spoilt {
+                    repaired(repo, Some("its record, published again".into()));
+                }
                 work.published(&repo.path);
                 if repairing {
-                    metrics::counter!(names::REPAIRS).increment(1);
                     repo.damage().repaired(&snapshot.generation);
+                    let from = |layers| format!("{layers} layers from the primary: {new_objects} objects");
+                    repaired(repo, (lost > 0).then(|| from(lost)));
                     if let Some(claim) = repair.take() {
                         claim.release().await;
                     }
@@ -257,6 +291,15 @@ fn confirmed(work: &Work, repo: &Repo, asked: Moment, left_out: &LeftOut) {
         let lag = asked.instant.saturating_duration_since(before.instant);
         metrics::histogram!(names::REPO_LAG).record(lag.as_secs_f64());
     }
+}
+
+/// Takes note that what was damaged is whole again; `words` say what else was done for it.
+fn repaired(repo: &Repo, words: Option<String>) {
+    metrics::counter!(names::REPAIRS).increment(1);
+    let mut damage = repo.damage();
+    damage.over(words);
+    let done = damage.last().map(|(_, words)| words).unwrap_or_default();
+    tracing::info!(repo = %repo.path, done, "what was damaged is whole again");
 }
 
 /// Takes note of how the primary differs from what is published.

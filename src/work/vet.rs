@@ -116,6 +116,9 @@ pub async fn vet(
     let stored = stored(mirror, &generation, deep, &mut found, read).await;
     match spoilt.and_then(|spoilt| Ok((spoilt, stored?))) {
         Ok((spoilt, flaws)) => {
+            if !spoilt.is_empty() {
+                repo.damage().record_is_spoilt(generation.number);
+            }
             found.wrong.extend(spoilt.into_iter().map(|key| WrongBlob {
                 blob: key,
                 what: "a record that cannot be read: the one before it is taken for the newest".into(),

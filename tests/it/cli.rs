@@ -95,7 +95,7 @@ fn help_and_version_go_to_stdout() {
     let out = packmirror(dir.path(), &["--version"], &[]);
     assert_eq!(text(&out.stdout), format!("packmirror {}\n", env!("CARGO_PKG_VERSION")));
     for command in
-        ["serve", "demo", "sync", "ls", "status", "export", "doctor", "adopt", "config", "completions"]
+        ["serve", "demo", "sync", "ls", "status", "vet", "export", "doctor", "adopt", "config", "completions"]
     {
         let out = packmirror(dir.path(), &["help", command], &[]);
         let help = text(&out.stdout);

@@ -263,7 +263,7 @@ fn help_version_and_completions() {
     assert!(run(&["--version"]).must().text().starts_with("packmirror "));
     let help = run(&["--help"]).must().text();
     for command in
-        ["serve", "demo", "sync", "ls", "status", "export", "doctor", "adopt", "config", "completions"]
+        ["serve", "demo", "sync", "ls", "status", "vet", "export", "doctor", "adopt", "config", "completions"]
     {
         assert!(help.contains(command), "--help lacks {command}");
         run(&[command, "--help"]).must();

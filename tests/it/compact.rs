@@ -115,6 +115,11 @@ fn clients_notice_nothing_of_a_merge() {
         }
     });
     eventually("both have merged", || (nodes.iter().map(merges).sum::<f64>() >= 4.0).then_some(()));
-    nodes.iter().for_each(|node| same(&world, &primary, node, &repo.path));
+    for node in &nodes {
+        same(&world, &primary, node, &repo.path);
+        eventually("its cache over a merge", || {
+            node.log().contains("carried into merged packs").then_some(())
+        });
+    }
     world.store.audit();
 }

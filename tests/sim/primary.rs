@@ -20,7 +20,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::Instant;
 
-use crate::git::path::{Endpoint, RepoPath};
+use crate::git::path::Endpoint;
 use crate::primary::PrimaryError;
 use crate::primary::played::{Asked, Play, Said};
 
@@ -332,9 +332,4 @@ impl Play for Arc<Line> {
         }
         .boxed()
     }
-}
-
-/// The path of a repository.
-pub fn path(repo: &str) -> RepoPath {
-    RepoPath::parse(repo).unwrap()
 }

@@ -5,8 +5,8 @@
 //! hindrance: its layer then lies on the merged one, since layers name what lies below them by id. A node that ends in the
 //! middle leaves blobs that no record names, and nothing else.
 //!
-//! - [`policy`]: which layers. [`queue`]: which repositories. `merge`: the merged layer. `seal`: the last check before it
-//!   replaces anything.
+//! - [`policy`]: which layers. [`queue`]: which repositories. `roots`: what is kept. `merge`: the merged layer. `seal`: the last
+//!   check before it replaces anything.
 //!
 //! Relies on: `publish` for the generation, `claim` so that two nodes do not do the same. Elsewhere: what nobody names any
 //! more is deleted by others.
@@ -14,15 +14,14 @@
 mod merge;
 pub mod policy;
 pub mod queue;
+mod roots;
 mod seal;
-#[cfg(test)]
-mod tests;
-
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use gix_hash::ObjectId;
 use indicatif::HumanBytes;
 use tokio_util::sync::CancellationToken;
 
@@ -32,7 +31,9 @@ use crate::mirror::newest::NotFound;
 use crate::mirror::progress::Step;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::{OpenError, Snapshot};
+use crate::pack::filter::trees::TreeError;
 use crate::pack::meter::Halt;
+use crate::retry::Dice;
 use crate::store::{BlobKind, Generation, LayerRef, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::text::chain;
@@ -54,6 +55,10 @@ const FIRST_DAY: Duration = Duration::from_secs(3_600);
 pub const MOST_MEMORY: u64 = 256 << 20;
 /// What one object costs a merge.
 const MEMORY_AN_OBJECT: u64 = 256;
+/// Of so many parts of the packs one may be what nobody reaches.
+const MOST_WASTE: u64 = 4;
+/// And so many bytes beside.
+const SMALL_WASTE: u64 = 64 << 10;
 /// Scratch space that is left to others.
 const SPARE_SCRATCH: u64 = 256 << 20;
 /// How much longer a graph may be than its blob, which is compressed.
@@ -75,6 +80,9 @@ enum CompactError {
     /// The layers could not be merged.
     #[error("the layers: {0}")]
     Merge(#[from] IngestError),
+    /// It could not be told what nobody reaches.
+    #[error("what is reachable: {0}")]
+    Reach(#[from] TreeError),
     /// There is no memory for a merge to begin.
     #[error("it could not begin: {0}")]
     Halted(#[from] Halt),
@@ -133,7 +141,7 @@ impl Outcome {
 
 /// Merges the layers of repositories that were asked for, and once a day of all, until `stop`.
 pub async fn run(work: Arc<Work>, stop: CancellationToken) {
-    let mut day = tokio::time::Instant::now() + FIRST_DAY.mul_f64(0.5 + rand::random::<f64>());
+    let mut day = tokio::time::Instant::now() + FIRST_DAY / 2 + Dice::random().up_to(FIRST_DAY);
     loop {
         let (path, is_due) = tokio::select! {
             () = stop.cancelled() => return,
@@ -153,13 +161,26 @@ pub async fn run(work: Arc<Work>, stop: CancellationToken) {
     }
 }
 
-/// Puts all repositories in line that have something to be merged.
+/// Puts all repositories in line of which something may be merged or left out.
 fn ask_all(work: &Work) {
     for repo in work.mirror.repos() {
-        if repo.known().is_some_and(|known| choose(&sizes(&known), true, bounds(work)).is_some()) {
+        if repo.known().is_some_and(|known| may_be_due(work, &known, true)) {
             work.compaction.ask_due(&repo.path);
         }
     }
+}
+
+/// Says whether layers of a generation are to be merged, or may hold much that nobody reaches.
+fn may_be_due(work: &Work, generation: &Generation, is_due: bool) -> bool {
+    let is_lean = work.compaction.is_lean(&generation.repo, generation.number);
+    choose(&sizes(generation), is_due, bounds(work)).is_some()
+        || is_due && !is_lean && !generation.layers.is_empty() && fits(work, generation)
+}
+
+/// Says whether all layers may be merged at once.
+fn fits(work: &Work, generation: &Generation) -> bool {
+    let objects: u64 = generation.layers.iter().map(|layer| u64::from(layer.objects)).sum();
+    objects <= bounds(work).objects
 }
 
 fn record(work: &Work, repo: &Repo, begun: Instant, outcome: Result<Outcome, CompactError>) {
@@ -194,12 +215,14 @@ fn bounds(work: &Work) -> Bounds {
 
 /// Merges layers of one repository if some are to be merged.
 async fn look(work: &Work, repo: &Arc<Repo>, is_due: bool) -> Result<Outcome, CompactError> {
-    let known = repo.known();
-    if known.is_none_or(|known| choose(&sizes(&known), is_due, bounds(work)).is_none()) {
+    if repo.known().is_none_or(|known| !may_be_due(work, &known, is_due)) {
         return Ok(Outcome::Nothing);
     }
     let Some(newest) = work.mirror.newest(repo).await? else { return Ok(Outcome::Nothing) };
-    if repo.damage().is_known() || choose(&sizes(&newest), is_due, bounds(work)).is_none() {
+    if repo.damage().is_known() || !may_be_due(work, &newest, is_due) {
+        return Ok(Outcome::Nothing);
+    }
+    if choose(&sizes(&newest), is_due, bounds(work)).is_none() && is_lean(work, repo, &newest).await? {
         return Ok(Outcome::Nothing);
     }
     let claiming = claim(&work.mirror.bucket, &repo.path, Note::Compaction, newest.number);
@@ -217,6 +240,26 @@ async fn look(work: &Work, repo: &Arc<Repo>, is_due: bool) -> Result<Outcome, Co
     outcome
 }
 
+/// Says whether the refs of the newest generation reach nearly all that its layers hold: then nothing is gained by leaving
+/// anything out, whatever else is retained.
+async fn is_lean(work: &Work, repo: &Arc<Repo>, newest: &Generation) -> Result<bool, CompactError> {
+    let open = work.mirror.open(repo, newest.clone()).await?;
+    let cost = Arc::new(Cost::begin(&work.compaction_memory).await?);
+    let _end = StopOnDrop(Arc::clone(&cost));
+    let kept = roots::of_newest(&open, &cost).await?;
+    let is_lean = !is_wasteful(&open.generation, &kept);
+    if is_lean {
+        work.compaction.note_lean(&repo.path, open.generation.number);
+    }
+    Ok(is_lean)
+}
+
+/// Says whether much of the packs would be left out.
+fn is_wasteful(generation: &Generation, kept: &roots::Kept) -> bool {
+    let all: u64 = generation.layers.iter().map(|layer| layer.pack.len).sum();
+    all.saturating_sub(kept.bytes) > all / MOST_WASTE + SMALL_WASTE
+}
+
 /// Merges what the policy says, and publishes it.
 async fn compact(
     work: &Work,
@@ -226,10 +269,20 @@ async fn compact(
 ) -> Result<Outcome, CompactError> {
     let open = work.mirror.open(repo, newest).await?;
     let layers = &open.generation.layers;
-    let Some(range) = choose(&sizes(&open.generation), is_due, bounds(work)) else {
-        return Ok(Outcome::Nothing);
+    let cost = Arc::new(Cost::begin(&work.compaction_memory).await?.of(repo.compaction()));
+    let _end = StopOnDrop(Arc::clone(&cost));
+    let chosen = choose(&sizes(&open.generation), is_due, bounds(work)).map(|range| range.start);
+    let mut kept = None;
+    if chosen == Some(0) || is_due && fits(work, &open.generation) {
+        kept = roots::of_retained(work, repo, &open, &cost).await;
+    }
+    let is_wasteful = kept.as_ref().is_some_and(|kept| is_wasteful(&open.generation, kept));
+    let from = match chosen {
+        _ if is_wasteful => 0,
+        Some(from) => from,
+        None => return Ok(Outcome::Nothing),
     };
-    let from = range.start;
+    let kept = kept.filter(|_| from == 0);
     let below = Layers::of(layers, open.stack.layers(), 0..from);
     let inputs = Layers::of(layers, open.stack.layers(), from..layers.len());
     enough_scratch(work, &inputs.named)?;
@@ -238,20 +291,28 @@ async fn compact(
     tracing::info!(repo = %repo.path, layers = count, of = layers.len(), bytes = read, "merging layers");
 
     repo.compaction().step(Step::Compacting, true);
-    let cost = Arc::new(Cost::begin(&work.compaction_memory).await?.of(repo.compaction()));
-    let _end = StopOnDrop(Arc::clone(&cost));
+    let mut tips = open.refs.tips();
+    let keep = kept.map(|kept| {
+        tips.extend(kept.tips);
+        kept.objects
+    });
+    let drops = keep.is_some();
+    let stack = Arc::clone(&open.stack);
     let job = Merge {
         inputs: (inputs.clone(), inputs.blocks(&work.mirror.local)),
         below: (below.clone(), below.blocks(&work.mirror.local)),
-        keep: None,
-        tips: open.refs.tips(),
+        keep,
+        tips,
         hash: open.refs.hash,
     };
     let scratch = work.mirror.local.scratch()?;
     let made = tokio::task::spawn_blocking(move || {
         let made = merge(&job, scratch.path(), &cost).map_err(CompactError::from)?;
         let Some(new) = made else { return Ok(None) };
-        seal::check(&job.inputs.0.open, &new.layer, &job.below.0.open, &job.tips, |_| true)?;
+        let keep = job.keep.as_ref();
+        let is_kept =
+            |oid: &ObjectId| keep.is_none_or(|keep| stack.lookup(oid).is_some_and(|gid| keep.contains(gid)));
+        seal::check(&job.inputs.0.open, &new.layer, &job.below.0.open, &job.tips, is_kept)?;
         Ok(Some((new, scratch)))
     });
     let made: Result<_, CompactError> = made.await.map_err(io::Error::other)?;
@@ -262,7 +323,10 @@ async fn compact(
     let Some((new, _scratch)) = made else { return Ok(Outcome::Nothing) };
 
     let merged = store(work, repo, &new).await?;
-    let outcome = replace(work, repo, open, (&below.named, &inputs.named), merged).await?;
+    if inputs.named == [merged] {
+        return Ok(Outcome::Nothing);
+    }
+    let outcome = replace(work, repo, open, (&below.named, &inputs.named), merged, drops).await?;
     if outcome == Outcome::Merged {
         metrics::counter!(names::COMPACTION_READ).increment(read);
         metrics::counter!(names::COMPACTION_WRITTEN).increment(merged.pack.len);
@@ -295,13 +359,15 @@ async fn store(work: &Work, repo: &Repo, new: &NewLayer) -> Result<LayerRef, Sto
     Ok(LayerRef { pack, idx, graph, objects: new.layer.graph.len() })
 }
 
-/// Publishes a generation that has `merged` where the newest one has `inputs`, upon `below`.
+/// Publishes a generation that has `merged` where the newest one has `inputs`, upon `below`. What was published meanwhile may
+/// need what was left out: if something `drops` objects, it is published upon what it was made from alone.
 async fn replace(
     work: &Work,
     repo: &Arc<Repo>,
     mut base: Arc<Snapshot>,
     (below, inputs): (&[LayerRef], &[LayerRef]),
     merged: LayerRef,
+    drops: bool,
 ) -> Result<Outcome, CompactError> {
     for _ in 0..MAX_ROUNDS {
         let Some(layers) = replaced(&base.generation.layers, below, inputs, merged) else { break };
@@ -312,7 +378,7 @@ async fn replace(
             Published::Won(_) => return Ok(Outcome::Merged),
             Published::Lost(winner) => {
                 let is_ours = work.mirror.bucket.is_record_of(&winner.primary, &work.mirror.primary.name());
-                if !is_ours || winner.removed {
+                if !is_ours || winner.removed || drops {
                     break;
                 }
                 base = work.mirror.open(repo, *winner).await?;
@@ -340,3 +406,6 @@ impl Work {
         self.compaction.ask(repo);
     }
 }
+
+#[cfg(test)]
+mod tests;

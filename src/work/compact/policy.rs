@@ -108,6 +108,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
         /// A merge makes the stack even, so that nothing is merged until something is pushed; also within bounds.
         #[test]
         fn nothing_is_merged_twice(

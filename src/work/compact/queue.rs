@@ -30,14 +30,18 @@ struct State {
     asked: HashMap<RepoPath, bool>,
     /// Failures in a row, and until when it is left alone.
     failed: HashMap<RepoPath, (u32, Instant)>,
+    /// The newest generation of which it is known that its refs reach nearly all that its layers hold.
+    lean: HashMap<RepoPath, u64>,
+}
+
+impl Default for Queue {
+    /// An empty line.
+    fn default() -> Self {
+        Self { state: Mutex::default(), wake: Notify::new(), patience: Policy::new(PATIENCE.0, PATIENCE.1) }
+    }
 }
 
 impl Queue {
-    /// An empty line.
-    pub fn new() -> Self {
-        Self { state: Mutex::default(), wake: Notify::new(), patience: Policy::new(PATIENCE.0, PATIENCE.1) }
-    }
-
     /// Puts a repository in line: something was published.
     pub fn ask(&self, repo: &RepoPath) {
         self.put(repo, false);
@@ -95,6 +99,16 @@ impl Queue {
         wait
     }
 
+    /// Takes note that the refs of a generation reach nearly all that its layers hold.
+    pub fn note_lean(&self, repo: &RepoPath, number: u64) {
+        self.lock().lean.insert(repo.clone(), number);
+    }
+
+    /// Says whether that is known of a generation.
+    pub fn is_lean(&self, repo: &RepoPath, number: u64) -> bool {
+        self.lock().lean.get(repo) == Some(&number)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -107,7 +121,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_stands_in_line_once_and_is_left_alone_after_a_failure() {
-        let (queue, a, b) = (Queue::new(), RepoPath::parse("a").unwrap(), RepoPath::parse("b").unwrap());
+        let (queue, a, b) = (Queue::default(), RepoPath::parse("a").unwrap(), RepoPath::parse("b").unwrap());
         queue.ask(&a);
         queue.ask(&b);
         queue.ask_due(&a);

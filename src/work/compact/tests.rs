@@ -38,10 +38,15 @@ fn layered(hash: HashKind, seed: u64, commits: usize, pushes: usize) -> (Repo, V
 
 /// Merges the layers from `from` on, and gives the pack with git's own index of it.
 fn merged(packs: &[Packed], whole: &Stack, from: usize) -> Packed {
+    merged_but(packs, whole, from, None)
+}
+
+/// The same with what is in `keep` alone.
+fn merged_but(packs: &[Packed], whole: &Stack, from: usize, keep: Option<&Reach>) -> Packed {
     let part = Stack::open_part(whole.layers()[from..].to_vec()).unwrap();
-    let plan = Arc::new(lay_out(&part, None, &Unlimited).unwrap());
+    let plan = Arc::new(lay_out(&part, keep.map(Reach::objects), &Unlimited).unwrap());
     let source = Packs(packs[from..].to_vec());
-    assert_eq!(plan.anew, 0, "all deltas are copied");
+    assert!(plan.anew == 0 || keep.is_some(), "all deltas are copied");
     let mut reader = PackReader::new(plan, &part, &source, Scratch::new(1 << 20, u64::MAX), &Unlimited);
     let mut pack = Vec::new();
     reader.read_to_end(&mut pack).unwrap();
@@ -138,4 +143,25 @@ fn what_is_reachable_is_the_same_in_the_merged_stack() {
     let lost = whole.oid(old.objects().max().unwrap());
     let to = |gid| after.lookup(&whole.oid(gid)).filter(|_| whole.oid(gid) != lost);
     assert_eq!(old.moved(first, &after, to), None, "not all of it is there");
+}
+
+#[test]
+fn what_nobody_reaches_is_left_out_and_what_leaned_on_it_is_whole() {
+    let mut anew = 0;
+    for seed in 6..12 {
+        let (repo, packs) = layered(HashKind::Sha1, seed, 40, 4);
+        let (whole, source) = stack(&packs, repo.hash);
+        let tips = ["m20", "m31"].map(|tip| id(&repo.git(&["rev-parse", tip])));
+        let gids = tips.map(|tip| whole.lookup(&tip).unwrap());
+        let reach = Reach::new(&whole, &source, &gids, &TreeLimits::default(), &Unlimited).unwrap();
+        let plan = lay_out(&whole, Some(reach.objects()), &Unlimited).unwrap();
+        anew += plan.anew;
+        let packed = merged_but(&packs, &whole, 0, Some(&reach));
+        let made = layer(&packed, &[], &whole, &tips);
+        let is_kept = |oid: &ObjectId| whole.lookup(oid).is_some_and(|gid| reach.contains(gid));
+        check(whole.layers(), &made, &[], &tips, is_kept).unwrap();
+        let listed = repo.ids(&["rev-list", "--objects", "m20", "m31"]).into_iter().collect::<BTreeSet<_>>();
+        assert_eq!(ids(&[Arc::new(made)]), listed, "as git lists what is reachable");
+    }
+    assert!(anew > 0, "something leaned on what was left out");
 }
