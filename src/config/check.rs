@@ -103,16 +103,6 @@ pub fn check(settings: &Settings, origins: &BTreeMap<&'static str, Origin>) -> R
             return bad(key, "it is shorter than a second".into(), "\"1s\" or more");
         }
     }
-    for (key, every) in
-        [("vet.exists_every", settings.vet.exists_every), ("vet.hash_every", settings.vet.hash_every)]
-    {
-        if !every.is_zero() && every < Duration::from_secs(1) {
-            return bad(key, "it is shorter than a second".into(), "\"1s\" or more, or \"0s\" for never");
-        }
-    }
-    if settings.vet.rate < 64 << 10 {
-        return bad("vet.rate", "what is stored would hardly ever be read".into(), "\"64KiB\" or more");
-    }
     if settings.gc.grace < settings.limits.transfer {
         return bad(
             "gc.grace",
@@ -125,6 +115,16 @@ pub fn check(settings: &Settings, origins: &BTreeMap<&'static str, Origin>) -> R
     }
     if !settings.gc.every.is_zero() && settings.gc.every < Duration::from_secs(1) {
         return bad("gc.every", "it is shorter than a second".into(), "\"1s\" or more, or \"0s\" for never");
+    }
+    for (key, every) in
+        [("vet.exists_every", settings.vet.exists_every), ("vet.hash_every", settings.vet.hash_every)]
+    {
+        if !every.is_zero() && every < Duration::from_secs(1) {
+            return bad(key, "it is shorter than a second".into(), "\"1s\" or more, or \"0s\" for never");
+        }
+    }
+    if settings.vet.rate < 64 << 10 {
+        return bad("vet.rate", "what is stored would hardly ever be read".into(), "\"64KiB\" or more");
     }
     for (key, count) in [
         ("max_syncs", settings.max_syncs),

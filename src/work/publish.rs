@@ -148,13 +148,13 @@ pub(super) async fn put_file(
 pub(super) async fn put(
     work: &Work,
     kind: BlobKind,
-    bytes: Bytes,
+    bytes: impl Into<Bytes>,
     repairing: bool,
 ) -> Result<BlobRef, StoreError> {
     if repairing {
-        work.mirror.bucket.restore_blob(kind, bytes).await
+        work.mirror.bucket.restore_blob(kind, bytes.into()).await
     } else {
-        work.mirror.bucket.put_blob(kind, bytes).await
+        work.mirror.bucket.put_blob(kind, bytes.into()).await
     }
 }
 

@@ -33,6 +33,7 @@ mod auth;
 mod cli;
 mod clients;
 mod clone;
+mod collect;
 mod commands;
 mod compact;
 mod doctor;

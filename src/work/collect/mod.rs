@@ -14,7 +14,6 @@ mod roots;
 pub mod round;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -80,7 +79,7 @@ pub async fn run(work: Arc<Work>, stop: CancellationToken) {
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return;
         }
-        if !work.sound.load(Ordering::SeqCst) {
+        if !work.is_sound() {
             continue;
         }
         let Some(outcome) = stop.run_until_cancelled(collect_if_due(&work)).await else { return };
