@@ -18,6 +18,8 @@ pub enum Step {
     Asking,
     /// Waits until another node has made damaged data anew.
     WaitingForRepair,
+    /// Waits until another node has fetched and published it.
+    WaitingForNode,
     /// Asks for a pack and receives it; counts objects.
     Fetching,
     /// Computes the ids of the objects; counts them.
@@ -32,9 +34,10 @@ pub enum Step {
 
 impl Step {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Asking,
         Self::WaitingForRepair,
+        Self::WaitingForNode,
         Self::Fetching,
         Self::Indexing,
         Self::Graph,
@@ -47,6 +50,7 @@ impl Step {
         match self {
             Self::Asking => "asking",
             Self::WaitingForRepair => "waiting-for-repair",
+            Self::WaitingForNode => "waiting-for-node",
             Self::Fetching => "fetching",
             Self::Indexing => "indexing",
             Self::Graph => "graph",
@@ -60,6 +64,7 @@ impl Step {
         match self {
             Self::Asking => "asking the primary",
             Self::WaitingForRepair => "waiting for another node's repair",
+            Self::WaitingForNode => "waiting for another node's fetch",
             Self::Fetching => "fetching",
             Self::Indexing => "indexing",
             Self::Graph => "building the graph",

@@ -9,7 +9,7 @@
 //! <prefix>/owner                            the primary whose mirror it is
 //! <prefix>/blobs/<aa>/<sha256>.<kind>       pack | idx | graph | refs
 //! <prefix>/repos/<repo>/gen/<number>        generation records, newest first in a listing
-//! <prefix>/repos/<repo>/{repair,trouble}    notes of nodes to each other about their work
+//! <prefix>/repos/<repo>/{fetch,repair,…}    notes of nodes to each other about their work
 //! <prefix>/removed/<repo>                  marks of repositories that were taken out
 //! <prefix>/nodes/<node>                     what each node last said of itself
 //! <prefix>/.probe/<nonce>…                  what a probe leaves when it is cut short
@@ -52,7 +52,7 @@ pub use error::StoreError;
 pub(crate) use generation::tests::sample as generation_for_tests;
 pub use generation::{Generation, LayerRef, VERSION, nonce};
 pub use generations::Publish;
-pub use notes::Note;
+pub use notes::{Note, NoteKey};
 pub use open::{ASSUMED_REGION, StoreOptions};
 pub use owner::Owner;
 pub use probe::{Probe, ProbeFailed, Step};

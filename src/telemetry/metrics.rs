@@ -74,6 +74,11 @@ pub const WORKER_PANICS: &str = "packmirror_worker_panics_total";
 /// No labels. Generations that another writer published first.
 pub const CAS_CONFLICTS: &str = "packmirror_cas_conflicts_total";
 
+/// No labels. Times that a node waited for another one's work instead of doing the same.
+pub const LEASE_WAITS: &str = "packmirror_lease_waits_total";
+/// No labels. Leases that were taken over from nodes that had died.
+pub const LEASES_TAKEN_OVER: &str = "packmirror_leases_taken_over_total";
+
 /// Label values that more than one place relies on.
 pub mod label {
     /// `source`: the answer was made from the bucket.
@@ -155,6 +160,8 @@ const TABLE: &[(&str, Kind, &str)] = &[
         "Workers of repositories that panicked and were started again",
     ),
     (CAS_CONFLICTS, Kind::Counter(Unit::Count), "Generations that another writer published first"),
+    (LEASE_WAITS, Kind::Counter(Unit::Count), "Times that a node waited for the work of another one"),
+    (LEASES_TAKEN_OVER, Kind::Counter(Unit::Count), "Leases taken over from nodes that had died"),
 ];
 
 /// How often [`Recorder::upkeep`] folds recorded samples together.

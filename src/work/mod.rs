@@ -2,18 +2,18 @@
 //!
 //! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
 //! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it.
-//! - `claim`: which node makes damaged data anew. `regraph`: graphs of an older version, built again.
+//! - `lease`: which node does what one is enough for. `regraph`: graphs of an older version, built again.
 //! - [`trouble`]: repositories that cannot be taken in.
 //! - [`error`]: why it failed. [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
 //!
 //! Relies on: `mirror` for repositories and what is known of them, `primary`, `store` and `pack`. Elsewhere: clients (`serve`),
 //! which ask for a comparison and wait for it (`Repo::ask`); a node without this room serves what others published.
 
-mod claim;
 pub mod cost;
 pub mod error;
 pub mod ingest;
 pub mod lanes;
+mod lease;
 mod publish;
 mod receive;
 mod regraph;
@@ -90,8 +90,9 @@ impl Work {
         self.tasks.close();
     }
 
-    /// Waits until all workers have ended; [`Work::run`] must have been told to stop before.
+    /// Waits until all workers have ended and what they held is given up; [`Work::run`] must have been told to stop before.
     pub async fn ended(&self) {
+        self.tasks.close();
         self.tasks.wait().await;
     }
 

@@ -1,8 +1,9 @@
 //! Making the bucket equal to the primary: compare, fetch what is missing, prove it, upload it, publish it.
 //!
 //! Doing it twice equals doing it once (I11); at every point a crash leaves the old generation or the new one plus
-//! garbage (I10). Two nodes may sync one repository at once: blobs are named by content, and of two publishers of the
-//! same number one wins and the other starts over from what the winner published (I3).
+//! garbage (I10). Of the nodes that see a difference one fetches and the others wait for what it publishes (`lease`), which
+//! saves work and no more: two may still sync one repository at once. Blobs are named by content, and of two publishers of
+//! the same number one wins and the other starts over from what the winner published (I3).
 //! Relies on: `primary` for one coherent answer (I4), `receive` for the new layer and `ingest` for the proof of closure
 //! (I2), `publish` for create-if-absent.
 
@@ -19,13 +20,13 @@ use crate::mirror::progress::Step;
 use crate::mirror::repo::{Moment, Repo};
 use crate::mirror::snapshot::{OpenError, Snapshot, publishes};
 use crate::primary::{Auth, PrimaryError, Seen};
-use crate::store::{LayerRef, StoreError};
+use crate::store::{LayerRef, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
-use crate::work::claim::{Claim, claim};
 use crate::work::cost::Cost;
 use crate::work::error::SyncError;
 use crate::work::ingest::NewLayer;
+use crate::work::lease::{Asked, Lease};
 use crate::work::publish::{Draft, Published, publish, seconds, store_layer};
 use crate::work::receive::{PATIENCE, beside_others, receive};
 use crate::work::regraph::regraph;
@@ -35,6 +36,8 @@ use crate::work::trouble::Known;
 const MAX_ROUNDS: usize = 5;
 /// How many objects the primary may not have and show all the same; each is found by a fetch that is refused.
 const MOST_ABSENT: usize = 50;
+/// How often a sync waits for the fetches of other nodes before it fetches beside them.
+const MOST_WAITS: usize = 8;
 /// How long it is believed that it does not have them.
 const ABSENT_FOR: Duration = Duration::from_secs(600);
 
@@ -59,7 +62,8 @@ pub enum Synced {
 ///
 /// Dropping the future ends it: at its next `await`, and at the next step on the meter where a thread computes for it.
 pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced, SyncError> {
-    let (mut seen_elsewhere, mut repair) = (false, None::<Claim>);
+    let (mut seen_elsewhere, mut repair) = (false, None::<Lease>);
+    let (mut fetching, mut waits) = (None::<Lease>, 0);
     let mut last = SyncError::Moving;
     let believed = repo.health().absent.clone().filter(|(_, since)| !insists && since.elapsed() < ABSENT_FOR);
     repo.health().absent.clone_from(&believed);
@@ -87,9 +91,30 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         let equal = |open: &Option<Arc<Snapshot>>| open.as_ref().is_some_and(|open| open.equals(&seen));
         // Another node may have published already. The bucket is read only if the refs differ or damage is known.
         let known = repo.known();
-        if !repo.damage().is_known() && known.is_some_and(|known| publishes(&known, &seen)) {
+        if !repo.damage().is_known() && known.as_ref().is_some_and(|known| publishes(known, &seen)) {
             confirmed(work, repo, asked, &left_out);
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
+        }
+        // One node fetches what all need. Who waited often is not kept waiting by ever newer pushes.
+        if fetching.is_none() && waits < MOST_WAITS && !repo.damage().is_known() {
+            match work.try_lease(&repo.path, Note::Fetch).await? {
+                // From here on the bucket is read: what the last holder published is seen.
+                Asked::Ours(lease) => fetching = Some(lease),
+                Asked::Others(_) => {
+                    // The wait holds nothing that others need, and is no attempt.
+                    drop((comparing, end, cost, seen));
+                    (waits, rounds) = (waits + 1, rounds - 1);
+                    repo.step(Step::WaitingForNode);
+                    let number = known.map_or(0, |known| known.number);
+                    fetching = work.lease(&repo.path, Note::Fetch, number).await?;
+                    if fetching.is_none() {
+                        seen_elsewhere = true;
+                        // If it cannot be opened, the next round reports why.
+                        let _ = work.mirror.refresh(repo).await;
+                    }
+                    continue;
+                }
+            }
         }
         let (base, known) = tokio::join!(work.mirror.newest_record(repo), Known::read(work, repo));
         let base = base?;
@@ -129,8 +154,10 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             // Then the round starts over, since another node may have repaired it. The wait holds no place that others need.
             drop((comparing, end, cost, seen));
             repo.step(Step::WaitingForRepair);
-            repair =
-                claim(&work.mirror.bucket, &repo.path, base.as_ref().map_or(0, |base| base.number)).await?;
+            // Who repairs may wait for the lease on fetches: nobody waits for both.
+            fetching = None;
+            let number = base.as_ref().map_or(0, |base| base.number);
+            repair = work.lease(&repo.path, Note::Repair, number).await?;
             continue;
         }
         // The record that is open may have been published meanwhile.
@@ -186,9 +213,6 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                 if repairing {
                     metrics::counter!(names::REPAIRS).increment(1);
                     repo.damage().repaired(&snapshot.generation);
-                    if let Some(claim) = repair.take() {
-                        claim.release().await;
-                    }
                 }
                 confirmed(work, repo, asked, &left_out);
                 if was_removed {
