@@ -35,3 +35,7 @@ pub mod work;
 #[cfg(test)]
 #[path = "../tests/seed/mod.rs"]
 mod seed;
+
+#[cfg(test)]
+#[path = "../tests/sim/mod.rs"]
+mod sim;

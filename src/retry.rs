@@ -36,7 +36,16 @@ pub struct Dice(Arc<Mutex<StdRng>>);
 impl Dice {
     /// Seeds from the operating system.
     pub fn random() -> Self {
+        #[cfg(test)]
+        if let Some(planned) = planned() {
+            return Self::seeded(planned);
+        }
         Self(Arc::new(Mutex::new(rand::make_rng())))
+    }
+
+    /// Draws bytes that nobody can guess.
+    pub fn bytes<const N: usize>(&self) -> [u8; N] {
+        locked(&self.0).random()
     }
 
     /// Seeds with a number, for tests that must repeat.
@@ -49,6 +58,22 @@ impl Dice {
         let nanos = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
         Duration::from_nanos(locked(&self.0).random_range(0..=nanos))
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    static PLAN: std::cell::RefCell<Option<StdRng>> = const { std::cell::RefCell::new(None) };
+}
+
+/// From now on all dice of this thread that the system would seed are seeded out of `seed`: for simulations that must repeat.
+#[cfg(test)]
+pub(crate) fn plan(seed: u64) {
+    PLAN.set(Some(StdRng::seed_from_u64(seed)));
+}
+
+#[cfg(test)]
+fn planned() -> Option<u64> {
+    PLAN.with_borrow_mut(|plan| plan.as_mut().map(|plan| plan.random()))
 }
 
 impl fmt::Debug for Dice {

@@ -1,7 +1,7 @@
 //! The decision about a fetch.
 //!
 //! Nothing is sent before everything that could still lead to the primary is decided: every want is reachable from what is
-//! published, the plan is made, and its first bytes could be read. Follows the order of git's `upload-pack.c`.
+//! published, the plan is made, and of each pack that it reads the first bytes could be read. Follows the order of git's `upload-pack.c`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ use crate::primary::Grant;
 use crate::store::StoreError;
 use crate::telemetry::metrics as names;
 
-/// How long a fetch waits for its first byte from the bucket.
+/// How long a fetch waits for the first bytes of its packs from the bucket.
 const BUCKET_PATIENCE: Duration = Duration::from_secs(10);
 /// What a line of an answer to `object-info` takes.
 const OBJECT_INFO: u64 = 96;
@@ -184,9 +184,9 @@ impl Answers {
     }
 }
 
-/// Makes sure that sending can begin; a bucket that is silent is given little time, since the primary can answer.
+/// Makes sure that sending can begin and that no pack is missing; a bucket that is silent is given little time, since the primary can answer.
 async fn at_hand(granted: &Granted, plan: &Plan) -> Result<(), StoreError> {
-    let begins = tokio::time::timeout(BUCKET_PATIENCE, granted.source().at_hand(plan));
+    let begins = tokio::time::timeout(BUCKET_PATIENCE, granted.source().at_hand(plan, &granted.stack));
     begins
         .await
         .unwrap_or_else(|_| Err(StoreError::unavailable("read a pack", "the store did not answer in time")))

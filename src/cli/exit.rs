@@ -19,6 +19,8 @@ pub enum Exit {
     Unavailable = 3,
     /// There is no such repository in the mirror.
     NoRepository = 4,
+    /// `vet` found that a repository differs from the primary, or that stored data is damaged.
+    Wrong = 5,
     /// Ended by a signal from the terminal.
     Interrupted = 130,
 }

@@ -66,6 +66,7 @@ fn flag(key: &'static Key, name: &'static str) -> Arg {
 /// What the commands use beside what all do; a command that is not here uses every setting.
 const USES: &[(&str, &[Part])] = &[
     ("sync", &[Part::Store, Part::Primary, Part::Sync]),
+    ("vet", &[Part::Store, Part::Primary, Part::Sync]),
     ("adopt", &[Part::Store, Part::Primary]),
     ("ls", &[Part::Store]),
     ("status", &[Part::Store]),

@@ -22,6 +22,7 @@ pub mod serve;
 pub mod status;
 pub mod sync;
 pub mod table;
+pub mod vet;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -61,6 +62,7 @@ Exit codes:
   2    wrong arguments or settings
   3    the bucket or the primary did not answer; trying again later can help
   4    there is no such repository in the mirror
+  5    vet: a repository differs from the primary, or stored data is damaged
   130  interrupted";
 
 /// A Git mirror whose disk is a bucket.
@@ -92,6 +94,8 @@ pub enum Command {
     Rm(rm::Args),
     /// Show how each repository stands against the primary
     Status(status::Args),
+    /// Compare with the primary now, and look whether what is stored is whole
+    Vet(vet::Args),
     /// Write a repository from the bucket as a plain bare repository; needs no primary
     Export(export::Args),
     /// Tell the store that its primary has another address now
@@ -158,6 +162,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Ls(args) => ls::run(args, &loaded).await,
             Command::Rm(args) => rm::run(args, &loaded).await,
             Command::Status(args) => status::run(args, &loaded).await,
+            Command::Vet(args) => vet::run(args, &loaded).await,
             Command::Export(args) => export::run(args, &loaded).await,
             Command::Adopt(args) => adopt::run(args, &loaded).await,
             Command::Doctor(args) => doctor::run(args, &loaded).await,

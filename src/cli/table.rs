@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use indicatif::HumanBytes;
 
+use crate::mirror::evidence::Finding;
 use crate::mirror::progress::Sync;
 pub use crate::mirror::standing::{RepoStatus, State, escaped, json};
 use crate::text::line as one_line;
@@ -56,7 +57,10 @@ pub fn table(rows: &[RepoStatus], columns: Columns, now: SystemTime, bold: bool)
         out.push_str(&line(texts));
         out.push('\n');
         let running = row.sync.as_ref().map(|sync| running(sync, now));
-        for words in running.iter().chain(&row.error).chain(&row.left_out).filter(|_| standing) {
+        let differed = row.differences.first().map(|finding| difference(finding, now));
+        for words in
+            running.iter().chain(&row.error).chain(&row.left_out).chain(&differed).filter(|_| standing)
+        {
             out.push_str(&format!("  {}\n", safe(&one_line(words))));
         }
     }
@@ -102,6 +106,27 @@ fn running(sync: &Sync, now: SystemTime) -> String {
     )
 }
 
+/// Says what differed from the primary, since when, and what became of it.
+pub fn difference(finding: &Finding, now: SystemTime) -> String {
+    let named = finding.refs.iter().map(|r| r.name.as_str()).collect::<Vec<_>>().join(", ");
+    let more = if finding.refs_count > finding.refs.len() as u64 { ", …" } else { "" };
+    let (count, word) = (finding.refs_count, if finding.refs_count == 1 { "ref" } else { "refs" });
+    let refs =
+        if named.is_empty() { format!("{count} {word}") } else { format!("{count} {word} ({named}{more})") };
+    let done = match finding.done.is_empty() {
+        true => String::new(),
+        false => format!(": {}", finding.done.join(", ")),
+    };
+    match finding.equal_again {
+        None => format!("differs from the primary since {}: {refs}{done}", ago(finding.since, now)),
+        Some(at) => format!(
+            "differed from the primary {}: {refs}; equal again after {}{done}",
+            ago(finding.since, now),
+            short(at.duration_since(finding.since).unwrap_or_default())
+        ),
+    }
+}
+
 /// Writes a duration with its two largest units: `3d 4h`, `2m 5s`, `0s`.
 pub fn short(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -131,6 +156,7 @@ pub fn ahead(then: SystemTime, now: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mirror::evidence::RefChange;
     use crate::mirror::progress::Step;
 
     const NOW: Duration = Duration::from_secs(1_800_000_000);
@@ -162,6 +188,18 @@ mod tests {
                     received_bytes: 3 << 20,
                     words: String::new(),
                 }),
+                differences: vec![Finding {
+                    since: now() - Duration::from_secs(60),
+                    equal_before: None,
+                    refs_count: 12,
+                    refs: vec![RefChange {
+                        name: "refs/heads/a\u{1b}".into(),
+                        old: None,
+                        new: Some("12".into()),
+                    }],
+                    done: vec!["fetched 3 objects".into(), "published generation 12".into()],
+                    equal_again: Some(now() - Duration::from_secs(58)),
+                }],
             },
             RepoStatus {
                 repo: "evil\u{1b}[2J\u{202e}name".into(),
@@ -176,6 +214,7 @@ mod tests {
                 left_out: None,
                 error: Some("the primary said\r\n500".into()),
                 sync: None,
+                differences: vec![],
             },
         ]
     }
@@ -187,6 +226,7 @@ REPOSITORY                 STATE    GENERATION  REFS  OBJECTS      SIZE  COMPARE
 team/app.git               current          12  1234   845012  3.00 GiB  2m 5s ago  2m 5s  -
   fetching 25 %, 3.00 MiB received, for 4s; the sync began 1m 5s ago
   left out: refs/heads/a: it names no object
+  differed from the primary 1m ago: 12 refs (refs/heads/a\\u{1b}, …); equal again after 2s: fetched 3 objects, published generation 12
 evil\\u{1b}[2J\\u{202e}name  failing           -     0        0       0 B  never      -      in 30s
   the primary said 500
 2 repositories, 3.00 GiB

@@ -222,6 +222,12 @@ impl Local {
         }
     }
 
+    /// Bytes that the disk has left for work in progress.
+    pub fn free_scratch(&self) -> std::io::Result<u64> {
+        let disk = rustix::fs::statvfs(&self.inner.home)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
     /// Puts bytes aside for somebody who is slow to take them: into a nameless file of the scratch space, mapped.
     pub fn set_aside(&self, bytes: &[u8]) -> std::io::Result<Bytes> {
         let folder = self.scratch()?;

@@ -9,10 +9,12 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use futures::{TryStreamExt, stream};
 use tokio::runtime::Handle;
 
 use crate::local::{Local, PackBlob};
 use crate::pack::Source;
+use crate::pack::layer::stack::Stack;
 use crate::pack::plan::{Plan, Segment};
 use crate::store::StoreError;
 
@@ -21,6 +23,18 @@ const AHEAD: u64 = 16;
 
 /// How many blocks one request holds on to, where the cache is large enough. They are mapped files, not memory.
 const HELD: usize = 256;
+
+/// How many packs are looked at side by side before a stream begins.
+const FIRST_BLOCKS: usize = 16;
+
+/// What is known of a pack before a stream begins.
+struct Look<'a> {
+    pack: &'a PackBlob,
+    /// A block that is here.
+    last: Option<u64>,
+    /// The first one that is not.
+    absent: Option<u64>,
+}
 
 /// The packs of one stack, by layer.
 #[derive(Clone)]
@@ -43,22 +57,45 @@ impl Blocks {
         })
     }
 
-    /// Makes sure that sending `plan` can begin: its bytes lie on this node's disk, or the first that do not could be
-    /// fetched just now.
-    pub async fn at_hand(&self, plan: &Plan) -> Result<(), StoreError> {
-        let mut seen = (usize::MAX, u64::MAX);
-        for segment in &plan.segments {
-            let Segment::Copy { layer, start, len } = *segment else { continue };
-            let Some(pack) = self.packs.get(layer as usize) else { continue };
-            let size = pack.block_size.max(1);
-            for n in start / size..=(start + len.max(1) - 1) / size {
-                if seen != (layer as usize, n) && !self.local.has_block(pack, n) {
-                    return self.local.block(pack, n).await.map(drop);
+    /// Makes sure that no pack is missing that sending `plan` reads: of each, all bytes that are needed lie on this node's
+    /// disk, or the first block that does not could be fetched just now. Blocks that are there are not asked for.
+    pub async fn at_hand(&self, plan: &Plan, stack: &Stack) -> Result<(), StoreError> {
+        let absent = self.first_absent(plan, stack);
+        stream::iter(absent.into_iter().map(Ok))
+            .try_for_each_concurrent(FIRST_BLOCKS, |(pack, n)| async move {
+                self.local.block(pack, n).await.map(drop)
+            })
+            .await
+    }
+
+    /// The first block of each pack that `plan` reads and that is not on this node's disk.
+    fn first_absent(&self, plan: &Plan, stack: &Stack) -> Vec<(&PackBlob, u64)> {
+        let mut looks: Vec<_> =
+            self.packs.iter().map(|pack| Look { pack, last: None, absent: None }).collect();
+        let mut look = |layer: usize, range: Range<u64>| {
+            let Some(look) = looks.get_mut(layer).filter(|look| look.absent.is_none()) else { return };
+            let size = look.pack.block_size.max(1);
+            for n in range.start / size..=range.end.saturating_sub(1).max(range.start) / size {
+                if look.last != Some(n) && !self.local.has_block(look.pack, n) {
+                    look.absent = Some(n);
+                    return;
                 }
-                seen = (layer as usize, n);
+                look.last = Some(n);
+            }
+        };
+        for segment in &plan.segments {
+            match *segment {
+                Segment::Copy { layer, start, len } => look(layer as usize, start..start + len),
+                Segment::Anew { gid, join, .. } => {
+                    for gid in plan.path(join).iter().copied().chain([gid]) {
+                        let entry = stack.entry(gid);
+                        look(entry.layer, entry.offset..entry.end);
+                    }
+                }
+                _ => {}
             }
         }
-        Ok(())
+        looks.into_iter().filter_map(|look| Some((look.pack, look.absent?))).collect()
     }
 
     /// The same bytes for one job, which comes back to the same blocks again and again.

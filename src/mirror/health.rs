@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
+use crate::mirror::evidence::Finding;
 use crate::mirror::progress::Sync;
 use crate::mirror::repo::{Phase, Repo};
 use crate::store::StoreError;
@@ -52,6 +53,9 @@ pub struct RepoHealth {
     /// The comparison or sync that runs.
     #[serde(default)]
     pub sync: Option<Sync>,
+    /// What last differed from the primary, with a few refs; none if that has been over for long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub difference: Option<Finding>,
 }
 
 impl RepoHealth {
@@ -61,6 +65,7 @@ impl RepoHealth {
         let health = repo.health();
         let left = |then: Instant| SystemTime::now() + then.saturating_duration_since(Instant::now());
         let sync = repo.progress().shown();
+        let difference = repo.evidence().newest(SystemTime::now());
         Self {
             repo: repo.path.to_string(),
             phase: if sync.is_some() { Phase::Syncing } else { health.phase },
@@ -70,6 +75,7 @@ impl RepoHealth {
             error: health.error.clone(),
             left_out: health.left_out.clone(),
             sync,
+            difference,
         }
     }
 }
@@ -102,6 +108,7 @@ pub async fn nodes(bucket: &crate::store::Bucket) -> Result<Vec<NodeHealth>, Sto
         let Ok(mut health) = serde_json::from_slice::<NodeHealth>(&words) else { continue };
         health.repos.retain_mut(|repo| {
             repo.sync.iter_mut().for_each(|sync| cut(&mut sync.words));
+            repo.difference = repo.difference.take().map(Finding::bounded);
             repo.error.iter_mut().chain(&mut repo.left_out).for_each(cut);
             RepoPath::parse(&repo.repo).is_ok()
         });

@@ -22,11 +22,14 @@ pub fn measure(mirror: &Mirror) {
         let n = rows.iter().filter(|row| row.state == state).count();
         metrics::gauge!(names::REPOS, "state" => state.word()).set(n as f64);
     }
-    let running: Vec<Step> = mirror.syncs().into_iter().map(|(_, sync)| sync.phase).collect();
+    let mut running: Vec<Step> = mirror.syncs().into_iter().map(|(_, sync)| sync.phase).collect();
+    running.extend(repos.iter().filter_map(|repo| repo.compaction().shown()).map(|merge| merge.phase));
     for step in Step::ALL {
         let n = running.iter().filter(|running| **running == step).count();
         metrics::gauge!(names::SYNCS, "phase" => step.word()).set(n as f64);
     }
+    let layers = repos.iter().filter_map(|repo| Some(repo.known()?.layers.len())).max();
+    metrics::gauge!(names::LAYERS).set(layers.unwrap_or(0) as f64);
     let there = repos.iter().zip(&rows).filter(|(repo, _)| repo.health().phase != Phase::Gone);
     let ages = there.filter_map(|(_, row)| row.lag);
     metrics::gauge!(names::STALENESS).set(ages.max().unwrap_or_default().as_secs_f64());

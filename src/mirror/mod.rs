@@ -1,7 +1,7 @@
 //! The heart: the repositories of this node, and what is known of each.
 //!
 //! - [`repo`]: a repository's newest snapshot and its health. [`snapshot`]: one published state, open for reading.
-//!   [`blocks`]: the bytes of its packs. [`damage`]: what is wrong with them.
+//!   [`blocks`]: the bytes of its packs. [`damage`]: what is wrong with them. [`evidence`]: what differed from the primary.
 //! - [`opening`]: what the bucket holds is opened. [`newest`]: the newest record. `memory`: what of it outlives a restart.
 //! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
 //! - [`remove`](mod@remove): taking one out. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
@@ -12,6 +12,7 @@
 
 pub mod blocks;
 pub mod damage;
+pub mod evidence;
 pub mod export;
 pub mod health;
 pub mod measure;

@@ -30,11 +30,13 @@ pub enum Step {
     Uploading,
     /// Creates the generation and opens it.
     Publishing,
+    /// Merges layers, beside what syncs do; counts objects, then bytes that are stored.
+    Compacting,
 }
 
 impl Step {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Asking,
         Self::WaitingForRepair,
         Self::WaitingForNode,
@@ -43,6 +45,7 @@ impl Step {
         Self::Graph,
         Self::Uploading,
         Self::Publishing,
+        Self::Compacting,
     ];
 
     /// The label of metrics.
@@ -56,6 +59,7 @@ impl Step {
             Self::Graph => "graph",
             Self::Uploading => "uploading",
             Self::Publishing => "publishing",
+            Self::Compacting => "compacting",
         }
     }
 
@@ -70,6 +74,7 @@ impl Step {
             Self::Graph => "building the graph",
             Self::Uploading => "uploading",
             Self::Publishing => "publishing",
+            Self::Compacting => "merging layers",
         }
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::git::caps::V2Caps;
 use crate::git::path::RepoPath;
 use crate::mirror::damage::{self, Damage};
+use crate::mirror::evidence::Evidence;
 use crate::mirror::progress::{Progress, Step};
 use crate::mirror::snapshot::Snapshot;
 use crate::store::Generation;
@@ -153,7 +154,10 @@ pub struct Repo {
     /// The ticket taken when a client was shown a tag that is not published yet.
     tag_news: AtomicU64,
     damage: Mutex<Damage>,
+    evidence: Mutex<Evidence>,
     progress: Arc<Progress>,
+    /// How far a merge of its layers is, which runs beside syncs.
+    compaction: Arc<Progress>,
     /// The last attempt failed, or waited long for the primary.
     unwell: AtomicBool,
     /// The newest record that is known, also while nothing is open.
@@ -179,7 +183,9 @@ impl Repo {
             wake: Notify::new(),
             tag_news: AtomicU64::new(0),
             damage: Mutex::default(),
+            evidence: Mutex::default(),
             progress: Arc::default(),
+            compaction: Arc::default(),
             unwell: AtomicBool::new(false),
             known: RwLock::new(None),
             used: Mutex::new(Instant::now()),
@@ -311,9 +317,19 @@ impl Repo {
         self.damage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What comparisons found to differ, and what became of it; hold it briefly.
+    pub fn evidence(&self) -> MutexGuard<'_, Evidence> {
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How far the running sync is.
     pub fn progress(&self) -> &Arc<Progress> {
         &self.progress
+    }
+
+    /// How far a merge of its layers is: it runs beside syncs and is none.
+    pub fn compaction(&self) -> &Arc<Progress> {
+        &self.compaction
     }
 
     /// Begins a step of the running sync.

@@ -95,7 +95,7 @@ pub struct Snapshot {
     /// The bytes of the packs; outside this room they are opened with a grant.
     pub(super) blocks: Blocks,
     reach: OnceCell<Arc<Reach>>,
-    /// The reach of an older snapshot whose layers are the lower ones of this.
+    /// The reach of an older snapshot, as gids of this one.
     seed: Option<Arc<Reach>>,
     tip_set: OnceLock<HashSet<ObjectId>>,
     tags: OnceLock<[u8; 32]>,
@@ -192,10 +192,9 @@ impl Snapshot {
                 }
             });
         }
-        let seed = older.filter(|older| generation.layers.starts_with(&older.generation.layers));
-        let seed = seed.and_then(|older| older.reach.get().cloned());
         let packs = generation.layers.iter().zip(&layers).map(|(r, l)| pack_blob(&r.pack, l)).collect();
         let stack = Stack::open(layers).map_err(|e| unusable("the stack", number, &e))?;
+        let seed = older.and_then(|older| older.reach_in(&generation.layers, &stack));
         Ok(Self {
             generation,
             refs,
@@ -214,13 +213,25 @@ impl Snapshot {
         self.stack.layers().get(at).cloned()
     }
 
+    /// What its refs reach, or those of a snapshot before it, as gids of a newer stack: layers that were merged meanwhile
+    /// cost one look a reachable object. `None` if it is not known, or not all of it is there.
+    fn reach_in(&self, layers: &[LayerRef], stack: &Stack) -> Option<Arc<Reach>> {
+        let reach = self.reach.get().or(self.seed.as_ref())?;
+        let same = self.generation.layers.iter().zip(layers).take_while(|(a, b)| a == b).count();
+        if same == self.generation.layers.len() {
+            return Some(Arc::clone(reach));
+        }
+        let first = self.stack.first_gid(same);
+        reach.moved(first, stack, |gid| stack.lookup(&self.stack.oid(gid))).map(Arc::new)
+    }
+
     /// The set of objects that the published refs reach: made at first use by [`Snapshot::make_reach`], once however many
     /// wait for it.
     pub fn reach(&self) -> &OnceCell<Arc<Reach>> {
         &self.reach
     }
 
-    /// Computes that set: from that of an older snapshot where refs only advanced, else by a walk over the commit graph.
+    /// Computes that set: from that of an older snapshot where refs only advanced (layers may have been merged meanwhile), else by a walk over the commit graph.
     pub fn make_reach(&self, meter: &dyn Meter) -> Result<Arc<Reach>, TreeError> {
         let (tips, limits) = (self.tips(), TreeLimits::default());
         let grown = match &self.seed {

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::mirror::evidence::Finding;
 use crate::mirror::health::RepoHealth;
 use crate::mirror::progress::Sync;
 use crate::mirror::repo::{Phase, Repo};
@@ -76,16 +77,20 @@ pub struct RepoStatus {
     /// The comparison or sync that runs.
     #[serde(default)]
     pub sync: Option<Sync>,
+    /// What differed from the primary lately, the newest first. A node's own `/status` has all that it remembers.
+    #[serde(default)]
+    pub differences: Vec<Finding>,
 }
 
 impl RepoStatus {
     /// A repository of this node.
     pub fn of(repo: &Repo, now: SystemTime) -> Self {
         let health = RepoHealth::of(repo);
-        match repo.known() {
+        let standing = match repo.known() {
             Some(generation) => Self::published(&generation, Some(health), now),
             None => Self::unpublished(health),
-        }
+        };
+        Self { differences: repo.evidence().all(), ..standing }
     }
 
     /// A repository of which `generation` is the newest, with what a node said of it.
@@ -109,6 +114,7 @@ impl RepoStatus {
             left_out: None,
             error: None,
             sync: None,
+            differences: Vec::new(),
         };
         let Some(health) = health else { return current };
         Self {
@@ -117,6 +123,7 @@ impl RepoStatus {
             left_out: health.left_out,
             error: health.error,
             sync: health.sync,
+            differences: health.difference.into_iter().collect(),
             ..current
         }
     }
@@ -136,6 +143,7 @@ impl RepoStatus {
             left_out: health.left_out,
             error: health.error,
             sync: health.sync,
+            differences: health.difference.into_iter().collect(),
         }
     }
 }

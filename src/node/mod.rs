@@ -10,10 +10,11 @@ mod parts;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -110,7 +111,12 @@ pub async fn run(
 /// Tries the store's promises once. False: it does not answer. An error: it answers wrong and must not be used.
 async fn probe(app: &App, work: &Work) -> anyhow::Result<bool> {
     let bucket = &app.mirror.bucket;
-    match bucket.probe().await {
+    let probed = match bucket.probe().await {
+        // One answer that was spoilt on its way is no broken promise.
+        Err(failed) if !failed.is_transient() => bucket.probe().await,
+        probed => probed,
+    };
+    match probed {
         Ok(_) => {}
         Err(failed) if failed.is_transient() => {
             tracing::warn!(error = %failed, "the store does not answer; requests are passed on to the primary");
@@ -128,7 +134,7 @@ async fn probe(app: &App, work: &Work) -> anyhow::Result<bool> {
 /// Probes the store until it answers, then takes up what the bucket holds, now and every `pace`.
 ///
 /// A store that answers wrong stops the node.
-async fn keep(
+pub(crate) async fn keep(
     app: App,
     work: Arc<Work>,
     pace: Duration,

@@ -31,6 +31,8 @@ mod pack_stream;
 mod pass;
 #[cfg(test)]
 mod pass_tests;
+#[cfg(test)]
+pub(crate) mod played;
 mod settings;
 #[cfg(test)]
 mod testing;
@@ -89,6 +91,8 @@ enum Line {
 enum Backend {
     Http(http::Http),
     Directory(cgi::Cgi),
+    #[cfg(test)]
+    Played(Arc<dyn played::Play>),
 }
 
 /// A client's request to be passed on.
@@ -227,6 +231,8 @@ impl Primary {
             match &self.0.backend {
                 Backend::Http(http) => http.reach().await,
                 Backend::Directory(cgi) => cgi.reach().await,
+                #[cfg(test)]
+                Backend::Played(_) => Ok(()),
             }
         };
         tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err(client::too_late(limit)))
@@ -263,6 +269,8 @@ impl Primary {
         let answered = match &self.0.backend {
             Backend::Http(http) => watch.over_head(http.send(outgoing)).await,
             Backend::Directory(cgi) => watch.over_head(cgi.send(outgoing)).await,
+            #[cfg(test)]
+            Backend::Played(player) => watch.over_head(played::send(player, outgoing)).await,
         };
         let answered = answered.and_then(|answer| answer);
         self.0.health.note(op, begun.elapsed(), &answered);

@@ -208,7 +208,7 @@ mod names {
 
 /// A fresh value for [`Generation::writer`]: 128 random bits in hex.
 pub fn nonce() -> String {
-    hex::encode(rand::random::<[u8; 16]>())
+    hex::encode(crate::retry::Dice::random().bytes::<16>())
 }
 
 /// Where the generations of a repository lie: `repos/<repo>/gen`.

@@ -157,6 +157,24 @@ impl Bucket {
         Ok(self.newest(repo).await?.filter(|newest| newest.number > known))
     }
 
+    /// The keys of records above `number`, the newest that can be read, that cannot: they were spoilt, or are no records.
+    pub async fn spoilt_above(&self, repo: &RepoPath, number: u64) -> Result<Vec<String>, StoreError> {
+        let name = repo.key();
+        let mut spoilt = Vec::new();
+        for above in self.retrying(|| self.newest_numbers(&name)).await? {
+            if above <= number {
+                break;
+            }
+            match self.get(repo, above).await {
+                Err(StoreError::Damaged { key, .. }) => spoilt.push(key),
+                // Published meanwhile, or written by a newer program.
+                Ok(_) | Err(StoreError::Newer { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(spoilt)
+    }
+
     /// One generation by number, if it is there.
     pub async fn get(&self, repo: &RepoPath, number: u64) -> Result<Option<Generation>, StoreError> {
         let name = repo.key();

@@ -22,6 +22,8 @@ pub enum Note {
     Trouble,
     /// A node fetches from the primary.
     Fetch,
+    /// A node merges layers.
+    Compaction,
 }
 
 impl Note {
@@ -31,6 +33,7 @@ impl Note {
             Self::Repair => "repair",
             Self::Trouble => "trouble",
             Self::Fetch => "fetch",
+            Self::Compaction => "compaction",
         };
         NoteKey(Path::from_iter(["repos", &repo.key(), name]))
     }

@@ -61,6 +61,10 @@ pub const SYNC_BYTES: &str = "packmirror_sync_bytes_total";
 pub const REFS_LEFT_OUT: &str = "packmirror_refs_left_out_total";
 /// No labels. Repositories made anew after damaged or missing data was found.
 pub const REPAIRS: &str = "packmirror_repairs_total";
+/// No labels. Differences from the primary that comparisons found, each counted once until both were equal again.
+pub const DIFFERENCES: &str = "packmirror_differences_total";
+/// No labels. From the comparison that found a difference to the moment at which both were equal again.
+pub const DIFFERENCE_SECONDS: &str = "packmirror_difference_seconds";
 /// No labels. Age of the last comparison that found a repository equal, seen at each comparison.
 pub const REPO_LAG: &str = "packmirror_repo_lag_seconds";
 /// Labels: `state`. Repositories this node knows.
@@ -78,6 +82,16 @@ pub const CAS_CONFLICTS: &str = "packmirror_cas_conflicts_total";
 pub const LEASE_WAITS: &str = "packmirror_lease_waits_total";
 /// No labels. Leases that were taken over from nodes that had died.
 pub const LEASES_TAKEN_OVER: &str = "packmirror_leases_taken_over_total";
+/// Labels: `result` (merged, elsewhere, overtaken, no-scratch, failed, unsealed). Merges of a repository's layers.
+pub const COMPACTIONS: &str = "packmirror_compactions_total";
+/// No labels. How long they took.
+pub const COMPACTION_SECONDS: &str = "packmirror_compaction_duration_seconds";
+/// No labels. Bytes of packs that were merged.
+pub const COMPACTION_READ: &str = "packmirror_compaction_read_bytes_total";
+/// No labels. Bytes of packs that merges made.
+pub const COMPACTION_WRITTEN: &str = "packmirror_compaction_written_bytes_total";
+/// No labels. Layers of the repository that has most.
+pub const LAYERS: &str = "packmirror_layers";
 
 /// Label values that more than one place relies on.
 pub mod label {
@@ -146,6 +160,8 @@ const TABLE: &[(&str, Kind, &str)] = &[
         "Refs of the primary that cannot be mirrored, when first seen",
     ),
     (REPAIRS, Kind::Counter(Unit::Count), "Repositories made anew after damage was found"),
+    (DIFFERENCES, Kind::Counter(Unit::Count), "Differences from the primary that comparisons found"),
+    (DIFFERENCE_SECONDS, Kind::Histogram(LAG), "Time from finding a difference to being equal again"),
     (
         REPO_LAG,
         Kind::Histogram(LAG),
@@ -162,6 +178,11 @@ const TABLE: &[(&str, Kind, &str)] = &[
     (CAS_CONFLICTS, Kind::Counter(Unit::Count), "Generations that another writer published first"),
     (LEASE_WAITS, Kind::Counter(Unit::Count), "Times that a node waited for the work of another one"),
     (LEASES_TAKEN_OVER, Kind::Counter(Unit::Count), "Leases taken over from nodes that had died"),
+    (COMPACTIONS, Kind::Counter(Unit::Count), "Merges of a repository's layers, by result"),
+    (COMPACTION_SECONDS, Kind::Histogram(SECONDS), "Duration of merges of layers"),
+    (COMPACTION_READ, Kind::Counter(Unit::Bytes), "Bytes of packs that were merged"),
+    (COMPACTION_WRITTEN, Kind::Counter(Unit::Bytes), "Bytes of packs that merges made"),
+    (LAYERS, Kind::Gauge(Unit::Count), "Layers of the repository that has most"),
 ];
 
 /// How often [`Recorder::upkeep`] folds recorded samples together.

@@ -1,10 +1,10 @@
-//! A received pack becomes a layer: completed, indexed strictly, its closure proven, its graph built.
+//! A pack, received or merged, becomes a layer: completed, indexed strictly, its closure proven, its graph built.
 //!
 //! Everything happens in a scratch directory that is removed with the value; nothing is published here.
 //! Blocking and CPU-bound: run it off the async threads.
 //! Relies on: `pack::index` for receiving and indexing (checks the trailer and every object's hash, with collision
 //! detection) and `pack::layer::graph::build` for the proof that nothing is missing, both on the sync's meter ([`Cost`]).
-//! Elsewhere: uploading and publishing (`sync`).
+//! Elsewhere: uploading and publishing (`publish`).
 
 use std::fs::File;
 use std::io::{self, BufRead, BufWriter, Write};
@@ -17,7 +17,6 @@ use gix_object::Kind;
 
 use crate::local::map_file;
 use crate::mirror::progress::Step;
-use crate::mirror::snapshot::Snapshot;
 use crate::pack::index::complete::{self, Bases};
 use crate::pack::index::receive::receive;
 use crate::pack::index::resolve::{Keep, Resolve, resolve};
@@ -30,8 +29,8 @@ use crate::pack::meter::{Halt, Held, Meter};
 use crate::pack::{DecodeError, Scratch, Source, Stack};
 use crate::work::cost::Cost;
 
-/// Threads that compute the ids of one pack.
-const THREADS: usize = 2;
+/// Threads that compute the ids of a pack from the primary.
+pub const THREADS: usize = 2;
 /// Bases of so many bytes or more lie in files while a pack is indexed.
 const KEEP_FROM: u64 = 4 << 20;
 /// How much of a base is copied at once.
@@ -72,6 +71,8 @@ pub struct Expected {
     pub hash: gix_hash::Kind,
     /// The largest object that is taken, in bytes.
     pub largest_object: u64,
+    /// Threads that compute its ids.
+    pub threads: usize,
 }
 
 /// A layer that is ready to be uploaded.
@@ -92,13 +93,13 @@ pub struct NewLayer {
 pub fn ingest(
     mut stream: impl BufRead,
     scratch: &Path,
-    below: Option<&Snapshot>,
+    below: Option<(&Stack, &dyn Source)>,
     expected: &Expected,
     cost: &Cost,
     step: &dyn Fn(Step),
 ) -> Result<Option<NewLayer>, IngestError> {
-    let Expected { tips, hash, largest_object } = expected;
-    let (hash, largest) = (*hash, *largest_object);
+    let Expected { tips, hash, largest_object, threads } = expected;
+    let (hash, largest, threads) = (*hash, *largest_object, *threads);
     let mut pack = scratch.join("received");
     let mut entries = writing(&pack, |out| receive(&mut stream, out, hash, largest, cost))?;
     drop(stream);
@@ -108,8 +109,8 @@ pub fn ingest(
     let _entries = held_for(&entries, cost)?;
     step(Step::Indexing);
     let mut pack_bytes = map_file(&pack).map_err(IngestError::Scratch)?;
-    if let Some(snapshot) = below {
-        let bases = Below { snapshot, cost };
+    if let Some((stack, source)) = below {
+        let bases = Below { stack, source, cost };
         if complete::is_thin(&entries, &bases) {
             let thin = std::mem::replace(&mut pack, scratch.join("complete"));
             entries =
@@ -126,7 +127,7 @@ pub fn ingest(
         keep: &Files { scratch },
         keep_from: KEEP_FROM,
         meter: cost,
-        threads: THREADS,
+        threads,
     })?;
     let idx = scratch.join("idx");
     let trailer = pack_bytes.get(entries.end as usize..).unwrap_or_default();
@@ -135,7 +136,6 @@ pub fn ingest(
 
     step(Step::Graph);
     let idx_bytes = map_file(&idx).map_err(IngestError::Scratch)?;
-    let below = below.map(|snapshot| (&*snapshot.stack, snapshot.blocks_for_work() as &dyn Source));
     let NewGraph { file: graph, layer } = graph_of(&pack_bytes, idx_bytes, below, hash, tips, scratch, cost)?;
     Ok(Some(NewLayer { pack, idx, graph, layer }))
 }
@@ -231,20 +231,21 @@ impl Keep for Files<'_> {
 
 /// The bases that a thin pack may need: the objects of the layers below.
 struct Below<'a> {
-    snapshot: &'a Snapshot,
+    stack: &'a Stack,
+    source: &'a dyn Source,
     cost: &'a Cost,
 }
 
 impl Bases for Below<'_> {
     fn find(&self, id: &oid) -> Option<(Kind, u64)> {
-        let gid = self.snapshot.stack.lookup(id)?;
-        Some((self.snapshot.stack.kind(gid), self.snapshot.stack.size(gid)))
+        let gid = self.stack.lookup(id)?;
+        Some((self.stack.kind(gid), self.stack.size(gid)))
     }
 
     fn write(&self, id: &oid, out: &mut dyn Write) -> Result<(), IndexError> {
         let missing = || IndexError::MissingBase { base: id.to_owned() };
         let failed = |error| IndexError::Base { base: id.to_owned(), error };
-        let (stack, source) = (&*self.snapshot.stack, self.snapshot.blocks_for_work());
+        let (stack, source) = (self.stack, self.source);
         let gid = stack.lookup(id).ok_or_else(missing)?;
         let entry = stack.entry(gid);
         if entry.base_local.is_none() {

@@ -1,16 +1,20 @@
 //! What changes the bucket: comparing with the primary, syncing, mending.
 //!
 //! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
-//! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it.
-//! - `lease`: which node does what one is enough for. `regraph`: graphs of an older version, built again.
+//! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it; `upon`: the same
+//!   where layers were merged meanwhile.
+//! - [`compact`]: layers are merged. `lease`: which node does what one is enough for. `regraph`: graphs of an older version, built again.
+//! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
 //! - [`trouble`]: repositories that cannot be taken in.
 //! - [`error`]: why it failed. [`cost`]: what one sync may hold and do. [`lanes`]: places, so that the broken and the long do not hold up the others.
 //!
 //! Relies on: `mirror` for repositories and what is known of them, `primary`, `store` and `pack`. Elsewhere: clients (`serve`),
 //! which ask for a comparison and wait for it (`Repo::ask`); a node without this room serves what others published.
 
+pub mod compact;
 pub mod cost;
 pub mod error;
+pub mod examine;
 pub mod ingest;
 pub mod lanes;
 mod lease;
@@ -19,6 +23,8 @@ mod receive;
 mod regraph;
 pub mod sync;
 pub mod trouble;
+mod upon;
+pub mod vet;
 pub mod worker;
 
 use std::collections::HashMap;
@@ -53,6 +59,10 @@ pub struct Work {
     lanes: Lanes,
     /// What all syncs may hold together.
     sync_memory: Budget,
+    /// Repositories whose layers may have to be merged.
+    compaction: compact::queue::Queue,
+    /// What a merge of layers may hold.
+    compaction_memory: Budget,
     /// What this node alone cannot take in.
     here: Mutex<HashMap<RepoPath, Trouble>>,
     tasks: TaskTracker,
@@ -70,6 +80,11 @@ impl Work {
             patience: Policy::new(interval.saturating_mul(2), LONGEST),
             lanes: Lanes::closed(),
             sync_memory: Budget::new(settings.limits.sync_memory, "limits.sync_memory"),
+            compaction: compact::queue::Queue::new(),
+            compaction_memory: Budget::new(
+                settings.limits.sync_memory.min(compact::MOST_MEMORY),
+                "limits.sync_memory",
+            ),
             here: Mutex::default(),
             tasks: TaskTracker::new(),
             mirror,
@@ -81,9 +96,10 @@ impl Work {
         self.lanes.open(self.max_syncs);
     }
 
-    /// Starts a worker for each repository that the mirror enters, until `stop`.
+    /// Starts a worker for each repository that the mirror enters, and merges layers beside them, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let Some(mut entered) = self.mirror.entered() else { return };
+        self.tasks.spawn(compact::run(Arc::clone(&self), stop.clone()));
         while let Some(Some(repo)) = stop.run_until_cancelled(entered.recv()).await {
             self.tasks.spawn(worker::run(Arc::clone(&self), repo, stop.clone()));
         }

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use crate::git::refs::Refs;
-use crate::mirror::progress::Step;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
 use crate::store::{BlobKind, BlobRef, Generation, LayerRef, Publish, StoreError, VERSION, nonce};
@@ -44,7 +43,6 @@ pub(super) enum Published {
 
 /// Creates the generation that names what `draft` says, and opens it.
 pub(super) async fn publish(work: &Work, repo: &Repo, draft: Draft<'_>) -> Result<Published, SyncError> {
-    repo.step(Step::Publishing);
     let Draft { base, layers, refs: seen, asked, repairing } = draft;
     let text = zstd::bulk::compress(&seen.packed_refs(), 3)?;
     let refs = put(work, BlobKind::Refs, text, repairing).await?;

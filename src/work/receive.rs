@@ -21,12 +21,13 @@ use crate::git::refs::Refs;
 use crate::mirror::progress::Step;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
+use crate::pack::Source;
 use crate::pack::index::IndexError;
 use crate::primary::{FetchSpec, Pack, PrimaryError};
 use crate::work::Work;
 use crate::work::cost::Cost;
 use crate::work::error::SyncError;
-use crate::work::ingest::{Expected, IngestError, NewLayer, ingest};
+use crate::work::ingest::{Expected, IngestError, NewLayer, THREADS, ingest};
 use crate::work::lanes::Place;
 
 /// More tips than this are not named as haves: the primary finds the common history from fewer.
@@ -132,12 +133,13 @@ async fn take_in(
 ) -> Result<Option<(NewLayer, tempfile::TempDir)>, SyncError> {
     let cut = Box::pin(flow.cut.clone().cancelled_owned());
     let bridge = SyncIoBridge::new(Incoming { pack, repo: Arc::clone(repo), flow: Arc::clone(flow), cut });
-    let expected = Expected { tips: seen.tips(), hash: seen.hash, largest_object };
+    let expected = Expected { tips: seen.tips(), hash: seen.hash, largest_object, threads: THREADS };
     let (cost, teller) = (Arc::clone(cost), Arc::clone(repo));
     let made = tokio::task::spawn_blocking(move || {
         let reader = std::io::BufReader::with_capacity(256 << 10, bridge);
         let step = |step: Step| teller.step(step);
-        ingest(reader, scratch.path(), below.as_deref(), &expected, &cost, &step)
+        let below = below.as_deref().map(|open| (&*open.stack, open.blocks_for_work() as &dyn Source));
+        ingest(reader, scratch.path(), below, &expected, &cost, &step)
             .map(|made| made.map(|layer| (layer, scratch)))
     });
     match made.await {

@@ -40,6 +40,7 @@ pub(super) async fn regraph(
         repo.report_damage(old, e);
     })?;
     let draft = Draft { base: Some(old), layers, refs: &refs, asked: old.verified_at, repairing: false };
+    repo.step(Step::Publishing);
     publish(work, repo, draft).await
 }
 

@@ -8,7 +8,7 @@
 //! (I2), `publish` for create-if-absent.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use gix_hash::ObjectId;
 use tokio::time::Instant;
@@ -27,10 +27,11 @@ use crate::work::cost::Cost;
 use crate::work::error::SyncError;
 use crate::work::ingest::NewLayer;
 use crate::work::lease::{Asked, Lease};
-use crate::work::publish::{Draft, Published, publish, seconds, store_layer};
+use crate::work::publish::{Draft, Published, seconds, store_layer};
 use crate::work::receive::{PATIENCE, beside_others, receive};
 use crate::work::regraph::regraph;
 use crate::work::trouble::Known;
+use crate::work::upon::publish_upon;
 
 /// How often a comparison starts over, after another writer won or the primary's refs moved, before the next interval.
 const MAX_ROUNDS: usize = 5;
@@ -160,6 +161,9 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             repair = work.lease(&repo.path, Note::Repair, number).await?;
             continue;
         }
+        if let Some(published) = &below {
+            differs(repo, published, &seen, asked);
+        }
         // The record that is open may have been published meanwhile.
         let base = below.as_ref().map(|open| open.generation.clone()).or(base);
         let below = below.filter(|open| open.refs.hash == seen.hash);
@@ -199,21 +203,21 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         repo.step(Step::Uploading);
         let made = made.flatten();
         let new_objects = made.as_ref().map_or(0, |(new, _)| new.layer.graph.len());
-        let layers =
-            layers(work, repo, below.as_deref(), made.as_ref().map(|(new, _)| new), &seen, repairing);
-        let draft = Draft {
-            base: base.as_ref(),
-            layers: layers.await?,
-            refs: &seen,
-            asked: seconds(asked.time),
-            repairing,
-        };
-        match publish(work, repo, draft).await? {
+        if new_objects > 0 {
+            repo.evidence().done(format!("fetched {new_objects} objects"));
+        }
+        let new = made.as_ref().map(|(new, _)| new);
+        let layers = layers(work, repo, below.as_deref(), new, &seen, repairing).await?;
+        let draft = Draft { base: base.as_ref(), layers, refs: &seen, asked: seconds(asked.time), repairing };
+        repo.step(Step::Publishing);
+        match publish_upon(work, repo, draft, new).await? {
             Published::Won(snapshot) => {
+                work.published(&repo.path);
                 if repairing {
                     metrics::counter!(names::REPAIRS).increment(1);
                     repo.damage().repaired(&snapshot.generation);
                 }
+                repo.evidence().done(format!("published generation {}", snapshot.generation.number));
                 confirmed(work, repo, asked, &left_out);
                 if was_removed {
                     // Where it stays, nodes look at the record once more now and then.
@@ -223,6 +227,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                 return Ok(Synced::Published { number: snapshot.generation.number, new_objects });
             }
             Published::Lost(winner) => {
+                repo.evidence().done(format!("another node published generation {}", winner.number));
                 let is_ours = work.mirror.bucket.is_record_of(&winner.primary, &work.mirror.primary.name());
                 if is_ours && !winner.removed {
                     // If it cannot be opened, the next round reports why.
@@ -265,17 +270,46 @@ fn confirmed(work: &Work, repo: &Repo, asked: Moment, left_out: &LeftOut) {
     let left_out = work.mirror.primary.note_left_out(&repo.path, left_out);
     let before = {
         let mut health = repo.health();
+        if let Some(words) = &left_out {
+            repo.evidence().done(words.clone());
+        }
         health.left_out = left_out;
         health.asked.replace(asked)
     };
+    equal(repo);
     if let Some(before) = before {
         let lag = asked.instant.saturating_duration_since(before.instant);
         metrics::histogram!(names::REPO_LAG).record(lag.as_secs_f64());
     }
 }
 
-/// Ends what still computes for a sync that is over.
-struct StopOnDrop(Arc<Cost>);
+/// Takes note of how the primary differs from what is published.
+fn differs(repo: &Repo, published: &Snapshot, seen: &Refs, asked: Moment) {
+    let before = repo.health().asked.map(|asked| asked.time);
+    let mut evidence = repo.evidence();
+    if evidence.differs(&published.refs, seen, asked.time, before)
+        && let Some(found) = evidence.newest(asked.time)
+    {
+        metrics::counter!(names::DIFFERENCES).increment(1);
+        let first = found.refs.first().map(|r| r.name.as_str()).unwrap_or_default();
+        let number = published.generation.number;
+        tracing::info!(repo = %repo.path, number, refs = found.refs_count, first, "differs from the primary");
+    }
+}
+
+/// Takes note that what is published equals the primary.
+fn equal(repo: &Repo) {
+    let mut evidence = repo.evidence();
+    let now = SystemTime::now();
+    if let Some(over) = evidence.equal(now) {
+        let took = now.duration_since(over.since).unwrap_or_default();
+        metrics::histogram!(names::DIFFERENCE_SECONDS).record(took.as_secs_f64());
+        tracing::info!(repo = %repo.path, ?took, done = over.done.join(", "), "equal to the primary again");
+    }
+}
+
+/// Ends what still computes for work that is over.
+pub(super) struct StopOnDrop(pub Arc<Cost>);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {

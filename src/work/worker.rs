@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::mirror::repo::{Phase, Repo};
 use crate::primary::PrimaryError;
+use crate::retry::Dice;
 use crate::telemetry::metrics as names;
 use crate::text::chain;
 use crate::work::Work;
@@ -73,7 +74,7 @@ async fn supervise<F: Future<Output = ()>>(
 /// Compares whenever it is due or somebody asked. `stop` drops a sync under way.
 async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
     // Spread over one interval.
-    let mut due = Instant::now() + work.compare_every.mul_f64(rand::random::<f64>());
+    let mut due = Instant::now() + Dice::random().up_to(work.compare_every);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -166,6 +167,7 @@ fn record(work: &Work, repo: &Repo, outcome: Result<Synced, SyncError>) {
             health.not_before = Some(now + wait);
             health.next = Some(now + wait);
             let error = chain(&e);
+            repo.evidence().done(format!("failed: {error}"));
             if is_gone {
                 if is_published {
                     // Looked for ever less often; at once if a client is shown it again.

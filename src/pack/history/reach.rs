@@ -55,6 +55,20 @@ impl Reach {
         &self.objects
     }
 
+    /// The same objects in another stack: gids from `first` on are looked up, those below are what they were. `None` if one of
+    /// them is not there.
+    pub fn moved(&self, first: Gid, stack: &Stack, to: impl Fn(Gid) -> Option<Gid>) -> Option<Self> {
+        let mut objects = GidSet::new(stack.len());
+        for gid in &self.objects {
+            objects.insert(if gid < first { gid } else { to(gid)? });
+        }
+        let moved = |tip: Gid| if tip < first { Some(tip) } else { to(tip) };
+        let tips = self.tips.iter().map(moved).collect::<Option<_>>()?;
+        let mut objects = objects.to_roaring();
+        objects.optimize();
+        Some(Self { objects, tips })
+    }
+
     /// Computes what `tips` reach from what the old tips reached.
     ///
     /// `None` if something may have become unreachable, so that [`Reach::new`] is needed: an old tip

@@ -61,29 +61,48 @@ pub struct Entry {
 impl Stack {
     /// Puts `layers`, lowest first, on top of each other. An empty stack has no objects.
     pub fn open(layers: Vec<Arc<Layer>>) -> Result<Self, Damaged> {
+        Self::of(layers, false)
+    }
+
+    /// Puts some neighbouring layers of a repository on top of each other, without those below them. Objects that lie
+    /// below are not known to it: commits lead to no gid there, and what completed a thin pack is the lowest copy there is.
+    /// For laying out what the layers hold ([`plan`](mod@crate::pack::plan)), and for no walk.
+    pub fn open_part(layers: Vec<Arc<Layer>>) -> Result<Self, Damaged> {
+        Self::of(layers, true)
+    }
+
+    fn of(layers: Vec<Arc<Layer>>, is_part: bool) -> Result<Self, Damaged> {
         let hash = layers.first().map_or(HashKind::Sha1, |layer| layer.graph.hash());
         let mut stack = Self { hash, rows: Vec::new(), layers: Vec::new(), len: 0 };
         for layer in layers {
-            stack.push(layer)?;
+            stack.push(layer, is_part)?;
         }
         Ok(stack)
     }
 
-    fn push(&mut self, layer: Arc<Layer>) -> Result<(), Damaged> {
+    /// Adds a layer on top. What should lie below and does not is an error, unless this is a part of a stack.
+    fn push(&mut self, layer: Arc<Layer>, is_part: bool) -> Result<(), Damaged> {
         if layer.graph.hash() != self.hash {
             return Err(Damaged::Mismatch("object hash of two layers"));
         }
-        let below = |oid: &oid| self.lookup(oid).ok_or_else(|| Damaged::NotBelow(oid.to_owned()));
-        let externals: Vec<Gid> = layer.graph.externals().map(below).collect::<Result<_, _>>()?;
+        let first = self.len;
+        let below = |oid: &oid, otherwise: Gid| {
+            let found = self.lookup(oid).or(is_part.then_some(otherwise));
+            found.ok_or_else(|| Damaged::NotBelow(oid.to_owned()))
+        };
+        let externals = layer.graph.externals().map(|oid| below(oid, NONE));
+        let externals: Vec<Gid> = externals.collect::<Result<_, _>>()?;
         let mut by_gid: Vec<(Gid, u32)> = externals.iter().copied().zip(layer.graph.len()..).collect();
         by_gid.sort_unstable();
         let dups = layer
             .graph
             .dups()
             .iter()
-            .map(|position| below(&layer.oid(position).ok_or(Damaged::Bytes("a rank is out of bounds"))?))
+            .map(|position| {
+                let oid = layer.oid(position).ok_or(Damaged::Bytes("a rank is out of bounds"))?;
+                below(&oid, first.saturating_add(position))
+            })
             .collect::<Result<_, _>>()?;
-        let first = self.len;
         self.len = first.checked_add(layer.graph.len()).filter(|&len| len < NONE).ok_or(Damaged::TooMany)?;
         self.rows.push(Row { first, externals, by_gid, dups });
         self.layers.push(layer);

@@ -1,7 +1,8 @@
-//! Writing a pack: its bytes step by step ([`send`](mod@send)), and the blocking loop around that.
+//! Writing a pack: its bytes step by step ([`send`](mod@send)), the blocking loop around that, and the same to be read ([`reader`]).
 //!
 //! The loop is for files, and the reference for the async loop of the server.
 //! Elsewhere: what the pack holds (`plan`).
+pub mod reader;
 pub mod send;
 
 use std::io;

@@ -1,0 +1,339 @@
+//! Compaction: layers of one repository are merged, so that it has few of them however often it was pushed to.
+//!
+//! It runs beside the syncs and holds none up, one repository at a time on a node: after something was published here, and
+//! once a day. The merged layer replaces its inputs in a new generation with the same refs. A sync that publishes first is no
+//! hindrance: its layer then lies on the merged one, since layers name what lies below them by id. A node that ends in the
+//! middle leaves blobs that no record names, and nothing else.
+//!
+//! - [`policy`]: which layers. [`queue`]: which repositories. `merge`: the merged layer. `seal`: the last check before it
+//!   replaces anything.
+//!
+//! Relies on: `publish` for the generation, `lease` so that two nodes do not do the same. Elsewhere: what nobody names any
+//! more is deleted by others.
+
+mod merge;
+pub mod policy;
+pub mod queue;
+mod seal;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::HumanBytes;
+use tokio_util::sync::CancellationToken;
+
+use crate::git::path::RepoPath;
+use crate::git::refs::Refs;
+use crate::mirror::newest::NotFound;
+use crate::mirror::progress::Step;
+use crate::mirror::repo::Repo;
+use crate::mirror::snapshot::{OpenError, Snapshot};
+use crate::pack::meter::Halt;
+use crate::store::{BlobKind, Generation, LayerRef, Note, StoreError};
+use crate::telemetry::metrics as names;
+use crate::text::chain;
+use crate::work::Work;
+use crate::work::cost::Cost;
+use crate::work::error::SyncError;
+use crate::work::ingest::{IngestError, NewLayer};
+use crate::work::publish::{Draft, Published, publish, put_file};
+use crate::work::sync::StopOnDrop;
+use merge::{Layers, Merge, merge};
+use policy::{Bounds, Size, choose};
+
+/// How often all repositories are looked at, whatever was published.
+const DAY: Duration = Duration::from_secs(86_400);
+/// After the start of a node this comes earlier.
+const FIRST_DAY: Duration = Duration::from_secs(3_600);
+/// The memory that a merge may take.
+pub const MOST_MEMORY: u64 = 256 << 20;
+/// What one object costs a merge.
+const MEMORY_AN_OBJECT: u64 = 256;
+/// Scratch space that is left to others.
+const SPARE_SCRATCH: u64 = 256 << 20;
+/// How much longer a graph may be than its blob, which is compressed.
+const GRAPH_GROWS: u64 = 4;
+/// How long another node's merge of the same repository is waited for.
+const LEASE_PATIENCE: Duration = Duration::from_secs(90);
+/// How often a merged layer is put under what was published meanwhile.
+const MAX_ROUNDS: usize = 8;
+
+/// Why layers were not merged. What is published is as it was.
+#[derive(Debug, thiserror::Error)]
+enum CompactError {
+    /// The bucket did not answer as it should.
+    #[error("the bucket: {0}")]
+    Store(#[from] StoreError),
+    /// What is published cannot be found or opened just now.
+    #[error(transparent)]
+    NotFound(#[from] NotFound),
+    /// The layers could not be merged.
+    #[error("the layers: {0}")]
+    Merge(#[from] IngestError),
+    /// There is no memory for a merge to begin.
+    #[error("it could not begin: {0}")]
+    Halted(#[from] Halt),
+    /// The disk is too small.
+    #[error(
+        "{} of scratch space are needed and {} are free: make room beside the cache directory, or set cache_max lower",
+        HumanBytes(*.needed),
+        HumanBytes(*.free)
+    )]
+    Scratch {
+        /// Bytes that the merge would write.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
+    /// The scratch directory cannot be used.
+    #[error("scratch space of this node: {0}")]
+    Io(#[from] io::Error),
+    /// The merged layer is not what it should be.
+    #[error("{0}: nothing was published; please report it")]
+    Seal(#[from] seal::Broken),
+    /// It could not be published.
+    #[error("{0}")]
+    Publish(#[from] SyncError),
+}
+
+impl From<OpenError> for CompactError {
+    fn from(error: OpenError) -> Self {
+        NotFound::from(error).into()
+    }
+}
+
+/// How a look at a repository ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// Nothing is to be merged.
+    Nothing,
+    /// Layers were merged and the generation is published.
+    Merged,
+    /// Another node does it, or has done it.
+    Elsewhere,
+    /// What was merged is not in the newest generation any more.
+    Overtaken,
+}
+
+impl Outcome {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Merged => "merged",
+            Self::Elsewhere => "elsewhere",
+            Self::Overtaken => "overtaken",
+        }
+    }
+}
+
+/// Merges the layers of repositories that were asked for, and once a day of all, until `stop`.
+pub async fn run(work: Arc<Work>, stop: CancellationToken) {
+    let mut day = tokio::time::Instant::now() + FIRST_DAY.mul_f64(0.5 + rand::random::<f64>());
+    loop {
+        let (path, is_due) = tokio::select! {
+            () = stop.cancelled() => return,
+            next = work.compaction.next() => next,
+            () = tokio::time::sleep_until(day) => {
+                day += DAY;
+                ask_all(&work);
+                continue;
+            }
+        };
+        let Some(repo) = work.mirror.repos().into_iter().find(|repo| repo.path == path) else { continue };
+        let begun = Instant::now();
+        let looking = stop.run_until_cancelled(look(&work, &repo, is_due));
+        let Some(outcome) = looking.await else { return };
+        repo.compaction().end();
+        record(&work, &repo, begun, outcome);
+    }
+}
+
+/// Puts all repositories in line that have something to be merged.
+fn ask_all(work: &Work) {
+    for repo in work.mirror.repos() {
+        if repo.known().is_some_and(|known| choose(&sizes(&known), true, bounds(work)).is_some()) {
+            work.compaction.ask_due(&repo.path);
+        }
+    }
+}
+
+fn record(work: &Work, repo: &Repo, begun: Instant, outcome: Result<Outcome, CompactError>) {
+    let result = match &outcome {
+        Ok(outcome) => outcome.word(),
+        Err(CompactError::Seal(_)) => "unsealed",
+        Err(CompactError::Scratch { .. }) => "no-scratch",
+        Err(_) => "failed",
+    };
+    if result != Outcome::Nothing.word() {
+        metrics::counter!(names::COMPACTIONS, "result" => result).increment(1);
+        metrics::histogram!(names::COMPACTION_SECONDS).record(begun.elapsed().as_secs_f64());
+    }
+    let Err(error) = outcome else { return work.compaction.went_well(&repo.path) };
+    let next_try_in = work.compaction.went_wrong(&repo.path);
+    let words = chain(&error);
+    if let CompactError::Seal(_) = error {
+        tracing::error!(repo = %repo.path, error = words, "a merged layer is not what it should be");
+    } else {
+        tracing::warn!(repo = %repo.path, error = words, ?next_try_in, "layers could not be merged; they stay as they are");
+    }
+}
+
+fn sizes(generation: &Generation) -> Vec<Size> {
+    let layers = generation.layers.iter();
+    layers.map(|layer| Size { bytes: layer.pack.len, objects: layer.objects.into() }).collect()
+}
+
+fn bounds(work: &Work) -> Bounds {
+    Bounds { bytes: u64::MAX, objects: work.compaction_memory.most() / MEMORY_AN_OBJECT }
+}
+
+/// Merges layers of one repository if some are to be merged.
+async fn look(work: &Work, repo: &Arc<Repo>, is_due: bool) -> Result<Outcome, CompactError> {
+    let known = repo.known();
+    if known.is_none_or(|known| choose(&sizes(&known), is_due, bounds(work)).is_none()) {
+        return Ok(Outcome::Nothing);
+    }
+    let Some(newest) = work.mirror.newest(repo).await? else { return Ok(Outcome::Nothing) };
+    if repo.damage().is_known() || choose(&sizes(&newest), is_due, bounds(work)).is_none() {
+        return Ok(Outcome::Nothing);
+    }
+    let taking = work.lease(&repo.path, Note::Compaction, newest.number);
+    let lease = match tokio::time::timeout(LEASE_PATIENCE, taking).await {
+        Ok(lease) => lease?,
+        Err(_) => return Ok(Outcome::Elsewhere),
+    };
+    let Some(_lease) = lease else {
+        // Something was published meanwhile. If there is still something to be merged, that is found at the next look.
+        work.compaction.ask(&repo.path);
+        return Ok(Outcome::Elsewhere);
+    };
+    compact(work, repo, newest, is_due).await
+}
+
+/// Merges what the policy says, and publishes it.
+async fn compact(
+    work: &Work,
+    repo: &Arc<Repo>,
+    newest: Generation,
+    is_due: bool,
+) -> Result<Outcome, CompactError> {
+    let open = work.mirror.open(repo, newest).await?;
+    let layers = &open.generation.layers;
+    let Some(range) = choose(&sizes(&open.generation), is_due, bounds(work)) else {
+        return Ok(Outcome::Nothing);
+    };
+    let from = range.start;
+    let below = Layers::of(layers, open.stack.layers(), 0..from);
+    let inputs = Layers::of(layers, open.stack.layers(), from..layers.len());
+    enough_scratch(work, &inputs.named)?;
+    let count = inputs.named.len();
+    let read: u64 = inputs.named.iter().map(|layer| layer.pack.len).sum();
+    tracing::info!(repo = %repo.path, layers = count, of = layers.len(), bytes = read, "merging layers");
+
+    repo.compaction().step(Step::Compacting, true);
+    let cost = Arc::new(Cost::begin(&work.compaction_memory).await?.of(repo.compaction()));
+    let _end = StopOnDrop(Arc::clone(&cost));
+    let job = Merge {
+        inputs: (inputs.clone(), inputs.blocks(&work.mirror.local)),
+        below: (below.clone(), below.blocks(&work.mirror.local)),
+        keep: None,
+        tips: open.refs.tips(),
+        hash: open.refs.hash,
+    };
+    let scratch = work.mirror.local.scratch()?;
+    let made = tokio::task::spawn_blocking(move || {
+        let made = merge(&job, scratch.path(), &cost).map_err(CompactError::from)?;
+        let Some(new) = made else { return Ok(None) };
+        seal::check(&job.inputs.0.open, &new.layer, &job.below.0.open, &job.tips, |_| true)?;
+        Ok(Some((new, scratch)))
+    });
+    let made: Result<_, CompactError> = made.await.map_err(io::Error::other)?;
+    let made = made.inspect_err(|e| {
+        // Lost and damaged blobs are made anew by a sync.
+        repo.report_damage(&open.generation, e);
+    })?;
+    let Some((new, _scratch)) = made else { return Ok(Outcome::Nothing) };
+
+    let merged = store(work, repo, &new).await?;
+    let outcome = replace(work, repo, open, (&below.named, &inputs.named), merged).await?;
+    if outcome == Outcome::Merged {
+        metrics::counter!(names::COMPACTION_READ).increment(read);
+        metrics::counter!(names::COMPACTION_WRITTEN).increment(merged.pack.len);
+    }
+    Ok(outcome)
+}
+
+/// Makes sure that the scratch space takes the merged layer.
+fn enough_scratch(work: &Work, inputs: &[LayerRef]) -> Result<(), CompactError> {
+    let layer =
+        |layer: &LayerRef| [layer.pack.len, layer.idx.len, layer.graph.len.saturating_mul(GRAPH_GROWS)];
+    let needed = inputs.iter().flat_map(layer).fold(0, u64::saturating_add);
+    let free = work.mirror.local.free_scratch()?;
+    if free < needed.saturating_add(SPARE_SCRATCH) {
+        return Err(CompactError::Scratch { needed, free });
+    }
+    Ok(())
+}
+
+/// Stores the files of the merged layer.
+async fn store(work: &Work, repo: &Repo, new: &NewLayer) -> Result<LayerRef, StoreError> {
+    let sizes = [&new.pack, &new.idx, &new.graph].map(|file| file.metadata().map_or(0, |data| data.len()));
+    let (progress, total, done) = (repo.compaction(), sizes.iter().sum(), AtomicU64::new(0));
+    let sent = |bytes| progress.set(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+    let (pack, idx, graph) = tokio::try_join!(
+        put_file(work, BlobKind::Pack, &new.pack, false, &sent),
+        put_file(work, BlobKind::Idx, &new.idx, false, &sent),
+        put_file(work, BlobKind::Graph, &new.graph, false, &sent),
+    )?;
+    Ok(LayerRef { pack, idx, graph, objects: new.layer.graph.len() })
+}
+
+/// Publishes a generation that has `merged` where the newest one has `inputs`, upon `below`.
+async fn replace(
+    work: &Work,
+    repo: &Arc<Repo>,
+    mut base: Arc<Snapshot>,
+    (below, inputs): (&[LayerRef], &[LayerRef]),
+    merged: LayerRef,
+) -> Result<Outcome, CompactError> {
+    for _ in 0..MAX_ROUNDS {
+        let Some(layers) = replaced(&base.generation.layers, below, inputs, merged) else { break };
+        let (generation, refs): (&Generation, &Refs) = (&base.generation, &base.refs);
+        let draft =
+            Draft { base: Some(generation), layers, refs, asked: generation.verified_at, repairing: false };
+        match publish(work, repo, draft).await? {
+            Published::Won(_) => return Ok(Outcome::Merged),
+            Published::Lost(winner) => {
+                let is_ours = work.mirror.bucket.is_record_of(&winner.primary, &work.mirror.primary.name());
+                if !is_ours || winner.removed {
+                    break;
+                }
+                base = work.mirror.open(repo, *winner).await?;
+            }
+        }
+    }
+    work.compaction.ask(&repo.path);
+    Ok(Outcome::Overtaken)
+}
+
+/// The layers of a stack with `merged` in the place of `inputs`; none if they do not lie upon `below` in it any more.
+fn replaced(
+    layers: &[LayerRef],
+    below: &[LayerRef],
+    inputs: &[LayerRef],
+    merged: LayerRef,
+) -> Option<Vec<LayerRef>> {
+    let above = layers.strip_prefix(below)?.strip_prefix(inputs)?;
+    Some([below, &[merged], above].concat())
+}
+
+impl Work {
+    /// Says that something was published, so that layers may have to be merged.
+    pub(super) fn published(&self, repo: &RepoPath) {
+        self.compaction.ask(repo);
+    }
+}

@@ -1,0 +1,141 @@
+//! Layers of histories that real git packed are merged, and real git looks at the result.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use gix_hash::{Kind as HashKind, ObjectId};
+
+use super::merge::lay_out;
+use super::seal::{Broken, check};
+use crate::pack::filter::trees::TreeLimits;
+use crate::pack::layer::Layer;
+use crate::pack::meter::Unlimited;
+use crate::pack::testing::{Packed, Packs, Repo, id, random_history, stack};
+use crate::pack::write::reader::PackReader;
+use crate::pack::{Reach, Scratch, Stack};
+
+/// A history in layers, as pushes bring it: each a thin pack that was completed, on top of those before.
+fn layered(hash: HashKind, seed: u64, commits: usize, pushes: usize) -> (Repo, Vec<Packed>) {
+    let repo = Repo::new(hash);
+    random_history(&repo, seed, commits);
+    let tips: Vec<String> = (1..=commits).map(|n| repo.git(&["rev-parse", &format!("m{n}")])).collect();
+    let each = commits.div_ceil(pushes);
+    let packs = (0..pushes).map(|push| {
+        let wanted = &tips[push * each..commits.min((push + 1) * each)];
+        let known = tips[..push * each].iter().map(|tip| format!("^{tip}\n")).collect::<String>();
+        let wanted = wanted.iter().map(|tip| format!("{tip}\n")).collect::<String>();
+        if push == 0 {
+            repo.pack(&["--revs", "--delta-base-offset"], &wanted)
+        } else {
+            repo.completed_thin_pack(&(wanted + &known))
+        }
+    });
+    let packs = packs.collect();
+    (repo, packs)
+}
+
+/// Merges the layers from `from` on, and gives the pack with git's own index of it.
+fn merged(packs: &[Packed], whole: &Stack, from: usize) -> Packed {
+    let part = Stack::open_part(whole.layers()[from..].to_vec()).unwrap();
+    let plan = Arc::new(lay_out(&part, None, &Unlimited).unwrap());
+    let source = Packs(packs[from..].to_vec());
+    assert_eq!(plan.anew, 0, "all deltas are copied");
+    let mut reader = PackReader::new(plan, &part, &source, Scratch::new(1 << 20, u64::MAX), &Unlimited);
+    let mut pack = Vec::new();
+    reader.read_to_end(&mut pack).unwrap();
+    // In an empty repository what leans on an object outside is refused, and strictly what leads to one.
+    let empty = Repo::new(whole.hash());
+    let path = empty.path().join("merged.pack");
+    std::fs::write(&path, &pack).unwrap();
+    let strict: &[&str] = if from == 0 { &["--strict"] } else { &[] };
+    empty.git(&[&["index-pack"], strict, &["merged.pack"]].concat());
+    empty.git(&["verify-pack", "merged.pack"]);
+    let idx = std::fs::read(path.with_extension("idx")).unwrap();
+    Packed { pack: pack.into(), idx: idx.into() }
+}
+
+fn ids(layers: &[Arc<Layer>]) -> BTreeSet<ObjectId> {
+    let ids = |layer: &Arc<Layer>| (0..layer.graph.len()).filter_map(|n| layer.oid(n)).collect::<Vec<_>>();
+    layers.iter().flat_map(ids).collect()
+}
+
+/// The layer that a merged pack makes on `below`.
+fn layer(packed: &Packed, below: &[Packed], whole: &Stack, tips: &[ObjectId]) -> Layer {
+    let layers = whole.layers()[..below.len()].to_vec();
+    let (stack, source) = (Stack::open(layers).unwrap(), Packs(below.to_vec()));
+    let draft = packed.draft(whole.hash(), Some((&stack, &source)), tips).unwrap();
+    Layer::open(packed.idx.clone(), Bytes::from(draft.to_bytes()), whole.hash()).unwrap()
+}
+
+#[test]
+fn a_merged_layer_holds_what_its_inputs_hold_once_and_needs_no_other() {
+    for (hash, seed) in [(HashKind::Sha1, 1), (HashKind::Sha1, 2), (HashKind::Sha256, 3)] {
+        let (repo, packs) = layered(hash, seed, 60, 8);
+        let (whole, _) = stack(&packs, hash);
+        let tips: Vec<ObjectId> =
+            repo.git(&["for-each-ref", "--format=%(objectname)", "refs/heads"]).lines().map(id).collect();
+        for from in [0, 3, 6] {
+            let packed = merged(&packs, &whole, from);
+            let made = Arc::new(layer(&packed, &packs[..from], &whole, &tips));
+            let inputs = &whole.layers()[from..];
+            assert_eq!(ids(std::slice::from_ref(&made)), ids(inputs));
+            assert_eq!(made.graph.len() as usize, ids(inputs).len(), "each object once");
+            check(inputs, &made, &whole.layers()[..from], &tips, |_| true).unwrap();
+            let entries: usize = packs[from..].iter().map(|packed| packed.pack.len()).sum();
+            assert!(packed.pack.len() <= entries, "{} of {entries} bytes", packed.pack.len());
+            // What lies above finds what it leans on.
+            let layers = [&whole.layers()[..from], &[Arc::clone(&made)]].concat();
+            Stack::open(layers).unwrap();
+        }
+        // A later push lies on the merged layer as it lay on its inputs.
+        let packed = merged(&packs[..5], &stack(&packs[..5], hash).0, 2);
+        let made = Arc::new(layer(&packed, &packs[..2], &whole, &[]));
+        let layers = [&whole.layers()[..2], &[made], &whole.layers()[5..]].concat();
+        assert_eq!(ids(&layers), ids(whole.layers()));
+        Stack::open(layers).unwrap();
+    }
+}
+
+#[test]
+fn the_seal_finds_what_a_merge_lost_or_made_up() {
+    let (repo, packs) = layered(HashKind::Sha1, 4, 30, 3);
+    let (whole, _) = stack(&packs, repo.hash);
+    let (below, inputs) = whole.layers().split_at(1);
+    let packed = merged(&packs, &whole, 1);
+    let all: Vec<ObjectId> = ids(inputs).into_iter().collect();
+    let made = layer(&packed, &packs[..1], &whole, &[]);
+    let tip = id(&repo.git(&["rev-parse", "m30"]));
+    check(inputs, &made, below, &[tip], |_| true).unwrap();
+
+    // A blob that nothing in the merged layers needs is left out: the graph does not miss it.
+    let spare = repo.store("blob", b"spare");
+    let with = layer(&repo.pack_objects(&[&all[..], &[spare]].concat()), &packs[..1], &whole, &[]);
+    let with = [Arc::new(with)];
+    assert_eq!(check(&with, &made, below, &[], |_| true), Err(Broken::Lost(spare)));
+    check(&with, &made, below, &[], |oid| *oid != spare).unwrap();
+    assert_eq!(check(inputs, &with[0], below, &[], |_| true), Err(Broken::Foreign(spare)));
+    assert_eq!(check(inputs, &made, below, &[spare], |_| true), Err(Broken::Tip(spare)));
+}
+
+#[test]
+fn what_is_reachable_is_the_same_in_the_merged_stack() {
+    let (repo, packs) = layered(HashKind::Sha1, 5, 40, 5);
+    let (whole, source) = stack(&packs, repo.hash);
+    let reach = |stack: &Stack, packs: &Packs, tip: &str| {
+        let tip = stack.lookup(&id(&repo.git(&["rev-parse", tip]))).unwrap();
+        Reach::new(stack, packs, &[tip], &TreeLimits::default(), &Unlimited).unwrap()
+    };
+    let packed = merged(&packs, &whole, 2);
+    let made = Arc::new(layer(&packed, &packs[..2], &whole, &[]));
+    let after = Stack::open([&whole.layers()[..2], &[made]].concat()).unwrap();
+    let after_source = Packs([&packs[..2], &[packed]].concat());
+    let old = reach(&whole, &source, "m35");
+    let first = whole.first_gid(2);
+    let moved = old.moved(first, &after, |gid| after.lookup(&whole.oid(gid))).unwrap();
+    assert_eq!(moved, reach(&after, &after_source, "m35"));
+    let lost = whole.oid(old.objects().max().unwrap());
+    let to = |gid| after.lookup(&whole.oid(gid)).filter(|_| whole.oid(gid) != lost);
+    assert_eq!(old.moved(first, &after, to), None, "not all of it is there");
+}

@@ -1,0 +1,479 @@
+//! The bucket of the simulation: objects in memory under a clock of its own, seen by each node through a view that breaks.
+//!
+//! Nothing of it is shared with what packmirror stores through: a map, and what S3 promises of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt, StreamExt};
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// The store's clock at the beginning.
+const EPOCH: Duration = Duration::from_secs(1_800_000_000);
+
+#[derive(Clone)]
+struct Object {
+    bytes: Bytes,
+    etag: String,
+    modified: SystemTime,
+}
+
+/// What all views show.
+pub struct Shared {
+    objects: Mutex<BTreeMap<String, Object>>,
+    begun: Instant,
+}
+
+impl Shared {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { objects: Mutex::default(), begun: Instant::now() })
+    }
+
+    fn now(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + EPOCH + self.begun.elapsed()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Object>> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All objects, for the walker.
+    pub fn dump(&self) -> BTreeMap<String, Bytes> {
+        self.lock().iter().map(|(key, object)| (key.clone(), object.bytes.clone())).collect()
+    }
+
+    /// Takes an object away behind everybody's back.
+    pub fn lose(&self, key: &str) {
+        self.lock().remove(key);
+    }
+
+    /// Flips one bit of an object behind everybody's back.
+    pub fn flip(&self, key: &str, at: usize) {
+        if let Some(object) = self.lock().get_mut(key) {
+            let mut bytes = object.bytes.to_vec();
+            let at = at % bytes.len().max(1);
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= 1 << (at % 8);
+            }
+            object.bytes = bytes.into();
+        }
+    }
+
+    fn put(&self, key: &str, bytes: Bytes, mode: &PutMode) -> Result<PutResult> {
+        let modified = self.now();
+        let mut objects = self.lock();
+        let there = objects.get(key);
+        match mode {
+            PutMode::Overwrite => {}
+            PutMode::Create if there.is_some() => return Err(exists(key)),
+            PutMode::Create => {}
+            PutMode::Update(version) => match there {
+                Some(object) if version.e_tag.as_ref() == Some(&object.etag) => {}
+                _ => return Err(precondition(key)),
+            },
+        }
+        // As S3's of objects sent in one piece: equal bytes have equal tags.
+        let etag = format!("\"{}\"", hex::encode(&<sha2::Sha256 as sha2::Digest>::digest(&bytes)[..16]));
+        objects.insert(key.to_owned(), Object { bytes, etag: etag.clone(), modified });
+        Ok(PutResult { e_tag: Some(etag), version: None, extensions: Default::default() })
+    }
+}
+
+fn exists(key: &str) -> Error {
+    Error::AlreadyExists { path: key.into(), source: "status code: 412".into() }
+}
+
+fn precondition(key: &str) -> Error {
+    Error::Precondition { path: key.into(), source: "status code: 412".into() }
+}
+
+fn missing(key: &str) -> Error {
+    Error::NotFound { path: key.into(), source: "status code: 404".into() }
+}
+
+fn broken(words: &'static str) -> Error {
+    Error::Generic { store: "sim", source: words.into() }
+}
+
+/// How often what goes wrong, in thousandths of the calls.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Weather {
+    /// 503 or 429, nothing happened.
+    pub before: u32,
+    /// It happened, and the reply was lost.
+    pub after: u32,
+    /// 409 or 412 to a conditional write that did not happen for another's sake.
+    pub conflict: u32,
+    /// It takes seconds.
+    pub slow: u32,
+    /// It takes minutes.
+    pub stall: u32,
+    /// A body is cut or has a bit flipped.
+    pub spoilt: u32,
+    /// A listing ends early, and says nothing of it.
+    pub cut_short: u32,
+}
+
+impl Weather {
+    fn is_clear(&self) -> bool {
+        self.slow == 0 && self.stall == 0
+    }
+}
+
+/// One node's way to the bucket.
+pub struct View {
+    shared: Arc<Shared>,
+    chance: Mutex<StdRng>,
+    weather: Mutex<Weather>,
+    /// Frozen while false: no call begins or ends. Dropped: the node is dead.
+    runs: watch::Sender<bool>,
+    dead: Mutex<bool>,
+    calls: Mutex<u64>,
+    /// The call that fails, and whether after its effect.
+    pub nth: Mutex<Option<(u64, bool)>>,
+}
+
+enum Ill {
+    Before,
+    After,
+    Conflict,
+    Spoilt(usize),
+    CutShort(usize),
+}
+
+impl View {
+    pub fn of(shared: &Arc<Shared>, seed: u64) -> Arc<Self> {
+        Arc::new(Self {
+            shared: shared.clone(),
+            chance: Mutex::new(StdRng::seed_from_u64(seed)),
+            weather: Mutex::default(),
+            runs: watch::Sender::new(true),
+            dead: Mutex::default(),
+            calls: Mutex::default(),
+            nth: Mutex::default(),
+        })
+    }
+
+    pub fn set_weather(&self, weather: Weather) {
+        *self.weather.lock().unwrap_or_else(PoisonError::into_inner) = weather;
+    }
+
+    /// How many calls were made.
+    pub fn calls(&self) -> u64 {
+        *self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on no call has an effect or an answer.
+    pub fn kill(&self) {
+        *self.dead.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// Stops the node's way out, also of calls under way, or lets it go on.
+    pub fn freeze(&self, frozen: bool) {
+        self.runs.send_replace(!frozen);
+    }
+
+    async fn passes(&self) {
+        if *self.dead.lock().unwrap_or_else(PoisonError::into_inner) {
+            std::future::pending::<()>().await;
+        }
+        let _ = self.runs.subscribe().wait_for(|runs| *runs).await;
+        if *self.dead.lock().unwrap_or_else(PoisonError::into_inner) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// What comes before a call, and what is wrong with it.
+    async fn begin(&self) -> Option<Ill> {
+        let number = {
+            let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+            *calls += 1;
+            *calls
+        };
+        let planned = *self.nth.lock().unwrap_or_else(PoisonError::into_inner);
+        let (wait, ill) = {
+            let weather = *self.weather.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
+            let wait = match chance.random_range(0..1000) {
+                n if n < weather.stall => Duration::from_secs(chance.random_range(60..900)),
+                n if n < weather.stall + weather.slow => {
+                    Duration::from_millis(chance.random_range(100..20_000))
+                }
+                _ => Duration::from_millis(chance.random_range(0..30)),
+            };
+            let mut left = chance.random_range(0..1000);
+            let mut hit = |of: u32| {
+                let is = left < of;
+                left = if is { u32::MAX } else { left.saturating_sub(of) };
+                is
+            };
+            let ill = if hit(weather.before) {
+                Some(Ill::Before)
+            } else if hit(weather.after) {
+                Some(Ill::After)
+            } else if hit(weather.conflict) {
+                Some(Ill::Conflict)
+            } else if hit(weather.spoilt) {
+                Some(Ill::Spoilt(chance.random_range(0..1 << 20)))
+            } else if hit(weather.cut_short) {
+                Some(Ill::CutShort(chance.random_range(0..20)))
+            } else {
+                None
+            };
+            (wait, ill)
+        };
+        self.passes().await;
+        self.wait(wait).await;
+        self.passes().await;
+        match planned {
+            Some((n, after)) if n == number => Some(if after { Ill::After } else { Ill::Before }),
+            _ => ill,
+        }
+    }
+
+    /// Waits; when the weather clears, what stood still goes on.
+    async fn wait(&self, long: Duration) {
+        let until = Instant::now() + long;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            tokio::time::sleep(left.min(Duration::from_secs(1))).await;
+            if self.weather.lock().unwrap_or_else(PoisonError::into_inner).is_clear() {
+                return;
+            }
+        }
+    }
+
+    async fn end<T>(&self, ill: &Option<Ill>, result: T) -> Result<T> {
+        self.passes().await;
+        if matches!(ill, Some(Ill::After)) { Err(broken("the reply was lost")) } else { Ok(result) }
+    }
+
+    fn metas(&self, prefix: &str, ill: &Option<Ill>) -> Vec<ObjectMeta> {
+        let objects = self.shared.lock();
+        let below = |key: &&String| {
+            prefix.is_empty() || key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
+        };
+        let found = objects.iter().filter(|(key, _)| below(key)).map(|(key, object)| meta(key, object));
+        match ill {
+            Some(Ill::CutShort(most)) => found.take(*most).collect(),
+            _ => found.collect(),
+        }
+    }
+}
+
+fn meta(key: &str, object: &Object) -> ObjectMeta {
+    ObjectMeta {
+        location: Path::from(key),
+        last_modified: object.modified.into(),
+        size: object.bytes.len() as u64,
+        e_tag: Some(object.etag.clone()),
+        version: None,
+    }
+}
+
+fn before(ill: &Option<Ill>) -> Result<()> {
+    if matches!(ill, Some(Ill::Before)) { Err(broken("status code: 503, slow down")) } else { Ok(()) }
+}
+
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sim")
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("View")
+    }
+}
+
+/// A view as a store.
+#[derive(Debug, Clone)]
+pub struct Store(pub Arc<View>);
+
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sim")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Store {
+    async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        let ill = self.0.begin().await;
+        before(&ill)?;
+        if matches!(ill, Some(Ill::Conflict)) && options.mode != PutMode::Overwrite {
+            return Err(exists(path.as_ref()));
+        }
+        let result = self.0.shared.put(path.as_ref(), payload.into(), &options.mode)?;
+        self.0.end(&ill, result).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        path: &Path,
+        _: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        let ill = self.0.begin().await;
+        before(&ill)?;
+        let upload = Upload { view: self.0.clone(), key: path.to_string(), parts: Arc::default() };
+        self.0.end(&ill, Box::new(upload) as Box<dyn MultipartUpload>).await
+    }
+
+    async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+        let ill = self.0.begin().await;
+        before(&ill)?;
+        let key = path.as_ref();
+        let object = self.0.shared.lock().get(key).cloned().ok_or_else(|| missing(key))?;
+        options.check_preconditions(&meta(key, &object))?;
+        let size = object.bytes.len() as u64;
+        let range = match &options.range {
+            None => 0..size,
+            Some(range) => {
+                range.as_range(size).map_err(|e| Error::Generic { store: "sim", source: Box::new(e) })?
+            }
+        };
+        let mut bytes = object.bytes.slice(range.start as usize..range.end as usize);
+        if let Some(Ill::Spoilt(at)) = ill
+            && !bytes.is_empty()
+        {
+            let mut spoilt = bytes.to_vec();
+            let at = at % spoilt.len();
+            if at % 2 == 0 {
+                spoilt.truncate(at)
+            } else {
+                spoilt[at] ^= 1
+            };
+            bytes = spoilt.into();
+        }
+        let payload = GetResultPayload::Stream(stream::once(async { Ok(bytes) }).boxed());
+        let meta = meta(key, &object);
+        self.0
+            .end(
+                &ill,
+                GetResult {
+                    payload,
+                    meta,
+                    range,
+                    attributes: Default::default(),
+                    extensions: Default::default(),
+                },
+            )
+            .await
+    }
+
+    fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        let view = self.0.clone();
+        paths
+            .then(move |path| {
+                let view = view.clone();
+                async move {
+                    let path = path?;
+                    let ill = view.begin().await;
+                    before(&ill)?;
+                    view.shared.lock().remove(path.as_ref());
+                    view.end(&ill, path).await
+                }
+            })
+            .boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let (view, prefix) = (self.0.clone(), prefix.map(Path::to_string).unwrap_or_default());
+        let listing = async move {
+            let ill = view.begin().await;
+            before(&ill)?;
+            let metas = view.metas(&prefix, &ill);
+            view.end(&ill, metas).await
+        };
+        listing
+            .map(|listed| match listed {
+                Ok(metas) => stream::iter(metas.into_iter().map(Ok).collect::<Vec<_>>()),
+                Err(error) => stream::iter(vec![Err(error)]),
+            })
+            .flatten_stream()
+            .boxed()
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        let ill = self.0.begin().await;
+        before(&ill)?;
+        let prefix = prefix.map(Path::to_string).unwrap_or_default();
+        let mut folders = std::collections::BTreeSet::new();
+        let mut objects = Vec::new();
+        for meta in self.0.metas(&prefix, &ill) {
+            let key = meta.location.to_string();
+            let rest = key[prefix.len()..].trim_start_matches('/');
+            match rest.split_once('/') {
+                Some((folder, _)) => {
+                    let parts = [prefix.as_str(), folder];
+                    folders.insert(parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/"));
+                }
+                None => objects.push(meta),
+            }
+        }
+        let common_prefixes = folders.into_iter().map(Path::from).collect();
+        self.0.end(&ill, ListResult { common_prefixes, objects, extensions: Default::default() }).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, _: CopyOptions) -> Result<()> {
+        let ill = self.0.begin().await;
+        before(&ill)?;
+        let object =
+            self.0.shared.lock().get(from.as_ref()).cloned().ok_or_else(|| missing(from.as_ref()))?;
+        self.0.shared.put(to.as_ref(), object.bytes, &PutMode::Overwrite)?;
+        self.0.end(&ill, ()).await
+    }
+}
+
+#[derive(Debug)]
+struct Upload {
+    view: Arc<View>,
+    key: String,
+    parts: Arc<Mutex<Vec<(usize, Bytes)>>>,
+}
+
+#[async_trait]
+impl MultipartUpload for Upload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        let (view, parts) = (self.view.clone(), self.parts.clone());
+        let number = parts.lock().unwrap_or_else(PoisonError::into_inner).len();
+        parts.lock().unwrap_or_else(PoisonError::into_inner).push((number, data.into()));
+        async move {
+            let ill = view.begin().await;
+            before(&ill)?;
+            view.end(&ill, ()).await
+        }
+        .boxed()
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let ill = self.view.begin().await;
+        before(&ill)?;
+        let whole: Vec<u8> = self
+            .parts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .flat_map(|(_, bytes)| bytes.to_vec())
+            .collect();
+        let result = self.view.shared.put(&self.key, whole.into(), &PutMode::Overwrite)?;
+        self.view.end(&ill, result).await
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        Ok(())
+    }
+}

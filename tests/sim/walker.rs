@@ -1,0 +1,138 @@
+//! The walker: what lies in the bucket, read by the page of stored bytes alone (docs/formats.md) and judged by stock git.
+//!
+//! It shares no code with what writes: JSON as JSON, hashes by name, packs by `git fsck`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::primary::{State, git, run};
+
+/// The bucket's objects below its prefix, by key.
+pub type Dump = BTreeMap<String, Bytes>;
+
+/// A generation as the bucket has it.
+#[derive(Debug)]
+pub struct Record {
+    pub number: u64,
+    pub value: Value,
+    pub sum: String,
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// All records of a repository, the newest first.
+pub fn records(dump: &Dump, repo: &str) -> Vec<Record> {
+    let folder = format!("repos/{}/gen/", sha256(repo.as_bytes()));
+    let of = |(key, bytes): (&String, &Bytes)| {
+        let number = u64::MAX - key.strip_prefix(&folder)?.parse::<u64>().ok()?;
+        let text = std::str::from_utf8(bytes).expect("a record is text");
+        let (first, second) = text.split_once('\n').expect("a record has two lines");
+        let line = format!("{first}\n");
+        assert_eq!(second.trim(), format!("\"{}\"", sha256(line.as_bytes())), "{key}: its checksum");
+        let value: Value = serde_json::from_str(first).expect("JSON");
+        assert_eq!(value["number"], number, "{key}");
+        assert_eq!(value["repo"], repo, "{key}");
+        Some(Record { number, value, sum: sha256(bytes) })
+    };
+    dump.iter().filter_map(of).collect()
+}
+
+/// The blobs that a record names: key and length.
+pub fn named(record: &Value) -> Vec<(String, u64)> {
+    let mut found = Vec::new();
+    let mut add = |blob: &Value| {
+        if let (Some(id), Some(kind), Some(len)) =
+            (blob["id"].as_str(), blob["kind"].as_str(), blob["len"].as_u64())
+        {
+            found.push((format!("blobs/{}/{id}.{kind}", &id[..2]), len));
+        }
+    };
+    if record["removed"] == true {
+        return found;
+    }
+    add(&record["refs"]);
+    for layer in record["layers"].as_array().into_iter().flatten() {
+        for part in ["pack", "idx", "graph"] {
+            add(&layer[part]);
+        }
+    }
+    found
+}
+
+/// Checks that what a record names is there, whole, and is what its name says (I1, I12).
+pub fn check_blobs(dump: &Dump, record: &Value) {
+    for (key, len) in named(record) {
+        let number = &record["number"];
+        let bytes =
+            dump.get(&key).unwrap_or_else(|| panic!("generation {number} names {key}, which is not there"));
+        assert_eq!(bytes.len() as u64, len, "{key}: its length");
+        let name = key.rsplit('/').next().and_then(|name| name.split('.').next());
+        assert_eq!(name, Some(sha256(bytes).as_str()), "{key}: its bytes");
+    }
+}
+
+/// The refs of a record.
+pub fn refs(dump: &Dump, record: &Value) -> BTreeMap<String, String> {
+    let (key, _) = named(record).remove(0);
+    let text = zstd::decode_all(&dump[&key][..]).expect("a zstd frame");
+    let text = String::from_utf8(text).expect("refs are text");
+    let pairs = text.lines().filter(|line| !line.starts_with(['#', '^']));
+    pairs
+        .filter_map(|line| line.split_once(' '))
+        .map(|(oid, name)| (name.to_owned(), oid.to_owned()))
+        .collect()
+}
+
+/// Checks that every object that the refs reach is there, by stock git on the exported files (I2), and gives the bytes of packs.
+pub fn check_closure(dump: &Dump, record: &Value) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    run(git(dir.path()).args(["init", "-q", "--bare", "."]), b"");
+    let mut bytes = 0;
+    for (n, layer) in record["layers"].as_array().unwrap().iter().enumerate() {
+        for kind in ["pack", "idx"] {
+            let id = layer[kind]["id"].as_str().unwrap();
+            let to = dir.path().join(format!("objects/pack/pack-{n:040x}.{kind}"));
+            std::fs::write(to, &dump[&format!("blobs/{}/{id}.{kind}", &id[..2])]).unwrap();
+        }
+        bytes += layer["pack"]["len"].as_u64().unwrap();
+    }
+    let packed: String = refs(dump, record).iter().map(|(name, oid)| format!("{oid} {name}\n")).collect();
+    std::fs::write(dir.path().join("packed-refs"), packed).unwrap();
+    run(git(dir.path()).args(["fsck", "--full", "--strict", "--no-dangling", "--no-progress"]), b"");
+    bytes
+}
+
+/// Checks the chain of a repository (I3): numbers follow each other, each record names the one before as its parent.
+pub fn check_chain(records: &[Record]) {
+    for pair in records.windows(2) {
+        let [newer, older] = pair else { continue };
+        assert_eq!(newer.number, older.number + 1, "a number is missing between two that are there");
+        assert_eq!(
+            newer.value["parent"].as_str(),
+            Some(older.sum.as_str()),
+            "generation {}: its parent",
+            newer.number
+        );
+    }
+}
+
+/// Checks that what a record publishes is one of `states` (I4, I7), and gives which.
+pub fn state_of(dump: &Dump, record: &Value, states: &[(usize, &State)]) -> usize {
+    let refs = refs(dump, record);
+    let found = states.iter().find(|(_, state)| state.refs == refs);
+    found
+        .unwrap_or_else(|| {
+            panic!("generation {} is a state that the primary never had: {refs:?}", record["number"])
+        })
+        .0
+}
+
+/// The blobs that lie there, by key.
+pub fn blobs(dump: &Dump) -> BTreeSet<String> {
+    dump.keys().filter(|key| key.starts_with("blobs/")).cloned().collect()
+}
