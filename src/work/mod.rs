@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
-use crate::config::{Limits, Settings};
+use crate::config::{Freshness, Limits, OnPrimaryDown, Settings};
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::retry::Policy;
@@ -51,6 +51,8 @@ pub struct Work {
     pub mirror: Arc<Mirror>,
     /// The pace of comparisons.
     compare_every: Duration,
+    /// Refs may be shown out of the bucket, for which it must be known what the primary can do with each repository.
+    advertises: bool,
     max_syncs: usize,
     limits: Limits,
     backoff: Policy,
@@ -74,6 +76,8 @@ impl Work {
         let interval = settings.compare_every.max(FIRST_BACKOFF);
         Arc::new(Self {
             compare_every: settings.compare_every,
+            advertises: settings.freshness == Freshness::Bounded
+                || settings.on_primary_down == OnPrimaryDown::ServeVerified,
             max_syncs: settings.max_syncs,
             limits: settings.limits.clone(),
             backoff: Policy::new(FIRST_BACKOFF, interval),

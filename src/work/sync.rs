@@ -274,6 +274,7 @@ fn confirmed(work: &Work, repo: &Repo, asked: Moment, left_out: &LeftOut) {
             repo.evidence().done(words.clone());
         }
         health.left_out = left_out;
+        health.by_others = false;
         health.asked.replace(asked)
     };
     equal(repo);
