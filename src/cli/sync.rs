@@ -89,6 +89,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
         .buffer_unordered(at_once)
         .collect()
         .await;
+    work.ended().await;
     results.sort_by(|a, b| a.0.cmp(&b.0));
     let (mut failed, mut published) = (0, 0);
     for (path, result) in &results {

@@ -1,5 +1,7 @@
-//! What a node says of itself in the bucket, so that `packmirror status` can show all nodes from anywhere.
+//! What a node says of itself in the bucket: for `packmirror status`, which shows all nodes from anywhere, and for the other
+//! nodes, which take part in what it found ([`farm`](super::farm)).
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -26,8 +28,55 @@ pub struct NodeHealth {
     pub at: SystemTime,
     /// The program's version.
     pub version: String,
-    /// Its repositories.
+    /// Its name, new at each start.
+    #[serde(default)]
+    pub node: String,
+    /// The number of this text; 0 in those of earlier versions.
+    #[serde(default)]
+    pub beat: u64,
+    /// How often it writes at least, in milliseconds.
+    #[serde(default)]
+    pub pace_ms: u64,
+    /// The last texts that it had read of other nodes when it composed this one, by number.
+    #[serde(default)]
+    pub heard: BTreeMap<String, u64>,
+    /// The repositories that it compares, and those of which it has something to say.
     pub repos: Vec<RepoHealth>,
+}
+
+/// The first bytes of a zstd frame; earlier versions wrote plain JSON.
+const FRAME: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// The longest text of one node.
+const MOST_WORDS: usize = 16 << 20;
+
+impl NodeHealth {
+    /// The stored bytes.
+    fn encode(&self) -> Vec<u8> {
+        // Strings, numbers and lists: serialising them cannot fail, nor can compressing in memory.
+        let words = serde_json::to_vec(self).unwrap_or_default();
+        zstd::bulk::compress(&words, 3).unwrap_or(words)
+    }
+
+    /// Reads stored bytes, if they are a node's.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        if !bytes.starts_with(&FRAME) {
+            return serde_json::from_slice(bytes).ok();
+        }
+        serde_json::from_slice(&zstd::bulk::decompress(bytes, MOST_WORDS).ok()?).ok()
+    }
+
+    #[cfg(test)]
+    pub(super) fn empty() -> Self {
+        Self {
+            at: SystemTime::UNIX_EPOCH,
+            version: String::new(),
+            node: String::new(),
+            beat: 1,
+            pace_ms: 0,
+            heard: BTreeMap::new(),
+            repos: Vec::new(),
+        }
+    }
 }
 
 /// One repository as a node sees it.
@@ -42,6 +91,12 @@ pub struct RepoHealth {
     /// When the primary was asked by the comparison that last found it equal to that.
     #[serde(with = "humantime_serde::option")]
     pub compared: Option<SystemTime>,
+    /// How long before the text was composed that was at the most, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_ms: Option<u64>,
+    /// Whether it is this node that compares it.
+    #[serde(default)]
+    pub ours: bool,
     /// When it is compared next.
     #[serde(with = "humantime_serde::option")]
     pub next: Option<SystemTime>,
@@ -91,6 +146,9 @@ impl RepoHealth {
             phase: if sync.is_some() { Phase::Syncing } else { health.phase },
             generation,
             compared: health.asked.map(|asked| asked.time),
+            // Rounded up: it must not seem younger than it is.
+            asked_ms: health.asked.map(|asked| asked.instant.elapsed().as_millis() as u64 + 1),
+            ours: false,
             next: health.next.map(left),
             error: health.error.clone(),
             left_out: health.left_out.clone(),
@@ -103,16 +161,38 @@ impl RepoHealth {
 }
 
 impl Mirror {
-    /// Writes what this node knows into the bucket.
+    /// Writes what this node knows into the bucket: of the repositories that it compares, and of those that it has asked the
+    /// primary about lately or has trouble with.
     pub async fn tell_health(&self) -> Result<(), StoreError> {
+        let (beat, heard) = {
+            let mut farm = self.farm();
+            (farm.beat(), farm.heard())
+        };
+        let mut repos: Vec<RepoHealth> = Vec::new();
+        for repo in self.repos() {
+            let ours = self.is_ours(&repo.path);
+            if ours || self.has_news_of(&repo) {
+                repos.push(RepoHealth { ours, ..RepoHealth::of(&repo) });
+            }
+        }
         let health = NodeHealth {
             at: SystemTime::now(),
             version: env!("CARGO_PKG_VERSION").into(),
-            repos: self.repos().iter().map(|repo| RepoHealth::of(repo)).collect(),
+            node: self.node.clone(),
+            beat,
+            pace_ms: self.beat_every.as_millis() as u64,
+            heard,
+            repos,
         };
-        // Strings, numbers and lists: serialising them cannot fail.
-        let words = serde_json::to_vec(&health).unwrap_or_default();
-        self.bucket.put_node(&self.node, words.into()).await
+        self.bucket.put_node(&self.node, health.encode().into()).await
+    }
+
+    /// Whether the nodes may learn something of a repository from this one, though another one compares it.
+    fn has_news_of(&self, repo: &Repo) -> bool {
+        let health = repo.health();
+        let lately = |asked: Instant| asked.elapsed() < self.compare_every.saturating_mul(2);
+        let asked = !health.by_others && health.asked.is_some_and(|asked| lately(asked.instant));
+        asked || health.error.is_some() || repo.progress().shown().is_some()
     }
 }
 
@@ -127,7 +207,8 @@ pub fn cut(text: &mut String) {
 pub async fn nodes(bucket: &crate::store::Bucket) -> Result<Vec<NodeHealth>, StoreError> {
     let mut nodes = Vec::new();
     for (name, words) in bucket.nodes().await? {
-        let Ok(mut health) = serde_json::from_slice::<NodeHealth>(&words) else { continue };
+        let Some(mut health) = NodeHealth::decode(&words) else { continue };
+        cut(&mut health.node);
         health.repos.retain_mut(|repo| {
             repo.sync.iter_mut().for_each(|sync| cut(&mut sync.words));
             repo.difference = repo.difference.take().map(Finding::bounded);

@@ -5,6 +5,7 @@
 //! - [`opening`]: what the bucket holds is opened. [`newest`]: the newest record. `memory`: what of it outlives a restart.
 //! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
 //! - [`remove`](mod@remove): taking one out. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
+//!   `farm`: the other nodes and what they found. `division`: which node compares which repository.
 //!   [`progress`]: how far a sync is. [`standing`]: how a repository stands. [`measure`](mod@measure): gauges.
 //!
 //! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: what
@@ -13,8 +14,10 @@
 pub mod blocks;
 pub mod carry;
 pub mod damage;
+mod division;
 pub mod evidence;
 pub mod export;
+mod farm;
 pub mod health;
 pub mod measure;
 mod memory;
@@ -40,6 +43,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::{ConfigError, Selection, Settings};
 use crate::git::path::RepoPath;
 use crate::local::Local;
+use crate::mirror::farm::Farm;
 use crate::mirror::names::{Repos, folded, with_suffix};
 use crate::mirror::newcomers::Newcomers;
 use crate::mirror::newest::NotFound;
@@ -51,6 +55,10 @@ use crate::store::{Bucket, StoreError, nonce};
 
 /// A repository from which no client was served for so long is closed.
 const IDLE: Duration = Duration::from_secs(1800);
+/// How often a node tells the others what it knows.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// How often at the most, where comparisons are frequent: findings are heard of well within a round.
+const BEAT_LEAST: Duration = Duration::from_secs(1);
 /// At most this many repositories wait to be taken up; others come when they are asked for again.
 const MOST_COMING: usize = 1000;
 /// How long after a question without an answer the primary is asked again what kind of host it is.
@@ -71,6 +79,10 @@ pub struct Mirror {
     /// How long a client waits for an opening.
     sync_wait: Duration,
     node: String,
+    /// The pace of heartbeats and of comparisons.
+    beat_every: Duration,
+    compare_every: Duration,
+    farm: Mutex<Farm>,
     selection: Selection,
     /// The channel to `work` for repositories that are entered here, and its other end until it is taken.
     enter: mpsc::UnboundedSender<Arc<Repo>>,
@@ -110,6 +122,9 @@ impl Mirror {
         Ok(Arc::new(Self {
             sync_wait: settings.sync_wait,
             node: nonce(),
+            beat_every: (settings.compare_every / 4).clamp(BEAT_LEAST, HEARTBEAT).min(settings.compare_every),
+            compare_every: settings.compare_every,
+            farm: Mutex::default(),
             selection: settings.selection()?,
             enter,
             entered: Mutex::new(Some(entered)),
@@ -130,6 +145,11 @@ impl Mirror {
     /// The repositories as they are entered, for `work`; `None` if it was taken already.
     pub fn entered(&self) -> Option<mpsc::UnboundedReceiver<Arc<Repo>>> {
         self.entered.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// How often a node tells the others what it knows, where nothing happens.
+    pub fn beat_every(&self) -> Duration {
+        self.beat_every
     }
 
     /// Waits until a sync has begun, goes on to its next step, or has ended.

@@ -18,6 +18,8 @@ pub enum Step {
     Asking,
     /// Waits until another node has made damaged data anew.
     WaitingForRepair,
+    /// Waits until another node has fetched and published it.
+    WaitingForNode,
     /// What is damaged in the bucket is mended out of what is not.
     Mending,
     /// Asks for a pack and receives it; counts objects.
@@ -36,9 +38,10 @@ pub enum Step {
 
 impl Step {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Asking,
         Self::WaitingForRepair,
+        Self::WaitingForNode,
         Self::Mending,
         Self::Fetching,
         Self::Indexing,
@@ -53,6 +56,7 @@ impl Step {
         match self {
             Self::Asking => "asking",
             Self::WaitingForRepair => "waiting-for-repair",
+            Self::WaitingForNode => "waiting-for-node",
             Self::Mending => "mending",
             Self::Fetching => "fetching",
             Self::Indexing => "indexing",
@@ -68,6 +72,7 @@ impl Step {
         match self {
             Self::Asking => "asking the primary",
             Self::WaitingForRepair => "waiting for another node's repair",
+            Self::WaitingForNode => "waiting for another node's fetch",
             Self::Mending => "mending what is damaged",
             Self::Fetching => "fetching",
             Self::Indexing => "indexing",

@@ -46,6 +46,10 @@ pub struct Health {
     /// When the primary was asked by the comparison that last ended with the published generation equal to its answer.
     /// What is published is as old as this, however long the sync took that followed.
     pub asked: Option<Moment>,
+    /// It was another node that asked.
+    pub by_others: bool,
+    /// When the primary was last asked by another node, also where it does not have the repository any more.
+    pub attended: Option<Instant>,
     /// Failures in a row.
     pub failures: u32,
     /// No attempt before this, even if a client asks: the backoff after failures.
@@ -69,6 +73,8 @@ impl Default for Health {
         Self {
             phase: Phase::New,
             asked: None,
+            by_others: false,
+            attended: None,
             failures: 0,
             not_before: None,
             next: None,
@@ -205,7 +211,7 @@ impl Repo {
     }
 
     /// Takes note of a record, unless a newer one is known.
-    fn know(&self, generation: Generation) {
+    pub(super) fn know(&self, generation: Generation) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.as_ref().is_none_or(|known| known.number < generation.number) {
             *known = Some(Arc::new(generation));

@@ -35,9 +35,7 @@ pub use parts::{bucket, credential, existing_bucket, local, primary};
 const LAST_WORK: Duration = Duration::from_secs(5);
 /// How often the order in which the cache is used is remembered; also when the node ends.
 const REMEMBER_EVERY: Duration = Duration::from_secs(600);
-/// How often a node writes its health into the bucket, for `packmirror status`.
-const HEARTBEAT: Duration = Duration::from_secs(30);
-/// The same while a sync runs.
+/// How often a node writes its health into the bucket while a sync runs.
 const HEARTBEAT_SYNCING: Duration = Duration::from_secs(5);
 /// The shortest time between two of them, where something happens.
 const HEARTBEAT_NEWS: Duration = Duration::from_secs(1);
@@ -57,7 +55,7 @@ pub async fn run(
     let grants = Grants::new(primary.clone(), settings.grant_ttl);
     let listen = settings.listen;
     let ending = Pace { delay: settings.drain_delay, timeout: settings.drain_timeout };
-    let pace = settings.compare_every.min(HEARTBEAT);
+    let pace = settings.compare_every;
     // Workers are stopped after the last request has ended: until then clients may wait for their syncs.
     let last = CancellationToken::new();
     let mirror = Mirror::new(&settings, bucket, local, primary, last.clone())?;
@@ -131,7 +129,8 @@ async fn probe(app: &App, work: &Work) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Probes the store until it answers, then takes up what the bucket holds, now and every `pace`.
+/// Probes the store until it answers, then takes up what the bucket holds, now and every `pace`, and exchanges heartbeats
+/// with the other nodes.
 ///
 /// A store that answers wrong stops the node.
 pub(crate) async fn keep(
@@ -152,30 +151,39 @@ pub(crate) async fn keep(
     if known > 0 {
         tracing::info!(repositories = known, "goes on with what was mirrored before");
     }
-    let (mut told, mut looked) = (Instant::now(), None::<Instant>);
+    let (mut remembered, mut listed, mut looked) = (Instant::now(), None::<Instant>, None::<Instant>);
+    let beat = mirror.beat_every();
     loop {
-        if looked.is_none_or(|looked| looked.elapsed() >= pace) {
-            looked = Some(Instant::now());
-            still_ours(mirror).await.inspect_err(|_| stop.cancel())?;
+        // New repositories come with the other nodes' heartbeats, so all are listed less often.
+        if listed.is_none_or(|listed| listed.elapsed() >= pace) {
+            listed = Some(Instant::now());
             match mirror.take_up_all().await {
                 Ok(0) => {}
                 Ok(n) => tracing::info!(repositories = n, "took up what the bucket holds"),
                 Err(e) => tracing::warn!(error = %e, "the bucket could not be listed"),
+            }
+        }
+        if looked.is_none_or(|looked| looked.elapsed() >= beat) {
+            looked = Some(Instant::now());
+            still_ours(mirror).await.inspect_err(|_| stop.cancel())?;
+            // Before this node tells what it has heard.
+            if let Err(e) = mirror.listen().await {
+                tracing::warn!(error = e.chain(), "what the other nodes say could not be read");
             }
             if let Err(e) = mirror.take_out_removed().await {
                 tracing::warn!(error = %e, "it could not be looked up what was taken out of the mirror");
             }
             mirror.close_idle();
         }
-        if told.elapsed() > REMEMBER_EVERY {
-            told = Instant::now();
+        if remembered.elapsed() > REMEMBER_EVERY {
+            remembered = Instant::now();
             let local = mirror.local.clone();
             let _ = tokio::task::spawn_blocking(move || local.remember_order()).await;
         }
         if let Err(e) = mirror.tell_health().await {
             tracing::debug!(error = %e, "this node's health could not be written");
         }
-        if stop.run_until_cancelled(pause(mirror, pace)).await.is_none() {
+        if stop.run_until_cancelled(pause(mirror, beat)).await.is_none() {
             return Ok(());
         }
     }
@@ -184,7 +192,7 @@ pub(crate) async fn keep(
 /// Waits until the next heartbeat is due: after `pace`; a second after the last one where a sync began, went a step on or
 /// ended; a little later while one runs.
 async fn pause(mirror: &Mirror, pace: Duration) {
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     let longest = if mirror.syncs().is_empty() { pace } else { pace.min(HEARTBEAT_SYNCING) };
     if tokio::time::timeout(longest, mirror.news()).await.is_ok() {
         tokio::time::sleep_until(begun + HEARTBEAT_NEWS).await;

@@ -9,7 +9,8 @@
 //! <prefix>/owner                            the primary whose mirror it is
 //! <prefix>/blobs/<aa>/<sha256>.<kind>       pack | idx | graph | refs
 //! <prefix>/repos/<repo>/gen/<number>        generation records, newest first in a listing
-//! <prefix>/repos/<repo>/{repair,trouble,vetted}  notes of nodes to each other about their work
+//! <prefix>/repos/<repo>/{fetch,repair,…}    notes of nodes to each other about their work
+//! <prefix>/leases/<name>                   the same about the whole bucket
 //! <prefix>/removed/<repo>                  marks of repositories that were taken out
 //! <prefix>/damaged/<repo>                  marks of repositories of which a node has lost blobs
 //! <prefix>/tombs/<sha256>.<kind>/…          marks of blobs that nobody names
@@ -59,7 +60,7 @@ pub(crate) use generation::tests::sample as generation_for_tests;
 pub use generation::{Generation, LayerRef, VERSION, nonce};
 pub use generations::{Publish, RECORDS_KEPT};
 pub use listed::{LastRound, Listed};
-pub use notes::Note;
+pub use notes::{Note, NoteKey};
 pub use open::{ASSUMED_REGION, StoreOptions};
 pub use owner::Owner;
 pub use probe::{Probe, ProbeFailed, Step};

@@ -1,4 +1,7 @@
-//! What each node last said of itself, one small object a node: for `packmirror status`, never for decisions.
+//! What each node last said of itself, one small object a node: for `packmirror status`, and for the nodes that divide the
+//! comparisons. What is published never depends on it.
+
+use std::collections::HashMap;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -21,6 +24,17 @@ const MOST_WORDS: u64 = 16 << 20;
 /// The most bytes that all nodes say together.
 const MOST_IN_ALL: u64 = 128 << 20;
 
+/// A node, and what it said if that is news.
+#[derive(Debug)]
+pub struct NodeWords {
+    /// Its name.
+    pub name: String,
+    /// What tells its words from the next ones.
+    pub tag: String,
+    /// Its words, if they are not those that were known.
+    pub words: Option<Bytes>,
+}
+
 fn key(node: &str) -> Path {
     Path::from_iter(["nodes", node])
 }
@@ -39,16 +53,25 @@ impl Bucket {
     /// What all nodes last said of themselves, by name: the latest words first, as far as they are of a reasonable length
     /// and number. What is no node's is passed over.
     pub async fn nodes(&self) -> Result<Vec<(String, Bytes)>, StoreError> {
+        let nodes = self.nodes_beside(&HashMap::new()).await?;
+        Ok(nodes.into_iter().filter_map(|node| Some((node.name, node.words?))).collect())
+    }
+
+    /// All nodes, with the words of those that have said something since their tags were `known`: one listing, and one read
+    /// for each that has.
+    pub async fn nodes_beside(&self, known: &HashMap<String, String>) -> Result<Vec<NodeWords>, StoreError> {
         let folder = Path::from("nodes");
         let mut listing = self.inner.store.list(Some(&self.at(&folder)));
         let (mut listed, mut seen) = (Vec::new(), 0);
         while let Some(object) = listing.try_next().await.map_err(|e| self.sort("list", &folder, e))? {
             seen += 1;
             let at = self.below(&object.location);
-            if let Some(at) = at.filter(|at| at.parts_count() == 2 && at.filename().is_some_and(is_node))
+            if let Some(at) = at.filter(|at| at.parts_count() == 2)
+                && let Some(name) = at.filename().filter(|name| is_node(name)).map(str::to_owned)
                 && object.size <= MOST_WORDS
             {
-                listed.push((object.last_modified, object.size, at));
+                let tag = format!("{:?} {} {}", object.e_tag, object.last_modified, object.size);
+                listed.push((object.last_modified, object.size, at, NodeWords { name, tag, words: None }));
             }
             if seen >= MOST_NAMES {
                 break;
@@ -56,23 +79,26 @@ impl Bucket {
         }
         listed.sort_by_key(|(modified, ..)| std::cmp::Reverse(*modified));
         let mut room = MOST_IN_ALL;
-        let mut reads = Vec::new();
-        for (_, size, at) in listed.into_iter().take(MOST_NODES) {
+        let mut nodes = Vec::new();
+        for (_, size, at, node) in listed.into_iter().take(MOST_NODES) {
             let Some(left) = room.checked_sub(size) else { break };
             room = left;
-            reads.push(self.words_of(at));
+            let is_news = known.get(&node.name).is_none_or(|tag| *tag != node.tag);
+            nodes.push(async move {
+                let words = if is_news { self.words_of(&at).await? } else { None };
+                Ok::<_, StoreError>(NodeWords { words, ..node })
+            });
         }
-        if reads.len() < seen {
-            let passed_over = seen - reads.len();
+        if nodes.len() < seen {
+            let passed_over = seen - nodes.len();
             tracing::warn!(passed_over, "`nodes` holds what is no node's, or more than is read");
         }
-        let read: Vec<Option<_>> = futures::stream::iter(reads).buffer_unordered(READS).try_collect().await?;
-        Ok(read.into_iter().flatten().collect())
+        futures::stream::iter(nodes).buffered(READS).try_collect().await
     }
 
-    async fn words_of(&self, at: Path) -> Result<Option<(String, Bytes)>, StoreError> {
-        match self.read(&at).await {
-            Ok(words) => Ok(at.filename().map(|name| (name.to_owned(), words))),
+    async fn words_of(&self, at: &Path) -> Result<Option<Bytes>, StoreError> {
+        match self.read(at).await {
+            Ok(words) => Ok(Some(words)),
             // Gone between listing and reading.
             Err(StoreError::NotFound { .. }) => Ok(None),
             Err(e) => Err(e),

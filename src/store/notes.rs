@@ -1,4 +1,4 @@
-//! Notes that nodes leave each other beside a repository's generations: small objects that are written over and removed.
+//! Notes that nodes leave each other beside a repository's generations, or for the whole bucket: small objects that are written over and removed.
 //!
 //! They pace work and save it. Nothing that is published or served depends on them: without them nodes do the same work
 //! twice, and create-if-absent decides between them as always.
@@ -22,19 +22,45 @@ pub enum Note {
     Trouble,
     /// When what is stored was last looked at.
     Vetted,
+    /// A node fetches from the primary.
+    Fetch,
     /// A node merges layers.
     Compaction,
 }
 
 impl Note {
-    pub(super) fn key(self, repo: &RepoPath) -> Path {
+    /// Where it lies for one repository.
+    pub fn of(self, repo: &RepoPath) -> NoteKey {
         let name = match self {
             Self::Repair => "repair",
             Self::Trouble => "trouble",
+            Self::Fetch => "fetch",
             Self::Vetted => "vetted",
             Self::Compaction => "compaction",
         };
-        Path::from_iter(["repos", &repo.key(), name])
+        NoteKey(Path::from_iter(["repos", &repo.key(), name]))
+    }
+}
+
+/// Where a note lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoteKey(Path);
+
+impl NoteKey {
+    /// The key below the prefix.
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A note about the whole bucket.
+    pub fn farm(name: &str) -> Self {
+        Self(Path::from_iter(["leases", name]))
+    }
+}
+
+impl std::fmt::Display for NoteKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -104,26 +130,21 @@ impl Bucket {
     }
 
     /// Leaves a note if there is none; gives the words of the one that is there otherwise.
-    pub async fn leave_note(
-        &self,
-        repo: &RepoPath,
-        note: Note,
-        words: Bytes,
-    ) -> Result<Option<Bytes>, StoreError> {
-        match self.create(&note.key(repo), words).await? {
+    pub async fn leave_note(&self, at: &NoteKey, words: Bytes) -> Result<Option<Bytes>, StoreError> {
+        match self.create(&at.0, words).await? {
             Created::Ours => Ok(None),
             Created::Other(found) => Ok(Some(found)),
         }
     }
 
     /// Writes a note over what was there.
-    pub async fn rewrite_note(&self, repo: &RepoPath, note: Note, words: Bytes) -> Result<(), StoreError> {
-        self.overwrite(&note.key(repo), words).await
+    pub async fn rewrite_note(&self, at: &NoteKey, words: Bytes) -> Result<(), StoreError> {
+        self.overwrite(&at.0, words).await
     }
 
     /// The words of a note, if there is one.
-    pub async fn note(&self, repo: &RepoPath, note: Note) -> Result<Option<Bytes>, StoreError> {
-        match self.read(&note.key(repo)).await {
+    pub async fn note(&self, at: &NoteKey) -> Result<Option<Bytes>, StoreError> {
+        match self.read(&at.0).await {
             Ok(words) => Ok(Some(words)),
             Err(StoreError::NotFound { .. }) => Ok(None),
             Err(e) => Err(e),
@@ -131,8 +152,8 @@ impl Bucket {
     }
 
     /// Removes a note.
-    pub async fn remove_note(&self, repo: &RepoPath, note: Note) -> Result<(), StoreError> {
-        self.remove(&note.key(repo)).await
+    pub async fn remove_note(&self, at: &NoteKey) -> Result<(), StoreError> {
+        self.remove(&at.0).await
     }
 }
 
@@ -146,14 +167,15 @@ mod tests {
     async fn notes_are_left_once_rewritten_and_removed() {
         let bucket = Bucket::over(Arc::new(InMemory::new()), "some/prefix");
         let repo = RepoPath::parse("a").unwrap();
-        assert_eq!(bucket.leave_note(&repo, Note::Repair, "one".into()).await.unwrap(), None);
-        let other = bucket.leave_note(&repo, Note::Repair, "two".into()).await.unwrap();
+        let (repair, trouble) = (Note::Repair.of(&repo), Note::Trouble.of(&repo));
+        assert_eq!(bucket.leave_note(&repair, "one".into()).await.unwrap(), None);
+        let other = bucket.leave_note(&repair, "two".into()).await.unwrap();
         assert_eq!(other, Some(Bytes::from("one")));
-        assert_eq!(bucket.note(&repo, Note::Trouble).await.unwrap(), None);
-        bucket.rewrite_note(&repo, Note::Repair, "two".into()).await.unwrap();
-        assert_eq!(bucket.note(&repo, Note::Repair).await.unwrap(), Some(Bytes::from("two")));
-        bucket.remove_note(&repo, Note::Repair).await.unwrap();
-        assert_eq!(bucket.note(&repo, Note::Repair).await.unwrap(), None);
+        assert_eq!(bucket.note(&trouble).await.unwrap(), None);
+        bucket.rewrite_note(&repair, "two".into()).await.unwrap();
+        assert_eq!(bucket.note(&repair).await.unwrap(), Some(Bytes::from("two")));
+        bucket.remove_note(&repair).await.unwrap();
+        assert_eq!(bucket.note(&repair).await.unwrap(), None);
         assert!(bucket.repos().await.unwrap().is_empty(), "a note is no generation");
     }
 }

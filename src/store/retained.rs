@@ -20,7 +20,7 @@ const MOST_RECORDS: usize = 200_000;
 impl Bucket {
     /// When a note was written last, by the store's clock; none if there is no note.
     pub async fn note_time(&self, repo: &RepoPath, note: Note) -> Result<Option<SystemTime>, StoreError> {
-        let key = note.key(repo);
+        let key = note.of(repo).path().clone();
         let head = || async {
             let meta = self.inner.store.head(&self.at(&key)).await;
             meta.map_err(|error| self.sort("head", &key, error))
@@ -92,7 +92,7 @@ mod tests {
             let parent = Some(record.id());
             record = Generation { number: number + 1, parent, ..record };
         }
-        bucket.rewrite_note(&repo, Note::Compaction, "now".into()).await.unwrap();
+        bucket.rewrite_note(&Note::Compaction.of(&repo), "now".into()).await.unwrap();
         let now = bucket.note_time(&repo, Note::Compaction).await.unwrap().unwrap();
         let hour = Duration::from_secs(3600);
         let retained = async |now, grace| bucket.retained(&repo, now, grace).await.unwrap();

@@ -84,6 +84,14 @@ pub const WORKER_PANICS: &str = "packmirror_worker_panics_total";
 /// No labels. Generations that another writer published first.
 pub const CAS_CONFLICTS: &str = "packmirror_cas_conflicts_total";
 
+/// No labels. Repositories that this node compares; the other live nodes compare the rest.
+pub const OWNED: &str = "packmirror_owned_repos";
+/// No labels. Nodes whose heartbeats change, this one included.
+pub const LIVE_NODES: &str = "packmirror_live_nodes";
+/// No labels. Times that a node waited for another one's work instead of doing the same.
+pub const LEASE_WAITS: &str = "packmirror_lease_waits_total";
+/// No labels. Leases that were taken over from nodes that had died.
+pub const LEASES_TAKEN_OVER: &str = "packmirror_leases_taken_over_total";
 /// Labels: `result` (merged, elsewhere, overtaken, no-scratch, failed, unsealed). Merges of a repository's layers.
 pub const COMPACTIONS: &str = "packmirror_compactions_total";
 /// No labels. How long they took.
@@ -195,6 +203,10 @@ const TABLE: &[(&str, Kind, &str)] = &[
         "Workers of repositories that panicked and were started again",
     ),
     (CAS_CONFLICTS, Kind::Counter(Unit::Count), "Generations that another writer published first"),
+    (OWNED, Kind::Gauge(Unit::Count), "Repositories that this node compares"),
+    (LIVE_NODES, Kind::Gauge(Unit::Count), "Nodes that divide the comparisons, this one included"),
+    (LEASE_WAITS, Kind::Counter(Unit::Count), "Times that a node waited for the work of another one"),
+    (LEASES_TAKEN_OVER, Kind::Counter(Unit::Count), "Leases taken over from nodes that had died"),
     (COMPACTIONS, Kind::Counter(Unit::Count), "Merges of a repository's layers, by result"),
     (COMPACTION_SECONDS, Kind::Histogram(SECONDS), "Duration of merges of layers"),
     (COMPACTION_READ, Kind::Counter(Unit::Bytes), "Bytes of packs that were merged"),

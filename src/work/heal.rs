@@ -178,13 +178,13 @@ impl Healing<'_> {
         let known = known.or_else(|| publishes(self.record, seen).then(|| seen.clone()));
         if let Some(known) = known {
             let text = zstd::bulk::compress(&known.packed_refs(), 3)?;
-            if put(self.work, BlobKind::Refs, text.into(), true).await? == self.record.refs {
+            if put(self.work, BlobKind::Refs, text, true).await? == self.record.refs {
                 self.told(self.record.refs, source);
                 return Ok((None, *fault == Fault::Lost));
             }
         }
-        let refs = put(self.work, BlobKind::Refs, zstd::bulk::compress(&seen.packed_refs(), 3)?.into(), true)
-            .await?;
+        let refs =
+            put(self.work, BlobKind::Refs, zstd::bulk::compress(&seen.packed_refs(), 3)?, true).await?;
         self.told(self.record.refs, "primary");
         let record = Generation {
             refs,

@@ -3,7 +3,7 @@
 //! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
 //! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it; `upon`: the same
 //!   where layers were merged meanwhile; `follow`: what others published with the same refs.
-//! - [`compact`]: layers are merged. `claim`: which node does what one is enough for. `heal`: damage is mended, `lend`: also for others. `regraph`: graphs of an
+//! - [`compact`]: layers are merged. `lease`: which node does what one is enough for. `heal`: damage is mended, `lend`: also for others. `regraph`: graphs of an
 //!   older version, built again.
 //! - [`collect`]: what nobody names any more is deleted.
 //! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
@@ -14,7 +14,6 @@
 //! Relies on: `mirror` for repositories and what is known of them, `primary`, `store` and `pack`. Elsewhere: clients (`serve`),
 //! which ask for a comparison and wait for it (`Repo::ask`); a node without this room serves what others published.
 
-mod claim;
 pub mod collect;
 pub mod compact;
 pub mod cost;
@@ -24,6 +23,7 @@ mod follow;
 mod heal;
 pub mod ingest;
 pub mod lanes;
+mod lease;
 mod lend;
 mod publish;
 mod receive;
@@ -45,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
-use crate::config::{Limits, Settings, Vet};
+use crate::config::{Freshness, Limits, OnPrimaryDown, Settings, Vet};
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::retry::Policy;
@@ -65,6 +65,8 @@ pub struct Work {
     pub mirror: Arc<Mirror>,
     /// The pace of comparisons.
     compare_every: Duration,
+    /// Refs may be shown out of the bucket, for which it must be known what the primary can do with each repository.
+    advertises: bool,
     max_syncs: usize,
     limits: Limits,
     vet: Vet,
@@ -97,6 +99,8 @@ impl Work {
         let interval = settings.compare_every.max(FIRST_BACKOFF);
         Arc::new(Self {
             compare_every: settings.compare_every,
+            advertises: settings.freshness == Freshness::Bounded
+                || settings.on_primary_down == OnPrimaryDown::ServeVerified,
             max_syncs: settings.max_syncs,
             limits: settings.limits.clone(),
             vet: settings.vet.clone(),
@@ -144,8 +148,9 @@ impl Work {
         self.tasks.close();
     }
 
-    /// Waits until all workers have ended; [`Work::run`] must have been told to stop before.
+    /// Waits until all workers have ended and what they held is given up; [`Work::run`] must have been told to stop before.
     pub async fn ended(&self) {
+        self.tasks.close();
         self.tasks.wait().await;
     }
 

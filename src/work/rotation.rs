@@ -95,7 +95,7 @@ async fn vet(work: &Work, repo: &Repo, pace: &mut Pace) -> Result<Duration, NotF
     let [exists_every, hash_every] =
         [work.vet.exists_every, work.vet.hash_every].map(|every| every.as_secs());
     let Some(newest) = work.mirror.newest(repo).await? else { return Ok(LONGEST) };
-    let before = match bucket.note(&repo.path, Note::Vetted).await? {
+    let before = match bucket.note(&Note::Vetted.of(&repo.path)).await? {
         Some(words) => serde_json::from_slice::<Vetted>(&words).unwrap_or_default(),
         None => Vetted::default(),
     };
@@ -184,7 +184,7 @@ fn told(repo: &Repo, flaws: Vec<Flaw>) {
 async fn write(work: &Work, repo: &Repo, note: &Vetted) -> Result<(), StoreError> {
     // Strings and numbers: serialising them cannot fail.
     let words = serde_json::to_vec(note).unwrap_or_default();
-    work.mirror.bucket.rewrite_note(&repo.path, Note::Vetted, words.into()).await
+    work.mirror.bucket.rewrite_note(&Note::Vetted.of(&repo.path), words.into()).await
 }
 
 fn now() -> u64 {

@@ -1,8 +1,9 @@
 //! Making the bucket equal to the primary: compare, fetch what is missing, prove it, upload it, publish it.
 //!
 //! Doing it twice equals doing it once (I11); at every point a crash leaves the old generation or the new one plus
-//! garbage (I10). Two nodes may sync one repository at once: blobs are named by content, and of two publishers of the
-//! same number one wins and the other starts over from what the winner published (I3).
+//! garbage (I10). Of the nodes that see a difference one fetches and the others wait for what it publishes (`lease`), which
+//! saves work and no more: two may still sync one repository at once. Blobs are named by content, and of two publishers of
+//! the same number one wins and the other starts over from what the winner published (I3).
 //! Relies on: `primary` for one coherent answer (I4), `receive` for the new layer and `ingest` for the proof of closure
 //! (I2), `publish` for create-if-absent.
 
@@ -22,11 +23,11 @@ use crate::primary::{Auth, PrimaryError, Seen};
 use crate::store::{LayerRef, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
-use crate::work::claim::{Claim, claim};
 use crate::work::cost::Cost;
 use crate::work::error::SyncError;
 use crate::work::heal::heal;
 use crate::work::ingest::NewLayer;
+use crate::work::lease::{Asked, Lease};
 use crate::work::lend::ask_others;
 use crate::work::publish::{Draft, Published, seconds, store_layer};
 use crate::work::receive::{PATIENCE, beside_others, receive};
@@ -38,6 +39,8 @@ use crate::work::upon::publish_upon;
 const MAX_ROUNDS: usize = 5;
 /// How many objects the primary may not have and show all the same; each is found by a fetch that is refused.
 const MOST_ABSENT: usize = 50;
+/// How often a sync waits for the fetches of other nodes before it fetches beside them.
+const MOST_WAITS: usize = 8;
 /// How long it is believed that it does not have them.
 const ABSENT_FOR: Duration = Duration::from_secs(600);
 
@@ -62,9 +65,10 @@ pub enum Synced {
 ///
 /// Dropping the future ends it: at its next `await`, and at the next step on the meter where a thread computes for it.
 pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced, SyncError> {
-    let (mut seen_elsewhere, mut repair) = (false, None::<Claim>);
+    let (mut seen_elsewhere, mut repair) = (false, None::<Lease>);
     // Layers whose packs are lost; whether a damaged record was looked at once more; whether other nodes were asked for their caches.
     let (mut lost, mut tried, mut asked_others) = (0, false, false);
+    let (mut fetching, mut waits) = (None::<Lease>, 0);
     let mut last = SyncError::Moving;
     let believed = repo.health().absent.clone().filter(|(_, since)| !insists && since.elapsed() < ABSENT_FOR);
     repo.health().absent.clone_from(&believed);
@@ -92,9 +96,30 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         let equal = |open: &Option<Arc<Snapshot>>| open.as_ref().is_some_and(|open| open.equals(&seen));
         // Another node may have published already. The bucket is read only if the refs differ or damage is known.
         let known = repo.known();
-        if !repo.damage().is_known() && known.is_some_and(|known| publishes(&known, &seen)) {
+        if !repo.damage().is_known() && known.as_ref().is_some_and(|known| publishes(known, &seen)) {
             confirmed(work, repo, asked, &left_out);
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
+        }
+        // One node fetches what all need. Who waited often is not kept waiting by ever newer pushes.
+        if fetching.is_none() && waits < MOST_WAITS && !repo.damage().is_known() {
+            match work.try_lease(&repo.path, Note::Fetch).await? {
+                // From here on the bucket is read: what the last holder published is seen.
+                Asked::Ours(lease) => fetching = Some(lease),
+                Asked::Others(_) => {
+                    // The wait holds nothing that others need, and is no attempt.
+                    drop((comparing, end, cost, seen));
+                    (waits, rounds) = (waits + 1, rounds - 1);
+                    repo.step(Step::WaitingForNode);
+                    let number = known.map_or(0, |known| known.number);
+                    fetching = work.lease(&repo.path, Note::Fetch, number).await?;
+                    if fetching.is_none() {
+                        seen_elsewhere = true;
+                        // If it cannot be opened, the next round reports why.
+                        let _ = work.mirror.refresh(repo).await;
+                    }
+                    continue;
+                }
+            }
         }
         let (base, known) = tokio::join!(work.mirror.newest_record(repo), Known::read(work, repo));
         let base = base?;
@@ -108,8 +133,10 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             // Then the round starts over, since another node may have repaired it. The wait holds no place that others need.
             drop((comparing, end, cost, seen));
             repo.step(Step::WaitingForRepair);
+            // Who repairs may wait for the lease on fetches: nobody waits for both.
+            fetching = None;
             let number = base.as_ref().map_or(0, |base| base.number);
-            repair = claim(&work.mirror.bucket, &repo.path, Note::Repair, number).await?;
+            repair = work.lease(&repo.path, Note::Repair, number).await?;
             continue;
         }
         let below = match &base {
@@ -120,9 +147,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                 drop(place);
                 if mended.restored {
                     repaired(repo, None);
-                    if let Some(claim) = repair.take() {
-                        claim.release().await;
-                    }
+                    drop(repair.take());
                     continue;
                 }
                 if !mended.missing.is_empty() && !std::mem::replace(&mut asked_others, true) {
@@ -223,9 +248,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                     repo.damage().repaired(&snapshot.generation);
                     let from = |layers| format!("{layers} layers from the primary: {new_objects} objects");
                     repaired(repo, (lost > 0).then(|| from(lost)));
-                    if let Some(claim) = repair.take() {
-                        claim.release().await;
-                    }
+                    drop(repair.take());
                 }
                 repo.evidence().done(format!("published generation {}", snapshot.generation.number));
                 confirmed(work, repo, asked, &left_out);
@@ -284,6 +307,7 @@ fn confirmed(work: &Work, repo: &Repo, asked: Moment, left_out: &LeftOut) {
             repo.evidence().done(words.clone());
         }
         health.left_out = left_out;
+        health.by_others = false;
         health.asked.replace(asked)
     };
     equal(repo);

@@ -65,7 +65,7 @@ pub(super) struct Known {
 impl Known {
     /// What this node knows, and what the nodes have noted. A note that cannot be read counts as none.
     pub async fn read(work: &Work, repo: &Repo) -> Self {
-        let words = work.mirror.bucket.note(&repo.path, Note::Trouble).await.unwrap_or_else(|e| {
+        let words = work.mirror.bucket.note(&Note::Trouble.of(&repo.path)).await.unwrap_or_else(|e| {
             tracing::debug!(repo = %repo.path, error = e.chain(), "what others met cannot be read");
             None
         });
@@ -111,7 +111,8 @@ impl Known {
             let tries = &self.noted[self.noted.len().saturating_sub(MOST_TRIES)..];
             // Strings and numbers: serialising them cannot fail.
             let note = serde_json::to_vec(tries).unwrap_or_default();
-            if let Err(e) = work.mirror.bucket.rewrite_note(&repo.path, Note::Trouble, note.into()).await {
+            if let Err(e) = work.mirror.bucket.rewrite_note(&Note::Trouble.of(&repo.path), note.into()).await
+            {
                 tracing::debug!(repo = %repo.path, error = e.chain(), "other nodes could not be told");
             }
         }
@@ -124,7 +125,7 @@ impl Known {
         work.here().remove(&repo.path);
         // If the note stays, it is about a state that the primary no longer has.
         if !self.noted.is_empty()
-            && let Err(e) = work.mirror.bucket.remove_note(&repo.path, Note::Trouble).await
+            && let Err(e) = work.mirror.bucket.remove_note(&Note::Trouble.of(&repo.path)).await
         {
             tracing::debug!(repo = %repo.path, error = e.chain(), "a note that is outdated could not be removed");
         }

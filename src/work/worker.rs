@@ -1,7 +1,8 @@
 //! The worker of one repository: a loop around one comparison with the primary.
 //!
-//! It wakes when its interval is over or when somebody asked ([`Repo::ask`]), compares, syncs where it differs, and
-//! settles every ticket taken before it began. Failures are followed by exponential backoff with full jitter, which also
+//! It wakes when its interval is over or when somebody asked ([`Repo::ask`]), compares, syncs where it differs, and settles
+//! every ticket taken before it began. When an interval is over it compares what is this node's to compare, and what no node
+//! has confirmed for two of them. Failures are followed by exponential backoff with full jitter, which also
 //! bounds how often impatient clients can make it try. Workers share the places of `lanes` and nothing else, so one
 //! repository's trouble delays no other.
 
@@ -74,15 +75,20 @@ async fn supervise<F: Future<Output = ()>>(
 /// Compares whenever it is due or somebody asked. `stop` drops a sync under way.
 async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
     // Spread over one interval.
-    let mut due = Instant::now() + Dice::random().up_to(work.compare_every);
+    let started = Instant::now();
+    let mut due = started + Dice::random().up_to(work.compare_every);
     loop {
-        tokio::select! {
+        let is_asked = tokio::select! {
             () = stop.cancelled() => return,
-            () = repo.woken() => {}
-            () = tokio::time::sleep_until(due) => {}
-        }
+            () = repo.woken() => true,
+            () = tokio::time::sleep_until(due) => false,
+        };
         if repo.is_removed() {
             return;
+        }
+        if !is_asked && let Some(later) = left_to_others(&work, &repo, started) {
+            due = later;
+            continue;
         }
         let began = repo.begin();
         let held_off = repo.health().not_before.is_some_and(|t| Instant::now() < t);
@@ -115,6 +121,25 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
         due = health.next.unwrap_or_else(|| Instant::now() + work.compare_every);
         repo.finish(began, well);
     }
+}
+
+/// When to look again at a repository that another node compares; `None` if this node is to compare it now: it is its own, no
+/// node has confirmed it for two rounds, or this node needs to know more of it than others say.
+fn left_to_others(work: &Work, repo: &Repo, started: Instant) -> Option<Instant> {
+    if work.mirror.is_ours(&repo.path) {
+        return None;
+    }
+    let is_known = repo.known().is_some();
+    let health = repo.health();
+    if !is_known && health.attended.is_none() {
+        return None;
+    }
+    if health.failures > 0 || (work.advertises && health.capabilities.is_none()) {
+        return None;
+    }
+    let confirmed = health.asked.map(|asked| asked.instant).max(health.attended).unwrap_or(started);
+    let (now, last) = (Instant::now(), confirmed + work.compare_every.saturating_mul(2));
+    (now < last).then(|| last.min(now + work.compare_every))
 }
 
 /// Logs now and then how far a long sync is.

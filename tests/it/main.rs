@@ -51,6 +51,7 @@ mod own_name;
 mod push;
 mod recipes;
 mod seen;
+mod sharing;
 mod slow;
 mod trust;
 mod unfit;

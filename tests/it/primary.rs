@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, BodyStream, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -103,6 +104,8 @@ struct State {
     tokens: Mutex<BTreeMap<String, String>>,
     faults: Mutex<Vec<Fault>>,
     log: Mutex<Vec<Seen>>,
+    /// Bytes of the bodies of all answers.
+    sent: AtomicU64,
     /// Answers every request in protocol v0, as a server from before v2 would.
     old: Mutex<bool>,
 }
@@ -216,6 +219,11 @@ impl Primary {
     /// Everything asked so far.
     pub fn log(&self) -> Vec<Seen> {
         self.state.log.lock().unwrap().clone()
+    }
+
+    /// How many bytes all answers had so far.
+    pub fn sent(&self) -> u64 {
+        self.state.sent.load(Ordering::Relaxed)
     }
 
     pub fn forget_log(&self) {
@@ -367,7 +375,13 @@ async fn handle(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     if let Some(entry) = state.log.lock().unwrap().get_mut(index) {
         entry.status = response.status().as_u16();
     }
-    Ok(response)
+    Ok(response.map(|body| {
+        let counted = BodyStream::new(body).inspect_ok(move |frame| {
+            let sent = frame.data_ref().map_or(0, Bytes::len);
+            state.sent.fetch_add(sent as u64, Ordering::Relaxed);
+        });
+        BodyExt::boxed(StreamBody::new(counted))
+    }))
 }
 
 async fn answer(state: &State, seen: &Seen, raw: &[u8]) -> Response<Body> {

@@ -12,8 +12,9 @@ use crate::git::{Git, git};
 use crate::node::{Node, Setup};
 use crate::primary::Primary;
 
-/// How long a test waits for something that should happen soon. Generous: it is only reached by a failure.
-pub const SOON: Duration = Duration::from_secs(20);
+/// How long a test waits for something that should happen soon. Generous, since it is only reached by a failure; longer than
+/// it takes until the work of a node that was killed is taken over.
+pub const SOON: Duration = Duration::from_secs(45);
 
 /// Everything on disk that belongs to one test; gone when it ends.
 pub struct World {

@@ -326,8 +326,8 @@ async fn leftovers_of_the_dead_go() {
     let bucket = &one.bucket;
     bucket.put_node("dead", "x".into()).await.unwrap();
     let a = RepoPath::parse("a").unwrap();
-    bucket.leave_note(&a, crate::store::Note::Repair, "x".into()).await.unwrap();
-    bucket.leave_note(&a, crate::store::Note::Trouble, "x".into()).await.unwrap();
+    bucket.leave_note(&crate::store::Note::Repair.of(&a), "x".into()).await.unwrap();
+    bucket.leave_note(&crate::store::Note::Trouble.of(&a), "x".into()).await.unwrap();
     bucket.mark_removed(&a).await.unwrap();
     crate::mirror::remove::remove(bucket, &RepoPath::parse("b").unwrap()).await.unwrap();
     tokio::time::advance(LATER).await;

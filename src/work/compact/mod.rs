@@ -8,7 +8,7 @@
 //! - [`policy`]: which layers. [`queue`]: which repositories. `roots`: what is kept. `merge`: the merged layer. `seal`: the last
 //!   check before it replaces anything.
 //!
-//! Relies on: `publish` for the generation, `claim` so that two nodes do not do the same. Elsewhere: what nobody names any
+//! Relies on: `publish` for the generation, `lease` so that two nodes do not do the same. Elsewhere: what nobody names any
 //! more is deleted by others.
 
 mod merge;
@@ -38,7 +38,6 @@ use crate::store::{BlobKind, Generation, LayerRef, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::text::chain;
 use crate::work::Work;
-use crate::work::claim::claim;
 use crate::work::cost::Cost;
 use crate::work::error::SyncError;
 use crate::work::ingest::{IngestError, NewLayer};
@@ -64,7 +63,7 @@ const SPARE_SCRATCH: u64 = 256 << 20;
 /// How much longer a graph may be than its blob, which is compressed.
 const GRAPH_GROWS: u64 = 4;
 /// How long another node's merge of the same repository is waited for.
-const CLAIM_PATIENCE: Duration = Duration::from_secs(90);
+const LEASE_PATIENCE: Duration = Duration::from_secs(90);
 /// How often a merged layer is put under what was published meanwhile.
 const MAX_ROUNDS: usize = 8;
 
@@ -225,19 +224,17 @@ async fn look(work: &Work, repo: &Arc<Repo>, is_due: bool) -> Result<Outcome, Co
     if choose(&sizes(&newest), is_due, bounds(work)).is_none() && is_lean(work, repo, &newest).await? {
         return Ok(Outcome::Nothing);
     }
-    let claiming = claim(&work.mirror.bucket, &repo.path, Note::Compaction, newest.number);
-    let claim = match tokio::time::timeout(CLAIM_PATIENCE, claiming).await {
-        Ok(claim) => claim?,
+    let taking = work.lease(&repo.path, Note::Compaction, newest.number);
+    let lease = match tokio::time::timeout(LEASE_PATIENCE, taking).await {
+        Ok(lease) => lease?,
         Err(_) => return Ok(Outcome::Elsewhere),
     };
-    let Some(claim) = claim else {
+    let Some(_lease) = lease else {
         // Something was published meanwhile. If there is still something to be merged, that is found at the next look.
         work.compaction.ask(&repo.path);
         return Ok(Outcome::Elsewhere);
     };
-    let outcome = compact(work, repo, newest, is_due).await;
-    claim.release().await;
-    outcome
+    compact(work, repo, newest, is_due).await
 }
 
 /// Says whether the refs of the newest generation reach nearly all that its layers hold: then nothing is gained by leaving
