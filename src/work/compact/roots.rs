@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use gix_hash::ObjectId;
 use roaring::RoaringBitmap;
@@ -65,7 +64,7 @@ async fn tips(work: &Work, repo: &Repo, newest: &Generation) -> Result<Vec<Objec
     // Written by whoever holds the claim, at most some seconds ago.
     let now = bucket.note_time(&repo.path, Note::Compaction).await.map_err(words)?;
     let now = now.ok_or("another node took over the merge")?;
-    let numbers = bucket.retained(&repo.path, now, grace(work)).await.map_err(words)?;
+    let numbers = bucket.retained(&repo.path, now, work.grace).await.map_err(words)?;
     if numbers.first() != Some(&newest.number) {
         return Err("something was published meanwhile".into());
     }
@@ -93,11 +92,6 @@ async fn tips(work: &Work, repo: &Repo, newest: &Generation) -> Result<Vec<Objec
         }
     }
     Ok(tips.into_iter().collect())
-}
-
-/// How long what was published stays retained.
-fn grace(_: &Work) -> Duration {
-    Duration::from_secs(86_400)
 }
 
 /// What `tips` reach, off the async threads.
