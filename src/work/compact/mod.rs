@@ -46,10 +46,10 @@ use crate::work::sync::StopOnDrop;
 use merge::{Layers, Merge, merge};
 use policy::{Bounds, Size, choose};
 
-/// How often all repositories are looked at, whatever was published.
+/// How often all repositories are looked at where `gc.every` says nothing.
 const DAY: Duration = Duration::from_secs(86_400);
-/// After the start of a node this comes earlier.
-const FIRST_DAY: Duration = Duration::from_secs(3_600);
+/// After the start of a node all repositories are looked at earlier than `gc.every` says.
+const FIRST_LOOK: Duration = Duration::from_secs(3_600);
 /// The memory that a merge may take.
 pub const MOST_MEMORY: u64 = 256 << 20;
 /// What one object costs a merge.
@@ -138,15 +138,18 @@ impl Outcome {
     }
 }
 
-/// Merges the layers of repositories that were asked for, and once a day of all, until `stop`.
+/// Merges the layers of repositories that were asked for, and each `gc.every` of all, until `stop`.
 pub async fn run(work: Arc<Work>, stop: CancellationToken) {
-    let mut day = tokio::time::Instant::now() + FIRST_DAY / 2 + Dice::random().up_to(FIRST_DAY);
+    // Where nothing is collected by itself, layers are merged all the same.
+    let every = if work.collect_every.is_zero() { DAY } else { work.collect_every };
+    let first = every.min(FIRST_LOOK);
+    let mut day = tokio::time::Instant::now() + first / 2 + Dice::random().up_to(first);
     loop {
         let (path, is_due) = tokio::select! {
             () = stop.cancelled() => return,
             next = work.compaction.next() => next,
             () = tokio::time::sleep_until(day) => {
-                day += DAY;
+                day = tokio::time::Instant::now() + every;
                 ask_all(&work);
                 continue;
             }
