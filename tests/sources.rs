@@ -121,7 +121,13 @@ fn block_end(code: &str, open: usize) -> usize {
 fn without_tests(code: &str) -> String {
     let mut code = code.to_owned();
     while let Some(start) = code.find("#[cfg(test)]") {
-        let end = code[start..].find(['{', ';']).map_or(code.len(), |n| start + n);
+        // An item ends with its block or a semicolon, a variant or an arm with a comma.
+        let mut depth = 0;
+        let ends = |(_, c): &(usize, char)| {
+            depth += i32::from(matches!(c, '(' | '[')) - i32::from(matches!(c, ')' | ']'));
+            depth == 0 && matches!(c, '{' | ';' | ',')
+        };
+        let end = code[start..].char_indices().find(ends).map_or(code.len(), |(n, _)| start + n);
         let end =
             if code[end..].starts_with('{') { block_end(&code, end) } else { (end + 1).min(code.len()) };
         code.replace_range(start..end, "");
@@ -342,7 +348,7 @@ fn nothing_in_tests_is_random_but_from_the_seed() {
             }
         }
         // Of the product itself only the part behind its tests' mark is a test.
-        let tests = match code.find("#[cfg(test)]") {
+        let tests = match code.find("#[cfg(test)]\nmod tests") {
             _ if path == SEED => "",
             _ if path.starts_with("tests/") || is_for_tests(&path) => &code,
             Some(at) => &code[at..],

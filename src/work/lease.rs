@@ -14,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::git::path::RepoPath;
+use crate::retry::Dice;
 use crate::store::{Bucket, Note, NoteKey, StoreError, nonce};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
@@ -81,7 +82,7 @@ async fn wait(
     at: &NoteKey,
     after: Option<(&RepoPath, u64)>,
 ) -> Result<Option<Lease>, StoreError> {
-    let patience = ABANDONED + SPREAD.mul_f64(rand::random::<f64>());
+    let patience = ABANDONED + Dice::random().up_to(SPREAD);
     let (mut last, mut since) = (Bytes::new(), Instant::now());
     let mut pause = LOOK_FIRST;
     loop {

@@ -70,14 +70,14 @@ fn mood(chance: &mut StdRng) -> Mood {
 async fn schedule(seed: u64) {
     let mut chance = StdRng::seed_from_u64(seed);
     let universe = Universe::get();
-    let (shared, host, settings) = (Shared::new(), Host::new(chance.random()), settings());
+    let (shared, host, settings) = (Shared::new(), Host::new(seed), settings());
     let any_state = |chance: &mut StdRng| Some(chance.random_range(0..universe.states.len()));
     for repo in REPOS {
         host.set(repo, any_state(&mut chance));
     }
     let mut nodes = Vec::new();
     for _ in 0..chance.random_range(2..=4) {
-        nodes.push(Node::start(&shared, &host, chance.random(), &settings).await);
+        nodes.push(Node::start(&shared, &host, chance.random_range(0..u64::MAX), &settings).await);
     }
     for _ in 0..chance.random_range(8..20) {
         let at = chance.random_range(0..nodes.len());
@@ -95,9 +95,9 @@ async fn schedule(seed: u64) {
             8 => {
                 let node = nodes.swap_remove(at);
                 node.kill();
-                nodes.push(Node::start(&shared, &host, chance.random(), &settings).await);
+                nodes.push(Node::start(&shared, &host, chance.random_range(0..u64::MAX), &settings).await);
             }
-            9 => nodes[at].freeze(chance.random()),
+            9 => nodes[at].freeze(chance.random_range(0..2) == 1),
             _ => tokio::time::sleep(Duration::from_secs(chance.random_range(1..600))).await,
         }
     }
@@ -107,7 +107,7 @@ async fn schedule(seed: u64) {
         node.view.set_weather(Weather::default());
         node.freeze(false);
         if node.has_ended() {
-            *node = Node::start(&shared, &host, chance.random(), &settings).await;
+            *node = Node::start(&shared, &host, chance.random_range(0..u64::MAX), &settings).await;
         }
     }
     for repo in REPOS {

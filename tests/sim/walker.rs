@@ -2,7 +2,7 @@
 //!
 //! It shares no code with what writes: JSON as JSON, hashes by name, packs by `git fsck`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -130,9 +130,4 @@ pub fn state_of(dump: &Dump, record: &Value, states: &[(usize, &State)]) -> usiz
             panic!("generation {} is a state that the primary never had: {refs:?}", record["number"])
         })
         .0
-}
-
-/// The blobs that lie there, by key.
-pub fn blobs(dump: &Dump) -> BTreeSet<String> {
-    dump.keys().filter(|key| key.starts_with("blobs/")).cloned().collect()
 }
