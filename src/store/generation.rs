@@ -45,7 +45,7 @@ pub struct Generation {
     pub number: u64,
     /// SHA-256 of the parent record's bytes ([`Generation::id`]); none in generation 1.
     pub parent: Option<BlobId>,
-    /// A nonce of the writing attempt ([`nonce`]): equal bytes mean the same attempt.
+    /// A nonce of the writing attempt ([`super::nonce`]): equal bytes mean the same attempt.
     pub writer: String,
     /// The primary that the state was taken from, without credentials.
     pub primary: String,
@@ -206,11 +206,6 @@ mod names {
     }
 }
 
-/// A fresh value for [`Generation::writer`]: 128 random bits in hex.
-pub fn nonce() -> String {
-    hex::encode(crate::retry::Dice::random().bytes::<16>())
-}
-
 /// Where the generations of a repository lie: `repos/<repo>/gen`.
 pub(crate) fn folder(repo_key: &str) -> Path {
     Path::from_iter(["repos", repo_key, "gen"])
@@ -235,6 +230,7 @@ pub(crate) fn number_of(key: &Path) -> Option<u64> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::store::nonce;
 
     /// A record with every field filled.
     pub(crate) fn sample() -> Generation {
