@@ -63,13 +63,17 @@ fn of_collections(name: &str) -> Path {
 impl Bucket {
     /// All objects below a folder.
     pub async fn list_all(&self, folder: &str) -> Result<Vec<Listed>, StoreError> {
-        let folder = Path::from(folder);
+        self.list_at_most(&Path::from(folder), MOST_OBJECTS).await
+    }
+
+    /// The same, or an error if there are more than `most`.
+    pub(super) async fn list_at_most(&self, folder: &Path, most: usize) -> Result<Vec<Listed>, StoreError> {
         self.retrying(|| async {
-            let mut listing = self.inner.store.list(Some(&self.at(&folder)));
+            let mut listing = self.inner.store.list(Some(&self.at(folder)));
             let mut found = Vec::new();
-            while let Some(object) = listing.try_next().await.map_err(|e| self.sort("list", &folder, e))? {
-                if found.len() >= MOST_OBJECTS {
-                    return Err(StoreError::damaged(&folder, "it shows names without end"));
+            while let Some(object) = listing.try_next().await.map_err(|e| self.sort("list", folder, e))? {
+                if found.len() >= most {
+                    return Err(StoreError::damaged(folder, "it shows names without end"));
                 }
                 let Some(key) = self.below(&object.location) else { continue };
                 found.push(Listed { key, size: object.size, modified: object.last_modified.into() });

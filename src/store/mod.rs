@@ -10,7 +10,6 @@
 //! <prefix>/blobs/<aa>/<sha256>.<kind>       pack | idx | graph | refs
 //! <prefix>/repos/<repo>/gen/<number>        generation records, newest first in a listing
 //! <prefix>/repos/<repo>/{fetch,repair,…}    notes of nodes to each other about their work
-//! <prefix>/leases/<name>                   the same about the whole bucket
 //! <prefix>/removed/<repo>                  marks of repositories that were taken out
 //! <prefix>/damaged/<repo>                  marks of repositories of which a node has lost blobs
 //! <prefix>/tombs/<sha256>.<kind>/…          marks of blobs that nobody names

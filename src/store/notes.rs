@@ -1,4 +1,4 @@
-//! Notes that nodes leave each other beside a repository's generations, or for the whole bucket: small objects that are written over and removed.
+//! Notes that nodes leave each other beside a repository's generations: small objects that are written over and removed.
 //!
 //! They pace work and save it. Nothing that is published or served depends on them: without them nodes do the same work
 //! twice, and create-if-absent decides between them as always.
@@ -50,11 +50,6 @@ impl NoteKey {
     /// The key below the prefix.
     pub(super) fn path(&self) -> &Path {
         &self.0
-    }
-
-    /// A note about the whole bucket.
-    pub fn farm(name: &str) -> Self {
-        Self(Path::from_iter(["leases", name]))
     }
 }
 

@@ -6,30 +6,18 @@
 
 use std::time::{Duration, SystemTime};
 
-use futures::TryStreamExt;
-use object_store::ObjectStoreExt;
-
-use super::generation::{folder, number_of};
+use super::generation::folder;
 use super::notes::Note;
 use super::{Bucket, StoreError};
 use crate::git::path::RepoPath;
 
-/// The most records of one repository that are listed.
+/// The most objects beside each other in the folder of one repository's records.
 const MOST_RECORDS: usize = 200_000;
 
 impl Bucket {
     /// When a note was written last, by the store's clock; none if there is no note.
     pub async fn note_time(&self, repo: &RepoPath, note: Note) -> Result<Option<SystemTime>, StoreError> {
-        let key = note.of(repo).path().clone();
-        let head = || async {
-            let meta = self.inner.store.head(&self.at(&key)).await;
-            meta.map_err(|error| self.sort("head", &key, error))
-        };
-        match self.retrying(head).await {
-            Ok(meta) => Ok(Some(meta.last_modified.into())),
-            Err(StoreError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.modified(note.of(repo).path()).await
     }
 
     /// The numbers of the newest generation and of all whose successor was stored less than `grace` before `now`, highest
@@ -40,26 +28,9 @@ impl Bucket {
         now: SystemTime,
         grace: Duration,
     ) -> Result<Vec<u64>, StoreError> {
-        let folder = folder(&repo.key());
-        let list = || async {
-            let mut found: Vec<(u64, SystemTime)> = Vec::new();
-            let mut listing = self.inner.store.list(Some(&self.at(&folder)));
-            while let Some(entry) =
-                listing.try_next().await.map_err(|error| self.sort("list", &folder, error))?
-            {
-                let here = self
-                    .below(&entry.location)
-                    .filter(|at| at.prefix_matches(&folder) && at.parts_count() == 4);
-                if let Some(number) = here.as_ref().and_then(number_of) {
-                    found.push((number, entry.last_modified.into()));
-                }
-                if found.len() > MOST_RECORDS {
-                    return Err(StoreError::damaged(&folder, "it holds more records than are looked at"));
-                }
-            }
-            Ok(found)
-        };
-        let mut found = self.retrying(list).await?;
+        let listed = self.list_at_most(&folder(&repo.key()), MOST_RECORDS).await?;
+        let records = listed.iter().filter_map(|object| Some((object.record()?.1, object.modified)));
+        let mut found: Vec<(u64, SystemTime)> = records.collect();
         found.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
         let mut retained: Vec<u64> = found.first().map(|(number, _)| *number).into_iter().collect();
         for pair in found.windows(2) {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 
-use super::{BlobId, BlobKind, BlobRef, Bucket, Name, StoreError, nonce};
+use super::{BlobId, BlobKind, BlobRef, Bucket, Name, StoreError};
 use crate::boot::Boot;
 
 /// How long after marking a blob as dying a collector may delete it.
@@ -210,11 +210,6 @@ impl Bucket {
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-    }
-
-    /// A name for a collector's marks.
-    pub fn collectors_name() -> String {
-        nonce()
     }
 }
 

@@ -160,7 +160,8 @@ mod tests {
     impl Farm {
         fn new() -> Self {
             let bucket = Bucket::over(Arc::new(InMemory::new()), "");
-            Self { bucket, tasks: TaskTracker::new(), at: NoteKey::farm("test") }
+            let at = Note::Fetch.of(&RepoPath::parse("test").unwrap());
+            Self { bucket, tasks: TaskTracker::new(), at }
         }
 
         async fn take(&self) -> Option<Lease> {

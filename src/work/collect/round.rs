@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::boot::Boot;
-use crate::store::{Bucket, Listed, MARK_HOLDS, MARK_IS_VOID, Name, RECORDS_KEPT, StoreError, Tomb};
+use crate::store::{Bucket, Listed, MARK_HOLDS, MARK_IS_VOID, Name, RECORDS_KEPT, StoreError, Tomb, nonce};
 use crate::telemetry::metrics as names;
 use crate::work::collect::CollectError;
 use crate::work::collect::report::Report;
@@ -174,7 +174,7 @@ impl Round<'_> {
         }
         let mut done = 0;
         for batch in ripe.chunks(BATCH) {
-            let nonce = Bucket::collectors_name();
+            let nonce = nonce();
             let begun = Boot::now();
             // What holds this collector's mark and was not tried yet; the mark of the others goes, whatever happens.
             let mut spared: Vec<Name> = batch.to_vec();
