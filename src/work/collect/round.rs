@@ -262,7 +262,8 @@ impl Round<'_> {
         let mut dead: Vec<Listed> = self.bucket.list_all("nodes").await?;
         dead.extend(self.bucket.list_all(".probe").await?);
         let is_lease = |object: &Listed| {
-            object.key.parts_count() == 3 && ["repair", "compaction"].contains(&last(object).as_str())
+            object.key.parts_count() == 3
+                && ["fetch", "repair", "compaction"].contains(&last(object).as_str())
         };
         dead.extend(roots.notes.iter().filter(|note| is_lease(note)).cloned());
         let came_back = |mark: &Listed| {

@@ -327,6 +327,7 @@ async fn leftovers_of_the_dead_go() {
     bucket.put_node("dead", "x".into()).await.unwrap();
     let a = RepoPath::parse("a").unwrap();
     bucket.leave_note(&crate::store::Note::Repair.of(&a), "x".into()).await.unwrap();
+    bucket.leave_note(&crate::store::Note::Fetch.of(&a), "x".into()).await.unwrap();
     bucket.leave_note(&crate::store::Note::Trouble.of(&a), "x".into()).await.unwrap();
     bucket.mark_removed(&a).await.unwrap();
     crate::mirror::remove::remove(bucket, &RepoPath::parse("b").unwrap()).await.unwrap();
@@ -336,7 +337,7 @@ async fn leftovers_of_the_dead_go() {
     let keys: Vec<String> = shared.dump().into_keys().collect();
     let has = |end: &str| keys.iter().any(|key| key.ends_with(end));
     assert!(!has("nodes/dead") && has("nodes/live"));
-    assert!(!has("/repair") && has("/trouble"));
+    assert!(!has("/repair") && !has("/fetch") && has("/trouble"));
     assert!(!has(&format!("removed/{}", a.key())), "it came back");
     assert!(keys.iter().any(|key| key.contains("/removed/")), "nodes learn of `b` by it");
 }
