@@ -4,7 +4,7 @@
 //!   [`blocks`]: the bytes of its packs; [`carry`](mod@carry): the cache of them over a merge. [`damage`]: what is wrong with them. [`evidence`]: what differed from the primary.
 //! - [`opening`]: what the bucket holds is opened. [`newest`]: the newest record. `memory`: what of it outlives a restart.
 //! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
-//! - [`remove`](mod@remove): taking one out. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
+//! - [`remove`](mod@remove): taking one out. [`orders`]: what is to be forgotten at once. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
 //!   `farm`: the other nodes and what they found. `division`: which node compares which repository.
 //!   [`progress`]: how far a sync is. [`standing`]: how a repository stands. [`measure`](mod@measure): gauges.
 //!
@@ -25,6 +25,7 @@ pub mod names;
 pub mod newcomers;
 pub mod newest;
 pub mod opening;
+pub mod orders;
 pub mod progress;
 pub mod remove;
 pub mod repo;
@@ -48,6 +49,7 @@ use crate::mirror::names::{Repos, folded, with_suffix};
 use crate::mirror::newcomers::Newcomers;
 use crate::mirror::newest::NotFound;
 use crate::mirror::opening::Opening;
+use crate::mirror::orders::Obeyed;
 use crate::mirror::progress::{Step, Sync};
 use crate::mirror::repo::Repo;
 use crate::primary::{Grant, Naming, Primary};
@@ -92,6 +94,8 @@ pub struct Mirror {
     naming: tokio::sync::Mutex<HostKnown>,
     repos: Mutex<Repos>,
     absent: Mutex<HashMap<RepoPath, Instant>>,
+    /// Orders to forget that were obeyed.
+    obeyed: Mutex<Obeyed>,
     /// Repositories that are being opened.
     opening: Mutex<HashMap<RepoPath, watch::Receiver<Opening>>>,
     /// Woken at each step of a sync.
@@ -132,6 +136,7 @@ impl Mirror {
             naming: tokio::sync::Mutex::default(),
             repos: Mutex::default(),
             absent: Mutex::default(),
+            obeyed: Mutex::default(),
             opening: Mutex::default(),
             news: Arc::default(),
             tasks: TaskTracker::new(),

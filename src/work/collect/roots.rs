@@ -40,12 +40,14 @@ pub(super) fn age(now: SystemTime, then: SystemTime) -> Duration {
     now.duration_since(then).unwrap_or_default()
 }
 
-/// Reads them. `before`: the newest numbers that an earlier listing showed; a listing that lacks one of them was cut short.
+/// Reads them. `before`: the newest numbers that an earlier listing showed; a listing that lacks one of them was cut short. Of
+/// the repository that is `purged`, if any, the newest record alone is kept.
 pub(super) async fn read(
     bucket: &Bucket,
     known: &mut Known,
     before: &BTreeMap<String, u64>,
     (now, grace): (SystemTime, Duration),
+    purged: Option<&str>,
 ) -> Result<Roots, CollectError> {
     let mut repos = BTreeMap::<String, BTreeMap<u64, Listed>>::new();
     let mut notes = Vec::new();
@@ -67,7 +69,7 @@ pub(super) async fn read(
         let mut successor = None::<SystemTime>;
         for (number, record) in records.into_iter().rev() {
             let superseded = successor.replace(record.modified).map(|at| age(now, at));
-            if superseded.is_none_or(|since| since <= grace) {
+            if superseded.is_none_or(|since| since <= grace && purged != Some(&*repo)) {
                 wanted.push((repo.clone(), number));
             }
             if let Some(since) = superseded {
