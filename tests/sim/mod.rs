@@ -10,6 +10,7 @@
 mod client;
 mod compaction;
 mod primary;
+mod purge;
 mod schedules;
 pub mod store;
 mod walker;

@@ -45,6 +45,11 @@ impl Shared {
         Arc::new(Self { objects: Mutex::default(), begun: Instant::now() })
     }
 
+    /// Another bucket with the same objects, under the same clock.
+    pub fn fork(&self) -> Arc<Self> {
+        Arc::new(Self { objects: Mutex::new(self.lock().clone()), begun: self.begun })
+    }
+
     fn now(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + EPOCH + self.begun.elapsed()
     }

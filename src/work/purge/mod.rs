@@ -13,8 +13,6 @@
 mod nodes;
 pub mod report;
 mod stored;
-#[cfg(test)]
-mod tests;
 
 use std::collections::HashSet;
 use std::sync::Arc;
