@@ -33,7 +33,8 @@ pub struct Args {
 pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let settings = &loaded.settings;
     let bucket = node::existing_bucket(settings).await.map_err(Failure::store)?;
-    let terms = Terms { grace: settings.gc.grace, dry_run: args.dry_run };
+    let gc = &settings.gc;
+    let terms = Terms { grace: gc.grace, gone_after: gc.gone_after, dry_run: args.dry_run };
     let board = Board::new();
     let task = board.task("collecting");
     let collected = round(&bucket, &terms, &|phase, done, total| task.objects(phase, done, total)).await;

@@ -205,6 +205,8 @@ pub const KEYS: &[Key] = &[
         "How often a node of the farm deletes from the bucket what nobody names any more; 0s leaves it to `packmirror gc`"),
     key("gc.grace", Kind::Duration, Standard::Is("24h"), Group::Collection,
         "How long data stays in the bucket after it was named last; the same on all nodes, and not shorter than limits.transfer"),
+    key("gc.gone_after", Kind::Duration, Standard::Is("7d"), Group::Collection,
+        "How long a repository that the primary does not have any more is kept, served to nobody, in case it comes back; 0s keeps it for ever"),
     key("limits.request", Kind::Size, Standard::Is("32MiB"), Group::Limits,
         "Largest fetch request after decompression"),
     key("limits.memory", Kind::Size, Standard::Is("512MiB"), Group::Limits,

@@ -108,6 +108,12 @@ pub struct RepoHealth {
     /// The comparison or sync that runs.
     #[serde(default)]
     pub sync: Option<Sync>,
+    /// The merge of its layers that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Sync>,
+    /// Why its layers could not be merged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmerged: Option<String>,
     /// What is known to be wrong with its stored data, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
@@ -153,6 +159,8 @@ impl RepoHealth {
             error: health.error.clone(),
             left_out: health.left_out.clone(),
             sync,
+            merge: repo.compaction().shown(),
+            unmerged: health.unmerged.clone(),
             damage,
             mended,
             difference,
@@ -192,7 +200,11 @@ impl Mirror {
         let health = repo.health();
         let lately = |asked: Instant| asked.elapsed() < self.compare_every.saturating_mul(2);
         let asked = !health.by_others && health.asked.is_some_and(|asked| lately(asked.instant));
-        asked || health.error.is_some() || repo.progress().shown().is_some()
+        asked
+            || health.error.is_some()
+            || health.unmerged.is_some()
+            || repo.progress().shown().is_some()
+            || repo.compaction().shown().is_some()
     }
 }
 

@@ -57,9 +57,15 @@ impl Mirror {
         }
     }
 
-    /// The newest published record; the one that is known, if none is newer. None also if the repository was taken out.
+    /// The newest published record; the one that is known, if none is newer. None also if the repository was taken out, or is
+    /// gone at the primary.
     pub async fn newest(&self, repo: &Repo) -> Result<Option<Generation>, NotFound> {
-        Ok(self.newest_record(repo).await?.filter(|newest| !newest.removed))
+        let newest = self.newest_record(repo).await?.filter(|newest| !newest.removed);
+        if let Some(gone) = newest.as_ref().filter(|newest| newest.gone.is_some()) {
+            repo.know(gone.clone());
+            return Ok(None);
+        }
+        Ok(newest)
     }
 
     /// The same with the record that takes it out: what the next generation builds on.

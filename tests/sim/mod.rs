@@ -9,6 +9,7 @@
 
 mod client;
 mod compaction;
+mod gone;
 mod primary;
 mod schedules;
 pub mod store;

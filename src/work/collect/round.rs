@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::boot::Boot;
+use crate::mirror::remove::remove_if;
 use crate::store::{Bucket, Listed, MARK_HOLDS, MARK_IS_VOID, Name, RECORDS_KEPT, StoreError, Tomb, nonce};
 use crate::telemetry::metrics as names;
 use crate::work::collect::CollectError;
@@ -30,6 +31,8 @@ const EXACT: Duration = Duration::from_secs(1);
 pub struct Terms {
     /// How long data stays after it was named last.
     pub grace: Duration,
+    /// How long a repository stays that the primary does not have any more; zero: for ever.
+    pub gone_after: Duration,
     /// Change nothing.
     pub dry_run: bool,
 }
@@ -61,6 +64,7 @@ pub async fn round(bucket: &Bucket, terms: &Terms, told: Told<'_>) -> Result<Rep
     let roots = round.bury(ripe, &blobs, (roots, &mut known), &mut report).await?;
     round.records(&roots, &mut report).await?;
     round.leftovers(&roots, &mut report).await?;
+    round.gone(&roots, &mut report).await?;
     if !terms.dry_run {
         bucket.round_is_over(roots.newest).await?;
     }
@@ -251,6 +255,24 @@ impl Round<'_> {
         while deleting.try_next().await?.is_some() {
             done += 1;
             (self.told)("deleting records", done, total);
+        }
+        Ok(())
+    }
+
+    /// Takes out what the primary has not had for long. Its blobs are collected like those of every repository taken out.
+    async fn gone(&self, roots: &Roots, report: &mut Report) -> Result<(), CollectError> {
+        let after = self.terms.gone_after;
+        let is_due = |since: &Duration| !after.is_zero() && *since > after + EXACT;
+        for (repo, since) in roots.gone.iter().filter(|(_, since)| is_due(since)) {
+            report.gone += 1;
+            if self.terms.dry_run {
+                continue;
+            }
+            // It may have come back at this moment.
+            if remove_if(self.bucket, repo, |newest| newest.gone.is_some()).await?.is_some() {
+                count("gone", 0);
+                tracing::info!(%repo, ?since, "taken out: the primary has not had it for long");
+            }
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ use crate::store::{
     BlobId, BlobKind, BlobRef, Bucket, Generation, LayerRef, Publish, StoreError, generation_for_tests, nonce,
 };
 
+const GONE_AFTER: Duration = Duration::from_secs(7 * 86_400);
 const GRACE: Duration = Duration::from_secs(7200);
 const LATER: Duration = Duration::from_secs(7300);
 
@@ -32,7 +33,7 @@ fn process(shared: &Arc<Shared>, seed: u64) -> Process {
 }
 
 async fn collect(bucket: &Bucket) -> Result<Report, CollectError> {
-    round(bucket, &Terms { grace: GRACE, dry_run: false }, &|_, _, _| {}).await
+    round(bucket, &Terms { grace: GRACE, gone_after: GONE_AFTER, dry_run: false }, &|_, _, _| {}).await
 }
 
 fn layer_of(text: &str) -> (LayerRef, [(BlobKind, String); 3]) {
@@ -136,7 +137,10 @@ async fn what_nobody_names_goes_with_the_second_collection() {
     let second = collect(&one.bucket).await.unwrap();
     assert_eq!((second.blobs.objects, second.waiting.objects), (0, 4), "not before its time");
     tokio::time::advance(LATER).await;
-    let would = round(&one.bucket, &Terms { grace: GRACE, dry_run: true }, &|_, _, _| {}).await.unwrap();
+    let would =
+        round(&one.bucket, &Terms { grace: GRACE, gone_after: GONE_AFTER, dry_run: true }, &|_, _, _| {})
+            .await
+            .unwrap();
     assert_eq!((would.blobs.objects, blobs(&shared).len()), (4, all), "a dry run deletes nothing");
     let third = collect(&one.bucket).await.unwrap();
     assert_eq!(third.blobs, would.blobs);
