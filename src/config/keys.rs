@@ -204,7 +204,7 @@ pub const KEYS: &[Key] = &[
     key("gc.every", Kind::Duration, Standard::Is("24h"), Group::Collection,
         "How often a node of the farm deletes from the bucket what nobody names any more; 0s leaves it to `packmirror gc`"),
     key("gc.grace", Kind::Duration, Standard::Is("24h"), Group::Collection,
-        "How long data stays in the bucket after it was named last; the same on all nodes, and not shorter than limits.transfer"),
+        "How long data stays in the bucket after it was named last; the longest of all nodes counts, and it is not shorter than limits.transfer"),
     key("gc.gone_after", Kind::Duration, Standard::Is("7d"), Group::Collection,
         "How long a repository that the primary does not have any more is kept, served to nobody, in case it comes back; 0s keeps it for ever"),
     key("limits.request", Kind::Size, Standard::Is("32MiB"), Group::Limits,

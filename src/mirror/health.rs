@@ -37,6 +37,10 @@ pub struct NodeHealth {
     /// How often it writes at least, in milliseconds.
     #[serde(default)]
     pub pace_ms: u64,
+    /// How long data stays in the bucket after it was named last as far as it goes by this node, in seconds; 0 in those of
+    /// earlier versions.
+    #[serde(default)]
+    pub grace_s: u64,
     /// The last texts that it had read of other nodes when it composed this one, by number.
     #[serde(default)]
     pub heard: BTreeMap<String, u64>,
@@ -73,6 +77,7 @@ impl NodeHealth {
             node: String::new(),
             beat: 1,
             pace_ms: 0,
+            grace_s: 0,
             heard: BTreeMap::new(),
             repos: Vec::new(),
         }
@@ -189,6 +194,7 @@ impl Mirror {
             node: self.node.clone(),
             beat,
             pace_ms: self.beat_every.as_millis() as u64,
+            grace_s: self.grace.as_secs(),
             heard,
             repos,
         };
@@ -222,10 +228,11 @@ pub async fn nodes(bucket: &crate::store::Bucket) -> Result<Vec<NodeHealth>, Sto
         let Some(mut health) = NodeHealth::decode(&words) else { continue };
         cut(&mut health.node);
         health.repos.retain_mut(|repo| {
-            repo.sync.iter_mut().for_each(|sync| cut(&mut sync.words));
+            repo.sync.iter_mut().chain(&mut repo.merge).for_each(|sync| cut(&mut sync.words));
             repo.difference = repo.difference.take().map(Finding::bounded);
             repo.mended.iter_mut().for_each(|mended| cut(&mut mended.what));
-            repo.error.iter_mut().chain(&mut repo.left_out).chain(&mut repo.damage).for_each(cut);
+            let words = repo.error.iter_mut().chain(&mut repo.left_out).chain(&mut repo.damage);
+            words.chain(&mut repo.unmerged).for_each(cut);
             RepoPath::parse(&repo.repo).is_ok()
         });
         let age = SystemTime::now().duration_since(health.at).unwrap_or_default();

@@ -83,6 +83,8 @@ pub struct Mirror {
     /// The pace of heartbeats and of comparisons.
     beat_every: Duration,
     compare_every: Duration,
+    /// How long data stays in the bucket after it was named last.
+    grace: Duration,
     farm: Mutex<Farm>,
     selection: Selection,
     /// The channel to `work` for repositories that are entered here, and its other end until it is taken.
@@ -125,6 +127,7 @@ impl Mirror {
             node: nonce(),
             beat_every: (settings.compare_every / 4).clamp(BEAT_LEAST, HEARTBEAT).min(settings.compare_every),
             compare_every: settings.compare_every,
+            grace: settings.gc.grace,
             farm: Mutex::default(),
             selection: settings.selection()?,
             enter,

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::boot::Boot;
+use crate::mirror::health::nodes;
 use crate::mirror::remove::remove_if;
 use crate::store::{Bucket, Listed, MARK_HOLDS, MARK_IS_VOID, Name, RECORDS_KEPT, StoreError, Tomb, nonce};
 use crate::telemetry::metrics as names;
@@ -23,6 +24,8 @@ const AT_ONCE: usize = 16;
 const BATCH: usize = 1024;
 /// What nodes write over again and again is dead if it is older than this, and than the grace.
 const DEAD: Duration = Duration::from_secs(3600);
+/// A node that says that it keeps data for longer than this, in seconds, is not believed: a year.
+const MOST_GRACE: u64 = 366 * 86_400;
 /// The exactness of a store's times.
 const EXACT: Duration = Duration::from_secs(1);
 
@@ -43,7 +46,10 @@ pub type Told<'a> = &'a (dyn Fn(&str, u64, u64) + Send + Sync);
 /// Collects once. With `dry_run` nothing changes but the object by which the store's clock is read.
 pub async fn round(bucket: &Bucket, terms: &Terms, told: Told<'_>) -> Result<Report, CollectError> {
     let mut report = Report { dry_run: terms.dry_run, ..Report::default() };
-    let grace = terms.grace + EXACT;
+    // The most careful node decides: it may have promised its clients more than this one.
+    let nodes = nodes(bucket).await?;
+    let longest = nodes.iter().map(|node| Duration::from_secs(node.grace_s.min(MOST_GRACE))).max();
+    let grace = terms.grace.max(longest.unwrap_or_default()) + EXACT;
     told("reading records", 0, 0);
     let now = bucket.clock().await?;
     let before = bucket.last_round().await?.map(|(last, _)| last.newest).unwrap_or_default();
@@ -277,7 +283,8 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Deletes what the dead have left: heartbeats, notes of work, what probes left, marks of repositories that came back.
+    /// Deletes what the dead have left: heartbeats, notes of work, uploads in parts, what probes left, marks of repositories that
+    /// came back.
     async fn leftovers(&self, roots: &Roots, report: &mut Report) -> Result<(), CollectError> {
         let is_dead = |object: &Listed| age(self.now, object.modified) > self.grace.max(DEAD);
         let last = |object: &Listed| object.key.filename().unwrap_or_default().to_owned();
@@ -293,6 +300,14 @@ impl Round<'_> {
             roots.newest.contains_key(&repo) && !roots.removed.contains(&repo)
         };
         dead.extend(self.bucket.list_all("removed").await?.into_iter().filter(came_back));
+        let uploads = self.bucket.list_all("uploads").await?;
+        for note in uploads.iter().filter(|note| is_dead(note)) {
+            report.other.add(note.size);
+            if !self.terms.dry_run {
+                self.bucket.abort_noted(note).await?;
+                count("upload", note.size);
+            }
+        }
         for object in dead.iter().filter(|object| is_dead(object)) {
             report.other.add(object.size);
             if !self.terms.dry_run {

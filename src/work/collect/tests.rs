@@ -152,6 +152,23 @@ async fn what_nobody_names_goes_with_the_second_collection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_longest_grace_of_all_nodes_counts() {
+    let (_shared, one) = farm().await;
+    let long = GRACE * 3;
+    let now = humantime::format_rfc3339(std::time::SystemTime::now());
+    let words = format!(
+        "{{\"at\":\"{now}\",\"version\":\"9\",\"node\":\"x\",\"beat\":1,\"grace_s\":{},\"repos\":[]}}",
+        long.as_secs()
+    );
+    one.bucket.put_node("x", words.into_bytes().into()).await.unwrap();
+    collect(&one.bucket).await.unwrap();
+    tokio::time::advance(LATER).await;
+    assert_eq!(collect(&one.bucket).await.unwrap().blobs.objects, 0, "the other node keeps it for longer");
+    tokio::time::advance(long).await;
+    assert_eq!(collect(&one.bucket).await.unwrap().blobs.objects, 4);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_named_again_lives() {
     let (shared, one) = farm().await;
     collect(&one.bucket).await.unwrap();
