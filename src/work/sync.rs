@@ -92,7 +92,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             return Err(last);
         }
         let Seen { refs: seen, left_out, capabilities } = seen;
-        repo.health().capabilities = Some(Arc::new(capabilities));
+        repo.health().capabilities = Some(work.shared(capabilities));
         let equal = |open: &Option<Arc<Snapshot>>| open.as_ref().is_some_and(|open| open.equals(&seen));
         // After a start nothing is known yet, and mostly nothing is to be done.
         if repo.known().is_none() && !repo.is_wanted() {
