@@ -16,7 +16,7 @@ pub mod blocks;
 pub mod carry;
 mod closing;
 pub mod damage;
-mod division;
+pub mod division;
 pub mod evidence;
 pub mod export;
 mod farm;
