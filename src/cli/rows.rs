@@ -12,8 +12,16 @@ use crate::store::{Bucket, StoreError};
 pub async fn rows(bucket: &Bucket) -> Result<Vec<RepoStatus>, StoreError> {
     let (mut said, mut syncs) = (HashMap::<String, RepoHealth>::new(), HashMap::new());
     let (mut merges, mut unmerged) = (HashMap::new(), HashMap::new());
+    let mut by = HashMap::<String, String>::new();
     // Nodes come newest first: of two that know a repository the one that compared it last counts.
-    for repo in nodes(bucket).await?.into_iter().flat_map(|node| node.repos) {
+    let nodes = nodes(bucket).await?.into_iter();
+    for (node, repo) in
+        nodes.flat_map(|node| node.repos.into_iter().map(move |repo| (node.node.clone(), repo)))
+    {
+        // Of two that take it for theirs for a while, the one that said so last.
+        if repo.ours {
+            by.entry(repo.repo.clone()).or_insert(node);
+        }
         // Another node may sync what this one has just compared.
         if let Some(sync) = repo.sync.clone().filter(|sync| sync.phase > Step::Asking) {
             syncs.entry(repo.repo.clone()).or_insert(sync);
@@ -40,6 +48,7 @@ pub async fn rows(bucket: &Bucket) -> Result<Vec<RepoStatus>, StoreError> {
     let unpublished = said.into_values().filter(|health| health.generation.is_none());
     rows.extend(unpublished.map(RepoStatus::unpublished));
     for row in &mut rows {
+        row.compared_by = by.remove(&row.repo);
         if let Some(sync) = syncs.remove(&row.repo) {
             (row.state, row.sync) = (State::Syncing, Some(sync));
         }

@@ -15,6 +15,9 @@ pub use crate::text::safe;
 /// The widest column that all rows are aligned to; a longer name stands out of line.
 const WIDEST: usize = 80;
 
+/// So many letters of a node's name are shown.
+const NODE: usize = 8;
+
 /// Which columns a table has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Columns {
@@ -33,7 +36,7 @@ pub fn table(rows: &[RepoStatus], columns: Columns, now: SystemTime, bold: bool)
     let mut head = vec!["REPOSITORY", "GENERATION", "REFS", "OBJECTS", "SIZE"];
     if standing {
         head.insert(1, "STATE");
-        head.extend(["COMPARED", "LAG", "NEXT TRY"]);
+        head.extend(["COMPARED", "LAG", "NEXT TRY", "BY"]);
     }
     let cells: Vec<Vec<String>> = rows.iter().map(|row| cells(row, standing, now)).collect();
     let widths: Vec<usize> = (0..head.len())
@@ -96,6 +99,9 @@ fn cells(row: &RepoStatus, standing: bool, now: SystemTime) -> Vec<String> {
             row.last_compared.map_or_else(|| "never".into(), |then| ago(then, now)),
             row.lag.map_or_else(|| "-".into(), short),
             row.next_try.map_or_else(|| "-".into(), |then| ahead(then, now)),
+            row.compared_by
+                .as_ref()
+                .map_or_else(|| "-".into(), |node| safe(node).chars().take(NODE).collect()),
         ]);
     }
     cells
@@ -188,6 +194,7 @@ mod tests {
                 last_compared: Some(now() - Duration::from_secs(125)),
                 lag: Some(Duration::from_secs(125)),
                 next_try: None,
+                compared_by: Some("0123456789abcdef".into()),
                 left_out: Some("left out: refs/heads/a: it names no object".into()),
                 error: None,
                 sync: Some(Sync {
@@ -227,6 +234,7 @@ mod tests {
                 lag: None,
                 next_try: Some(now() + Duration::from_secs(30)),
                 left_out: None,
+                compared_by: None,
                 error: Some("the primary said\r\n500".into()),
                 sync: None,
                 merge: Some(Sync {
@@ -252,13 +260,13 @@ mod tests {
     #[test]
     fn status_is_aligned_and_safe() {
         let want = "\
-REPOSITORY                 STATE    GENERATION  REFS  OBJECTS      SIZE  COMPARED   LAG    NEXT TRY
-team/app.git               current          12  1234   845012  3.00 GiB  2m 5s ago  2m 5s  -
+REPOSITORY                 STATE    GENERATION  REFS  OBJECTS      SIZE  COMPARED   LAG    NEXT TRY  BY
+team/app.git               current          12  1234   845012  3.00 GiB  2m 5s ago  2m 5s  -         01234567
   fetching 25 %, 3.00 MiB received, for 4s; the sync began 1m 5s ago
   layers not merged: the disk is too small
   left out: refs/heads/a: it names no object
   differed from the primary 1m ago: 12 refs (refs/heads/a\\u{1b}, …); equal again after 2s: fetched 3 objects, published generation 12
-evil\\u{1b}[2J\\u{202e}name  failing           -     0        0       0 B  never      -      in 30s
+evil\\u{1b}[2J\\u{202e}name  failing           -     0        0       0 B  never      -      in 30s    -
   merging layers 50 %, for 7s
   the primary said 500
   damaged: a.pack is missing or damaged

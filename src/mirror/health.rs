@@ -182,8 +182,9 @@ impl Mirror {
             (farm.beat(), farm.heard())
         };
         let mut repos: Vec<RepoHealth> = Vec::new();
+        let division = self.division();
         for repo in self.repos() {
-            let ours = self.is_ours(&repo.path);
+            let ours = division.is_ours(repo.path.as_str());
             if ours || self.has_news_of(&repo) {
                 repos.push(RepoHealth { ours, ..RepoHealth::of(&repo) });
             }

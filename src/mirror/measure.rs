@@ -17,7 +17,8 @@ pub fn measure(mirror: &Mirror) {
     }
     let (now, repos) = (SystemTime::now(), mirror.repos());
     let rows: Vec<RepoStatus> = repos.iter().map(|repo| RepoStatus::of(repo, now)).collect();
-    let owned = repos.iter().filter(|repo| mirror.is_ours(&repo.path)).count();
+    let division = mirror.division();
+    let owned = repos.iter().filter(|repo| division.is_ours(repo.path.as_str())).count();
     metrics::gauge!(names::OWNED).set(owned as f64);
     metrics::gauge!(names::LIVE_NODES).set(mirror.live_nodes() as f64);
     for state in [State::New, State::Syncing, State::Current, State::Failing, State::Damaged, State::Gone] {

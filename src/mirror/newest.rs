@@ -78,10 +78,25 @@ impl Mirror {
             None => self.bucket.newest(&repo.path).await?,
         };
         match newest {
-            Some(found) if !self.bucket.is_record_of(&found.primary, &self.primary.name()) => {
+            Some(found) if !self.is_ours_to_read(&found) => {
                 Err(NotFound::OtherPrimary { found: found.primary })
             }
             newest => Ok(newest),
+        }
+    }
+
+    /// Says whether a record is one of this node's primary.
+    pub(super) fn is_ours_to_read(&self, found: &Generation) -> bool {
+        self.bucket.is_record_of(&found.primary, &self.primary.name())
+    }
+
+    /// Learns what is published of a repository of which nothing is known yet: the record alone, or the snapshot where few are
+    /// open. What fails is left to whoever needs it.
+    pub async fn learn(&self, repo: &Repo) {
+        if self.has_few_open() {
+            let _ = self.refresh(repo).await;
+        } else if let Ok(Some(newest)) = self.newest(repo).await {
+            repo.know(newest);
         }
     }
 
@@ -92,8 +107,15 @@ impl Mirror {
             return Ok(open);
         }
         match Snapshot::open(&self.local, generation.clone(), open.clone()).await {
-            Ok(snapshot) => Ok(repo.install(carried(open, Arc::new(snapshot)).await)),
+            Ok(snapshot) => {
+                let snapshot = repo.install(carried(open, Arc::new(snapshot)).await);
+                self.was_opened(&snapshot);
+                Ok(snapshot)
+            }
             Err(e) => {
+                if matches!(e, OpenError::Older { .. }) {
+                    repo.note_outdated(generation.number);
+                }
                 if repo.report_damage(&generation, &e) {
                     tracing::error!(repo = %repo.path, error = chain(&e), "stored data is missing or damaged");
                 }

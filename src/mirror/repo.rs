@@ -176,6 +176,8 @@ pub struct Repo {
     compaction: Arc<Progress>,
     /// The last attempt failed, or waited long for the primary.
     unwell: AtomicBool,
+    /// The number of the generation that has graphs of an older version; 0: none is known to.
+    outdated: AtomicU64,
     /// The newest record that is known, also while nothing is open.
     known: RwLock<Option<Arc<Generation>>>,
     /// When a client was last served from it.
@@ -205,6 +207,7 @@ impl Repo {
             progress: Arc::default(),
             compaction: Arc::default(),
             unwell: AtomicBool::new(false),
+            outdated: AtomicU64::new(0),
             known: RwLock::new(None),
             used: Mutex::new(Instant::now()),
             wanted: AtomicBool::new(false),
@@ -221,6 +224,17 @@ impl Repo {
     /// The newest record that is known of it: what is published as far as this node knows, whether it is open or not.
     pub fn known(&self) -> Option<Arc<Generation>> {
         self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes note that a generation has graphs of an older version, which are to be built again.
+    pub(super) fn note_outdated(&self, number: u64) {
+        self.outdated.fetch_max(number, Ordering::Relaxed);
+    }
+
+    /// Whether the generation that is known has graphs of an older version, as far as anybody looked.
+    pub fn is_outdated(&self) -> bool {
+        let outdated = self.outdated.load(Ordering::Relaxed);
+        outdated > 0 && self.known().is_none_or(|known| known.number <= outdated)
     }
 
     /// Takes note of a record, unless a newer one is known.
@@ -282,11 +296,16 @@ impl Repo {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Closes its snapshot if no client was served from it for so long. A request that reads it goes on. Says whether it did.
-    pub fn close_idle(&self, idle: Duration) -> bool {
+    /// When a client was last served from it.
+    pub(super) fn used(&self) -> Instant {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes its snapshot if no client was served from it since `then`. A request that reads it goes on. Says whether it did.
+    pub(super) fn close_unused_since(&self, then: Instant) -> bool {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        used.elapsed() >= idle && current.take().is_some()
+        *used <= then && current.take().is_some()
     }
 
     /// Installs a snapshot, unless a newer one is there already (invariant I6): returns what is there afterwards. One of a
@@ -379,8 +398,8 @@ impl Repo {
 
     /// Begins a step of the running sync.
     pub fn step(&self, step: Step) {
-        // Of what is published a comparison mostly finds that nothing is to be done: that is no news.
-        self.progress.step(step, step > Step::Asking || self.known().is_none());
+        // Of what is published a comparison mostly finds that nothing is to be done: that is no news. So it is after a start.
+        self.progress.step(step, step > Step::Asking || self.known().is_none() && self.is_wanted());
     }
 
     /// Whether its last attempt went well, so that it gets a place of the well.

@@ -2,10 +2,12 @@
 //!
 //! Relies on: what a node knows or has said (`health`), what is published (`store`). Elsewhere: tables for people (`cli`).
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::mirror::Mirror;
 use crate::mirror::evidence::Finding;
 use crate::mirror::health::{Mended, RepoHealth};
 use crate::mirror::progress::Sync;
@@ -75,6 +77,9 @@ pub struct RepoStatus {
     /// Refs of the primary that are not mirrored: the first, and how many more.
     #[serde(default)]
     pub left_out: Option<String>,
+    /// The name of the node that compares it with the primary, if a live one says so.
+    #[serde(default)]
+    pub compared_by: Option<String>,
     /// Why the last sync failed.
     pub error: Option<String>,
     /// The comparison or sync that runs.
@@ -112,6 +117,16 @@ impl RepoStatus {
         Self { differences: repo.evidence().all(), ..standing }
     }
 
+    /// All repositories of a node.
+    pub fn of_all(mirror: &Mirror, now: SystemTime) -> Vec<Self> {
+        let owners = mirror.division();
+        let row = |repo: &Arc<Repo>| {
+            let by = owners.owner(repo.path.as_str()).to_owned();
+            Self { compared_by: Some(by), ..Self::of(repo, now) }
+        };
+        mirror.repos().iter().map(row).collect()
+    }
+
     /// A repository of which `generation` is the newest, with what a node said of it.
     pub fn published(generation: &Generation, health: Option<RepoHealth>, now: SystemTime) -> Self {
         let published = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(generation.verified_at));
@@ -131,6 +146,7 @@ impl RepoStatus {
             lag: Some(now.duration_since(compared).unwrap_or_default()),
             next_try: None,
             left_out: None,
+            compared_by: None,
             error: None,
             sync: None,
             merge: None,
@@ -177,6 +193,7 @@ impl RepoStatus {
             lag: None,
             next_try: health.next,
             left_out: health.left_out,
+            compared_by: None,
             error: health.error,
             sync: health.sync,
             merge: health.merge,

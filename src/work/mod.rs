@@ -47,6 +47,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
 use crate::config::{Freshness, Limits, OnPrimaryDown, Settings, Vet};
+use crate::git::caps::V2Caps;
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::retry::Policy;
@@ -93,6 +94,8 @@ pub struct Work {
     sources: Mutex<HashMap<Name, PathBuf>>,
     /// What this node alone cannot take in.
     here: Mutex<HashMap<RepoPath, Trouble>>,
+    /// What the primary said last that it can do: mostly the same of all repositories.
+    capabilities: Mutex<Arc<V2Caps>>,
     tasks: TaskTracker,
 }
 
@@ -122,6 +125,7 @@ impl Work {
             collect_every: settings.gc.every,
             sources: Mutex::default(),
             here: Mutex::default(),
+            capabilities: Mutex::default(),
             tasks: TaskTracker::new(),
             mirror,
         })
@@ -156,6 +160,15 @@ impl Work {
     pub async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// The same capabilities once in memory, as long as the primary says the same of one repository after the other.
+    fn shared(&self, capabilities: V2Caps) -> Arc<V2Caps> {
+        let mut last = self.capabilities.lock().unwrap_or_else(PoisonError::into_inner);
+        if **last != capabilities {
+            *last = Arc::new(capabilities);
+        }
+        Arc::clone(&last)
     }
 
     fn sources(&self) -> MutexGuard<'_, HashMap<Name, PathBuf>> {

@@ -93,11 +93,16 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             return Err(last);
         }
         let Seen { refs: seen, left_out, capabilities } = seen;
-        repo.health().capabilities = Some(Arc::new(capabilities));
+        repo.health().capabilities = Some(work.shared(capabilities));
         let equal = |open: &Option<Arc<Snapshot>>| open.as_ref().is_some_and(|open| open.equals(&seen));
+        // After a start nothing is known yet, and mostly nothing is to be done.
+        if repo.known().is_none() && !repo.is_wanted() {
+            work.mirror.learn(repo).await;
+        }
         // Another node may have published already. The bucket is read only if the refs differ or damage is known.
         let known = repo.known();
         if !repo.damage().is_known()
+            && !repo.is_outdated()
             && known.as_ref().is_some_and(|known| known.gone.is_none() && publishes(known, &seen))
         {
             confirmed(work, repo, asked, &left_out);

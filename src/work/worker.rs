@@ -96,8 +96,10 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
         let mut well = false;
         if !held_off {
             let started = Instant::now();
+            // Nearly all workers wait at any time: what a sync needs is there while it runs.
+            let syncing = Box::pin(sync(&work, &repo, false));
             let outcome = tokio::select! {
-                outcome = sync(&work, &repo, false) => outcome,
+                outcome = syncing => outcome,
                 // This future never ends: it only writes to the log.
                 () = tell(&repo) => Err(SyncError::Stopped),
                 () = stop.cancelled() => Err(SyncError::Stopped),
@@ -235,6 +237,18 @@ mod tests {
     use super::*;
     use crate::git::path::RepoPath;
     use std::sync::atomic::AtomicU32;
+
+    /// The size of what a call of `f` waits in.
+    fn size<F: Future>(_: impl FnOnce(Arc<Work>, Arc<Repo>, CancellationToken) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_worker_that_waits_takes_little_memory() {
+        // There is one for each repository, and nearly all of them wait.
+        let (worker, repo) = (size(run), size_of::<Repo>());
+        assert!(worker <= 1024 && repo <= 1024, "{worker} and {repo} bytes");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_worker_that_panics_starts_again_and_nobody_waits_for_it() {

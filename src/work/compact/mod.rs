@@ -154,7 +154,7 @@ pub async fn run(work: Arc<Work>, stop: CancellationToken) {
                 continue;
             }
         };
-        let Some(repo) = work.mirror.repos().into_iter().find(|repo| repo.path == path) else { continue };
+        let Some(repo) = work.mirror.repo(&path) else { continue };
         let begun = Instant::now();
         let looking = stop.run_until_cancelled(look(&work, &repo, is_due));
         let Some(outcome) = looking.await else { return };
