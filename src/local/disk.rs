@@ -138,6 +138,11 @@ impl Disk {
         (self.lock().bytes, self.max)
     }
 
+    /// Files that may be mapped at the same time.
+    pub(super) fn most_maps(&self) -> usize {
+        self.maps.most
+    }
+
     /// Damaged files met, writes refused, and how often a file was here and could not be used.
     pub(super) fn troubles(&self) -> [u64; 3] {
         [&self.damaged, &self.refusals, &self.unusable].map(|counter| counter.load(Ordering::Relaxed))

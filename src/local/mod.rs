@@ -229,6 +229,11 @@ impl Local {
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
+    /// Files that may be mapped at the same time.
+    pub fn mappings(&self) -> usize {
+        self.inner.disk.most_maps()
+    }
+
     /// Puts bytes aside for somebody who is slow to take them: into a nameless file of the scratch space, mapped.
     pub fn set_aside(&self, bytes: &[u8]) -> std::io::Result<Bytes> {
         let folder = self.scratch()?;

@@ -15,6 +15,7 @@
 //! <prefix>/tombs/<sha256>.<kind>/…          marks of blobs that nobody names
 //! <prefix>/purges/<number>                  orders to forget, created once
 //! <prefix>/gc/{clock,round,running}         of collections: the store's clock, the last one, the present one
+//! <prefix>/uploads/<nonce>                  uploads in parts under way
 //! <prefix>/nodes/<node>                     what each node last said of itself
 //! <prefix>/.probe/<nonce>…                  what a probe leaves when it is cut short
 //! ```
@@ -40,6 +41,7 @@ mod metered;
 mod nodes;
 mod nonce;
 mod notes;
+mod numbered;
 mod open;
 mod orders;
 mod owner;

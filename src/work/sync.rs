@@ -25,6 +25,7 @@ use crate::telemetry::metrics as names;
 use crate::work::Work;
 use crate::work::cost::Cost;
 use crate::work::error::SyncError;
+use crate::work::gone::came_back;
 use crate::work::heal::heal;
 use crate::work::ingest::NewLayer;
 use crate::work::lease::{Asked, Lease};
@@ -92,11 +93,18 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             return Err(last);
         }
         let Seen { refs: seen, left_out, capabilities } = seen;
-        repo.health().capabilities = Some(Arc::new(capabilities));
+        repo.health().capabilities = Some(work.shared(capabilities));
         let equal = |open: &Option<Arc<Snapshot>>| open.as_ref().is_some_and(|open| open.equals(&seen));
+        // After a start nothing is known yet, and mostly nothing is to be done.
+        if repo.known().is_none() && !repo.is_wanted() {
+            work.mirror.learn(repo).await;
+        }
         // Another node may have published already. The bucket is read only if the refs differ or damage is known.
         let known = repo.known();
-        if !repo.damage().is_known() && known.as_ref().is_some_and(|known| publishes(known, &seen)) {
+        if !repo.damage().is_known()
+            && !repo.is_outdated()
+            && known.as_ref().is_some_and(|known| known.gone.is_none() && publishes(known, &seen))
+        {
             confirmed(work, repo, asked, &left_out);
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
         }
@@ -127,6 +135,11 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         if was_removed && (repo.known().is_some() || !(insists || repo.is_wanted())) {
             work.mirror.take_out(repo);
             return Err(SyncError::Removed);
+        }
+        if base.as_ref().is_some_and(|base| base.gone.is_some()) {
+            // The next round compares with what is served again.
+            came_back(work, repo).await?;
+            continue;
         }
         let repairing = stands(&work.mirror, repo, base.as_ref()).await?;
         if repairing && repair.is_none() {

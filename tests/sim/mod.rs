@@ -5,10 +5,12 @@
 //! `PACKMIRROR_TEST_TIMES=50`.
 //!
 //! - [`store`]: the bucket, and each node's way to it. [`primary`]: the host. [`world`]: nodes and a farm.
-//! - [`client`]: what a client sees. [`walker`]: what lies in the bucket.
+//! - `many`: nodes with many repositories. [`client`]: what a client sees. [`walker`]: what lies in the bucket.
 
 mod client;
 mod compaction;
+mod gone;
+mod many;
 mod primary;
 mod purge;
 mod schedules;

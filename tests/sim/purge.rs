@@ -130,7 +130,7 @@ async fn failing_at(
     let report = process.purge().await.unwrap();
     assert!(report.is_whole(), "{context}: {report:?}");
     // A collection takes away the marks that the one that failed has left.
-    let terms = Terms { grace: settings().gc.grace, dry_run: false };
+    let terms = Terms { grace: settings().gc.grace, gone_after: Duration::ZERO, dry_run: false };
     round(&process.work.mirror.bucket, &terms, &|_, _, _| {}).await.unwrap();
     check(&unprefixed(&shared), seen);
     check_purged(&unprefixed(&shared), &context);

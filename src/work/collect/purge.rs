@@ -14,7 +14,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::CollectError;
 use super::report::{Amount, Report};
 use super::roots::{Known, Roots, read};
-use super::round::{AT_ONCE, AtOnce, EXACT, Round, Terms, Told, list_blobs};
+use super::round::{AT_ONCE, AtOnce, Round, Terms, Told, careful, list_blobs};
 use crate::git::path::RepoPath;
 use crate::store::{Bucket, Generation, Listed, Name};
 
@@ -38,6 +38,7 @@ pub struct Survey {
     known: Known,
     listed: HashMap<Name, Listed>,
     now: SystemTime,
+    grace: Duration,
 }
 
 /// What a purge deleted.
@@ -65,7 +66,8 @@ pub async fn survey(
     told("reading records", 0, 0);
     let (key, now, mut known) = (repo.key(), bucket.clock().await?, Known::default());
     let before = bucket.last_round().await?.map(|(last, _)| last.newest).unwrap_or_default();
-    let roots = read(bucket, &mut known, &before, (now, grace + EXACT), Some(&key)).await?;
+    let grace = careful(bucket, grace).await?;
+    let roots = read(bucket, &mut known, &before, (now, grace), Some(&key)).await?;
     let Some(newest) = roots.newest.get(&key).copied() else { return Ok(None) };
     let of_repo = |(record, _): &&(Listed, _)| record.record().is_some_and(|(repo, _)| repo == key);
     let mut records: Vec<Listed> =
@@ -93,7 +95,7 @@ pub async fn survey(
     told("listing blobs", 0, 0);
     let listed = list_blobs(bucket).await?;
     let of_newest: HashSet<Name> =
-        known.get(&(key.clone(), newest)).into_iter().flat_map(|names| names.iter().copied()).collect();
+        known.get(&(key.clone(), newest)).into_iter().flat_map(|read| read.names.iter().copied()).collect();
     let named: HashSet<Name> = read.iter().flat_map(Generation::blobs).map(|blob| blob.name()).collect();
     let (mut there, mut shared, mut unnamed) = (Amount::default(), Amount::default(), Amount::default());
     for (name, blob) in &listed {
@@ -105,7 +107,20 @@ pub async fn survey(
         }
     }
     let blobs = named.into_iter().filter(|name| !roots.kept.contains(name)).collect();
-    Ok(Some(Survey { newest, records, read, blobs, there, shared, unnamed, roots, known, listed, now }))
+    Ok(Some(Survey {
+        newest,
+        records,
+        read,
+        blobs,
+        there,
+        shared,
+        unnamed,
+        roots,
+        known,
+        listed,
+        now,
+        grace,
+    }))
 }
 
 /// Deletes what a survey found. `answered`: since when all nodes have looked anew what is published and look for `blobs` before they
@@ -114,17 +129,17 @@ pub async fn delete(
     bucket: &Bucket,
     repo: &RepoPath,
     survey: Survey,
-    (grace, answered): (Duration, Option<SystemTime>),
+    answered: Option<SystemTime>,
     told: Told<'_>,
 ) -> Result<Purged, CollectError> {
-    let Survey { records, blobs, roots, mut known, listed, now, .. } = survey;
-    let (terms, key, nothing) = (Terms { grace, dry_run: false }, repo.key(), HashSet::new());
+    let Survey { records, blobs, roots, mut known, listed, now, grace, .. } = survey;
+    let (terms, key, nothing) =
+        (Terms { grace, gone_after: Duration::ZERO, dry_run: false }, repo.key(), HashSet::new());
     let at_once = AtOnce {
         repo: &key,
         blobs: if answered.is_some() { &blobs } else { &nothing },
         before: answered.unwrap_or(now),
     };
-    let grace = grace + EXACT;
     let round = Round { bucket, terms: &terms, now, grace, told, purge: Some(at_once) };
     let tombs = bucket.tombs().await?;
     let is_free = |name: &Name| {

@@ -10,6 +10,8 @@ use std::time::{Duration, SystemTime};
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::boot::Boot;
+use crate::mirror::health::nodes;
+use crate::mirror::remove::remove_if;
 use crate::store::{
     Bucket, FRESH_FOR, Listed, MARK_HOLDS, MARK_IS_VOID, Name, ORDERS, RECORDS_KEPT, StoreError, Tomb, nonce,
 };
@@ -26,6 +28,8 @@ const BATCH: usize = 1024;
 const DEAD: Duration = Duration::from_secs(3600);
 /// For how long orders to forget are kept. A node that comes back after that empties its cache.
 const ORDERS_KEPT: Duration = Duration::from_secs(90 * 86_400);
+/// A node that says that it keeps data for longer than this, in seconds, is not believed: a year.
+const MOST_GRACE: u64 = 366 * 86_400;
 /// The exactness of a store's times.
 pub(super) const EXACT: Duration = Duration::from_secs(1);
 
@@ -34,6 +38,8 @@ pub(super) const EXACT: Duration = Duration::from_secs(1);
 pub struct Terms {
     /// How long data stays after it was named last.
     pub grace: Duration,
+    /// How long a repository stays that the primary does not have any more; zero: for ever.
+    pub gone_after: Duration,
     /// Change nothing.
     pub dry_run: bool,
 }
@@ -44,7 +50,7 @@ pub type Told<'a> = &'a (dyn Fn(&str, u64, u64) + Send + Sync);
 /// Collects once. With `dry_run` nothing changes but the object by which the store's clock is read.
 pub async fn round(bucket: &Bucket, terms: &Terms, told: Told<'_>) -> Result<Report, CollectError> {
     let mut report = Report { dry_run: terms.dry_run, ..Report::default() };
-    let grace = terms.grace + EXACT;
+    let grace = careful(bucket, terms.grace).await?;
     told("reading records", 0, 0);
     let now = bucket.clock().await?;
     let before = bucket.last_round().await?.map(|(last, _)| last.newest).unwrap_or_default();
@@ -60,10 +66,18 @@ pub async fn round(bucket: &Bucket, terms: &Terms, told: Told<'_>) -> Result<Rep
     let roots = round.bury(ripe, &blobs, (roots, &mut known), &mut report).await?;
     round.records(&roots, &mut report).await?;
     round.leftovers(&roots, &mut report).await?;
+    round.gone(&roots, &mut report).await?;
     if !terms.dry_run {
         bucket.round_is_over(roots.newest).await?;
     }
     Ok(report)
+}
+
+/// The grace that the most careful node has: it may have promised its clients more than this one.
+pub(super) async fn careful(bucket: &Bucket, grace: Duration) -> Result<Duration, StoreError> {
+    let nodes = nodes(bucket).await?;
+    let longest = nodes.iter().map(|node| Duration::from_secs(node.grace_s.min(MOST_GRACE))).max();
+    Ok(grace.max(longest.unwrap_or_default()) + EXACT)
 }
 
 /// All blobs by name.
@@ -293,7 +307,26 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Deletes what the dead have left: heartbeats, notes of work, what probes left, marks of repositories that came back.
+    /// Takes out what the primary has not had for long. Its blobs are collected like those of every repository taken out.
+    async fn gone(&self, roots: &Roots, report: &mut Report) -> Result<(), CollectError> {
+        let after = self.terms.gone_after;
+        let is_due = |since: &Duration| !after.is_zero() && *since > after + EXACT;
+        for (repo, since) in roots.gone.iter().filter(|(_, since)| is_due(since)) {
+            report.gone += 1;
+            if self.terms.dry_run {
+                continue;
+            }
+            // It may have come back at this moment.
+            if remove_if(self.bucket, repo, |newest| newest.gone.is_some()).await?.is_some() {
+                count("gone", 0);
+                tracing::info!(%repo, ?since, "taken out: the primary has not had it for long");
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what the dead have left: heartbeats, notes of work, uploads in parts, what probes left, marks of repositories that
+    /// came back.
     async fn leftovers(&self, roots: &Roots, report: &mut Report) -> Result<(), CollectError> {
         let is_dead = |object: &Listed| age(self.now, object.modified) > self.grace.max(DEAD);
         let last = |object: &Listed| object.key.filename().unwrap_or_default().to_owned();
@@ -315,6 +348,14 @@ impl Round<'_> {
         orders.sort_by_key(Listed::order);
         orders.pop();
         orders.retain(|object| age(self.now, object.modified) > ORDERS_KEPT);
+        let uploads = self.bucket.list_all("uploads").await?;
+        for note in uploads.iter().filter(|note| is_dead(note)) {
+            report.other.add(note.size);
+            if !self.terms.dry_run {
+                self.bucket.abort_noted(note).await?;
+                count("upload", note.size);
+            }
+        }
         for object in dead.iter().filter(|object| is_dead(object)).chain(&orders) {
             report.other.add(object.size);
             if !self.terms.dry_run {

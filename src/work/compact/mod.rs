@@ -158,7 +158,7 @@ pub async fn run(work: Arc<Work>, stop: CancellationToken) {
                 continue;
             }
         };
-        let Some(repo) = work.mirror.repos().into_iter().find(|repo| repo.path == path) else { continue };
+        let Some(repo) = work.mirror.repo(&path) else { continue };
         let begun = Instant::now();
         let looking = stop.run_until_cancelled(look(&work, &repo, is_due));
         let Some(outcome) = looking.await else { return };
@@ -170,7 +170,7 @@ pub async fn run(work: Arc<Work>, stop: CancellationToken) {
 /// Puts all repositories in line of which something may be merged or left out.
 fn ask_all(work: &Work) {
     for repo in work.mirror.repos() {
-        if repo.known().is_some_and(|known| may_be_due(work, &known, true)) {
+        if repo.known().is_some_and(|known| known.gone.is_none() && may_be_due(work, &known, true)) {
             work.compaction.ask_due(&repo.path);
         }
     }
@@ -200,9 +200,13 @@ fn record(work: &Work, repo: &Repo, begun: Instant, outcome: Result<Outcome, Com
         metrics::counter!(names::COMPACTIONS, "result" => result).increment(1);
         metrics::histogram!(names::COMPACTION_SECONDS).record(begun.elapsed().as_secs_f64());
     }
-    let Err(error) = outcome else { return work.compaction.went_well(&repo.path) };
+    let Err(error) = outcome else {
+        repo.health().unmerged = None;
+        return work.compaction.went_well(&repo.path);
+    };
     let next_try_in = work.compaction.went_wrong(&repo.path);
     let words = chain(&error);
+    repo.health().unmerged = Some(words.clone());
     if let CompactError::Seal(_) = error {
         tracing::error!(repo = %repo.path, error = words, "a merged layer is not what it should be");
     } else {

@@ -127,7 +127,7 @@ pub async fn purge(work: &Work, repo: &Arc<Repo>, wish: &Wish, told: Told<'_>) -
         return Ok(report);
     }
     let answered = if found.is_empty() { None } else { tell(work, wish, &found, &mut report, told).await? };
-    let purged = delete(bucket, &wish.repo, found, (work.grace, answered), told).await?;
+    let purged = delete(bucket, &wish.repo, found, answered, told).await?;
     report.purged(&purged);
     Ok(report)
 }
