@@ -325,7 +325,7 @@ impl Run {
     ) -> Result<(Box<Outgoing>, Result<Filled, WriteError>), Cut> {
         let place = self.unless_gone(Arc::clone(&self.places).acquire_owned()).await?;
         let most = self.held.piece();
-        let job = tokio::task::spawn_blocking(move || {
+        let job = crate::threads::spawn_blocking(move || {
             let _place = place;
             let filled = out.fill(most);
             (out, filled)

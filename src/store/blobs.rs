@@ -258,7 +258,7 @@ fn check_length(blob: &BlobRef, found: u64) -> Result<(), StoreError> {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(work)
+    crate::threads::spawn_blocking(work)
         .await
         .map_err(|error| StoreError::unavailable("work on a blob", error.to_string()))
 }

@@ -12,5 +12,6 @@ mod compaction;
 mod primary;
 mod schedules;
 pub mod store;
+pub mod turns;
 mod walker;
 mod world;

@@ -9,6 +9,7 @@ use rand::{RngExt, SeedableRng};
 use super::client::{Outcome, clone};
 use super::primary::{Host, Mood, Universe};
 use super::store::{Shared, Weather};
+use super::turns;
 use super::walker;
 use super::world::{Node, settings};
 use crate::retry::plan;
@@ -24,29 +25,12 @@ fn simulate(seed: u64) {
 
 /// Runs a schedule in a runtime of its own, whose clock stands still unless all wait.
 pub fn in_paused_time(schedule: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .max_blocking_threads(16)
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        // While a thread computes, the clock stands; one that waits for a sleeper would wait for ever. So it is pushed.
-        let (push, mut pushed) = tokio::sync::mpsc::channel(1);
-        std::thread::spawn(move || {
-            while push.blocking_send(()).is_ok() {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        });
-        let pushing = tokio::spawn(async move {
-            while pushed.recv().await.is_some() {
-                tokio::time::advance(Duration::from_millis(100)).await;
-            }
-        });
-        schedule.await;
-        pushing.abort();
+    turns::taking(|| {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(schedule);
+        runtime.shutdown_timeout(Duration::from_secs(5));
     });
-    runtime.shutdown_timeout(Duration::from_secs(5));
 }
 
 fn weather(chance: &mut StdRng) -> Weather {

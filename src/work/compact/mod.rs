@@ -306,7 +306,7 @@ async fn compact(
         hash: open.refs.hash,
     };
     let scratch = work.mirror.local.scratch()?;
-    let made = tokio::task::spawn_blocking(move || {
+    let made = crate::threads::spawn_blocking(move || {
         let made = merge(&job, scratch.path(), &cost).map_err(CompactError::from)?;
         let Some(new) = made else { return Ok(None) };
         let keep = job.keep.as_ref();

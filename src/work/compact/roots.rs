@@ -97,7 +97,7 @@ async fn tips(work: &Work, repo: &Repo, newest: &Generation) -> Result<Vec<Objec
 /// What `tips` reach, off the async threads.
 async fn reached(open: &Arc<Snapshot>, tips: Vec<ObjectId>, cost: &Arc<Cost>) -> Result<Kept, TreeError> {
     let (open, cost) = (Arc::clone(open), Arc::clone(cost));
-    let job = tokio::task::spawn_blocking(move || {
+    let job = crate::threads::spawn_blocking(move || {
         let stack = &open.stack;
         // What a newer generation does not have any more was left out before, or belonged to another repository of this name.
         let tips: Vec<ObjectId> = tips.into_iter().filter(|tip| stack.lookup(tip).is_some()).collect();
