@@ -1,6 +1,8 @@
 //! Schedules: what happens to a farm, out of a seed, and what must be true after.
 
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -18,9 +20,12 @@ use crate::serve::listen::router;
 
 const REPOS: [&str; 2] = ["team/app.git", "team/lib.git"];
 
-fn simulate(seed: u64) {
+/// Runs the schedule of a seed, and gives all calls of the store that were made.
+fn simulate(seed: u64) -> Vec<String> {
     plan(seed);
-    in_paused_time(schedule(seed));
+    let calls = Mutex::default();
+    in_paused_time(async { *calls.lock().unwrap() = schedule(seed).await });
+    calls.into_inner().unwrap()
 }
 
 /// Runs a schedule in a runtime of its own, whose clock stands still unless all wait.
@@ -51,7 +56,7 @@ fn mood(chance: &mut StdRng) -> Mood {
     Mood { unreachable: of(300), errors: of(300), slow: of(200), cut: of(200) }
 }
 
-async fn schedule(seed: u64) {
+async fn schedule(seed: u64) -> Vec<String> {
     let mut chance = StdRng::seed_from_u64(seed);
     let universe = Universe::get();
     let (shared, host, settings) = (Shared::new(), Host::new(seed), settings());
@@ -141,6 +146,7 @@ async fn schedule(seed: u64) {
     for node in nodes {
         node.kill();
     }
+    shared.calls()
 }
 
 /// What lies below the farm's prefix.
@@ -149,17 +155,55 @@ pub fn unprefixed(shared: &Arc<Shared>) -> walker::Dump {
     shared.dump().into_iter().filter_map(strip).collect()
 }
 
+/// Runs all `seeds`, on each core one at a time. Ends with the first that fails, whose number is printed.
+fn on_all_cores(seeds: impl Iterator<Item = u64>, run: impl Fn(u64) + Sync) {
+    let seeds = Mutex::new(seeds.collect::<Vec<_>>().into_iter());
+    let failed = Mutex::new(None);
+    let work = || {
+        while failed.lock().unwrap().is_none() {
+            let Some(seed) = seeds.lock().unwrap().next() else { break };
+            if let Err(why) = catch_unwind(AssertUnwindSafe(|| run(seed))) {
+                eprintln!(
+                    "the schedule of seed {seed} failed; once more: PACKMIRROR_TEST_SEED={seed} cargo test --lib sim::"
+                );
+                failed.lock().unwrap().get_or_insert(why);
+            }
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for n in 0..cores {
+            std::thread::Builder::new().name(format!("simulation {n}")).spawn_scoped(scope, work).unwrap();
+        }
+    });
+    if let Some(why) = failed.into_inner().unwrap() {
+        resume_unwind(why);
+    }
+}
+
 #[test]
 fn whatever_fails_the_farm_ends_equal_to_the_primary() {
-    for seed in rounds(20) {
-        let begun = std::time::Instant::now();
-        let run = std::panic::catch_unwind(|| simulate(seed));
-        if let Err(why) = run {
-            eprintln!(
-                "the schedule of seed {seed} failed; once more: PACKMIRROR_TEST_SEED={seed} cargo test --lib sim::"
-            );
-            std::panic::resume_unwind(why);
-        }
-        eprintln!("seed {seed}: {:?}", begun.elapsed());
-    }
+    let (begun, done) = (std::time::Instant::now(), AtomicU64::new(0));
+    on_all_cores(rounds(20), |seed| {
+        simulate(seed);
+        done.fetch_add(1, Ordering::Relaxed);
+    });
+    eprintln!("{} schedules in {:?}", done.into_inner(), begun.elapsed());
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    on_all_cores(rounds(4), |seed| {
+        let (first, second) = (simulate(seed), simulate(seed));
+        let differs = first.iter().zip(&second).position(|(one, other)| one != other);
+        let at = differs.unwrap_or(first.len().min(second.len()));
+        let around = |calls: &[String]| calls[at.saturating_sub(3)..calls.len().min(at + 2)].join("\n  ");
+        assert!(
+            first == second,
+            "seed {seed}, call {at} of {}:\n  {}\nand\n  {}",
+            first.len(),
+            around(&first),
+            around(&second)
+        );
+    });
 }

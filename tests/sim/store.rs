@@ -38,11 +38,13 @@ struct Object {
 pub struct Shared {
     objects: Mutex<BTreeMap<String, Object>>,
     begun: Instant,
+    /// Every call of every node: what two runs of the same seed have in common.
+    calls: Mutex<Vec<String>>,
 }
 
 impl Shared {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { objects: Mutex::default(), begun: Instant::now() })
+        Arc::new(Self { objects: Mutex::default(), begun: Instant::now(), calls: Mutex::default() })
     }
 
     fn now(&self) -> SystemTime {
@@ -56,6 +58,11 @@ impl Shared {
     /// All objects, for the walker.
     pub fn dump(&self) -> BTreeMap<String, Bytes> {
         self.lock().iter().map(|(key, object)| (key.clone(), object.bytes.clone())).collect()
+    }
+
+    /// All calls so far: when, of which node, what.
+    pub fn calls(&self) -> Vec<String> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes an object away behind everybody's back.
@@ -139,6 +146,7 @@ impl Weather {
 /// One node's way to the bucket.
 pub struct View {
     shared: Arc<Shared>,
+    name: u64,
     chance: Mutex<StdRng>,
     weather: Mutex<Weather>,
     /// Frozen while false: no call begins or ends. Dropped: the node is dead.
@@ -161,6 +169,7 @@ impl View {
     pub fn of(shared: &Arc<Shared>, seed: u64) -> Arc<Self> {
         Arc::new(Self {
             shared: shared.clone(),
+            name: seed,
             chance: Mutex::new(StdRng::seed_from_u64(seed)),
             weather: Mutex::default(),
             runs: watch::Sender::new(true),
@@ -200,7 +209,9 @@ impl View {
     }
 
     /// What comes before a call, and what is wrong with it.
-    async fn begin(&self) -> Option<Ill> {
+    async fn begin(&self, what: &str, key: &str) -> Option<Ill> {
+        let line = format!("{:?} {} {what} {key}", self.shared.begun.elapsed(), self.name);
+        self.shared.calls.lock().unwrap_or_else(PoisonError::into_inner).push(line);
         let number = {
             let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
             *calls += 1;
@@ -315,7 +326,7 @@ impl fmt::Display for Store {
 #[async_trait]
 impl ObjectStore for Store {
     async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let ill = self.0.begin().await;
+        let ill = self.0.begin("put", path.as_ref()).await;
         before(&ill)?;
         if matches!(ill, Some(Ill::Conflict)) && options.mode != PutMode::Overwrite {
             return Err(exists(path.as_ref()));
@@ -329,14 +340,14 @@ impl ObjectStore for Store {
         path: &Path,
         _: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        let ill = self.0.begin().await;
+        let ill = self.0.begin("begin", path.as_ref()).await;
         before(&ill)?;
         let upload = Upload { view: self.0.clone(), key: path.to_string(), parts: Arc::default() };
         self.0.end(&ill, Box::new(upload) as Box<dyn MultipartUpload>).await
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        let ill = self.0.begin().await;
+        let ill = self.0.begin("get", path.as_ref()).await;
         before(&ill)?;
         let key = path.as_ref();
         let object = self.0.shared.lock().get(key).cloned().ok_or_else(|| missing(key))?;
@@ -385,7 +396,7 @@ impl ObjectStore for Store {
                 async move {
                     let path = path?;
                     let signed = Instant::now();
-                    let ill = view.begin().await;
+                    let ill = view.begin("delete", path.as_ref()).await;
                     before(&ill)?;
                     // As S3 does with what arrives long after it was signed.
                     if signed.elapsed() > SKEW {
@@ -401,7 +412,7 @@ impl ObjectStore for Store {
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let (view, prefix) = (self.0.clone(), prefix.map(Path::to_string).unwrap_or_default());
         let listing = async move {
-            let ill = view.begin().await;
+            let ill = view.begin("list", &prefix).await;
             before(&ill)?;
             let metas = view.metas(&prefix, &ill);
             view.end(&ill, metas).await
@@ -416,7 +427,7 @@ impl ObjectStore for Store {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        let ill = self.0.begin().await;
+        let ill = self.0.begin("folders", prefix.map(Path::as_ref).unwrap_or_default()).await;
         before(&ill)?;
         let prefix = prefix.map(Path::to_string).unwrap_or_default();
         let mut folders = std::collections::BTreeSet::new();
@@ -437,7 +448,7 @@ impl ObjectStore for Store {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, _: CopyOptions) -> Result<()> {
-        let ill = self.0.begin().await;
+        let ill = self.0.begin("copy", from.as_ref()).await;
         before(&ill)?;
         let object =
             self.0.shared.lock().get(from.as_ref()).cloned().ok_or_else(|| missing(from.as_ref()))?;
@@ -460,7 +471,7 @@ impl MultipartUpload for Upload {
         let number = parts.lock().unwrap_or_else(PoisonError::into_inner).len();
         parts.lock().unwrap_or_else(PoisonError::into_inner).push((number, data.into()));
         async move {
-            let ill = view.begin().await;
+            let ill = view.begin("part", "").await;
             before(&ill)?;
             view.end(&ill, ()).await
         }
@@ -468,7 +479,7 @@ impl MultipartUpload for Upload {
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        let ill = self.view.begin().await;
+        let ill = self.view.begin("complete", &self.key).await;
         before(&ill)?;
         let whole: Vec<u8> = self
             .parts
