@@ -33,7 +33,10 @@ pub fn in_paused_time(schedule: impl Future<Output = ()>) {
     turns::taking(|| {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-        runtime.block_on(schedule);
+        runtime.block_on(async {
+            turns::time_of_day();
+            schedule.await;
+        });
         runtime.shutdown_timeout(Duration::from_secs(5));
     });
 }

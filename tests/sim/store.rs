@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// The store's clock at the beginning.
-const EPOCH: Duration = Duration::from_secs(1_800_000_000);
+pub const EPOCH: Duration = Duration::from_secs(1_800_000_000);
 
 /// A request that was signed longer ago than this is turned down.
 const SKEW: Duration = Duration::from_secs(900);
@@ -161,6 +161,7 @@ enum Ill {
     Before,
     After,
     Conflict,
+    /// At this part of a thousand: flipped if odd, cut if even.
     Spoilt(usize),
     CutShort(usize),
 }
@@ -241,7 +242,7 @@ impl View {
             } else if hit(weather.conflict) {
                 Some(Ill::Conflict)
             } else if hit(weather.spoilt) {
-                Some(Ill::Spoilt(chance.random_range(0..1 << 20)))
+                Some(Ill::Spoilt(chance.random_range(0..1000)))
             } else if hit(weather.cut_short) {
                 Some(Ill::CutShort(chance.random_range(0..20)))
             } else {
@@ -364,11 +365,11 @@ impl ObjectStore for Store {
             && !bytes.is_empty()
         {
             let mut spoilt = bytes.to_vec();
-            let at = at % spoilt.len();
+            let place = spoilt.len() * at / 1000;
             if at % 2 == 0 {
-                spoilt.truncate(at)
+                spoilt.truncate(place)
             } else {
-                spoilt[at] ^= 1
+                spoilt[place] ^= 1
             };
             bytes = spoilt.into();
         }

@@ -8,12 +8,15 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::pin;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::SystemTime;
 
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
+use super::store::EPOCH;
 use crate::retry::{Plan, go_by, plan_here};
 
 /// What the thread of a job is told.
@@ -42,6 +45,7 @@ struct Crew {
     idle: Arc<Mutex<Vec<Thread>>>,
     all: Arc<Mutex<Vec<std::thread::JoinHandle<()>>>>,
     plan: Option<Plan>,
+    begun: Arc<OnceLock<Instant>>,
 }
 
 /// The job's side.
@@ -81,6 +85,14 @@ pub fn are_taken() -> bool {
 /// Says whether this is the thread of a job in a simulation.
 pub fn is_job() -> bool {
     SEAT.with_borrow(Option::is_some)
+}
+
+/// The time of day of a simulation, whose clocks all go right; none outside of one.
+pub fn time_of_day() -> Option<SystemTime> {
+    CREW.with_borrow(|crew| {
+        let begun = *crew.as_ref()?.begun.get_or_init(Instant::now);
+        Some(SystemTime::UNIX_EPOCH + EPOCH + begun.elapsed())
+    })
 }
 
 impl Crew {
