@@ -336,6 +336,7 @@ impl Run {
     /// Waits for `work`, or for the client to leave.
     async fn unless_gone<T>(&self, work: impl Future<Output = T>) -> Result<T, Cut> {
         tokio::select! {
+            biased;
             done = work => Ok(done),
             () = self.pieces.closed() => Err(Cut::Gone),
         }

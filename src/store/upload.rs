@@ -125,6 +125,7 @@ impl Bucket {
                     break room.map_err(|error| StoreError::unavailable("upload", error.to_string()))?;
                 }
                 tokio::select! {
+                    biased;
                     room = self.inner.in_flight.acquire() => {
                         break room.map_err(|error| StoreError::unavailable("upload", error.to_string()))?;
                     }

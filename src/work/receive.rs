@@ -52,6 +52,7 @@ pub(super) async fn beside_others<T>(
     let mut looks = tokio::time::interval(LOOK_EVERY);
     loop {
         tokio::select! {
+            biased;
             done = &mut work => return done,
             _ = looks.tick() => {}
         }

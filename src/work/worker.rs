@@ -79,6 +79,7 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
     let mut due = started + Dice::random().up_to(work.compare_every);
     loop {
         let is_asked = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = repo.woken() => true,
             () = tokio::time::sleep_until(due) => false,
@@ -96,6 +97,7 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
         if !held_off {
             let started = Instant::now();
             let outcome = tokio::select! {
+                biased;
                 outcome = sync(&work, &repo, false) => outcome,
                 // This future never ends: it only writes to the log.
                 () = tell(&repo) => Err(SyncError::Stopped),

@@ -20,6 +20,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::Instant;
 
+use super::turns::note;
 use super::world::scratch;
 use crate::git::path::Endpoint;
 use crate::primary::PrimaryError;
@@ -272,6 +273,8 @@ impl Host {
 pub struct Line {
     pub host: Arc<Host>,
     pub runs: tokio::sync::watch::Sender<bool>,
+    /// Whose it is.
+    pub name: u64,
 }
 
 impl fmt::Debug for Line {
@@ -296,6 +299,7 @@ impl Play for Arc<Line> {
             };
             let mood = *host.mood.lock().unwrap_or_else(PoisonError::into_inner);
             let wait = if at < mood.slow as usize { wait * 200 } else { wait };
+            note(|| format!("{} {:?} of {}: {wait} {roll}", line.name, asked.endpoint, asked.repo));
             tokio::time::sleep(Duration::from_millis(wait)).await;
             let _ = line.runs.subscribe().wait_for(|runs| *runs).await;
             if roll < mood.unreachable {

@@ -21,6 +21,8 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::turns::note;
+
 /// The store's clock at the beginning.
 pub const EPOCH: Duration = Duration::from_secs(1_800_000_000);
 
@@ -38,13 +40,11 @@ struct Object {
 pub struct Shared {
     objects: Mutex<BTreeMap<String, Object>>,
     begun: Instant,
-    /// Every call of every node: what two runs of the same seed have in common.
-    calls: Mutex<Vec<String>>,
 }
 
 impl Shared {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { objects: Mutex::default(), begun: Instant::now(), calls: Mutex::default() })
+        Arc::new(Self { objects: Mutex::default(), begun: Instant::now() })
     }
 
     fn now(&self) -> SystemTime {
@@ -58,11 +58,6 @@ impl Shared {
     /// All objects, for the walker.
     pub fn dump(&self) -> BTreeMap<String, Bytes> {
         self.lock().iter().map(|(key, object)| (key.clone(), object.bytes.clone())).collect()
-    }
-
-    /// All calls so far: when, of which node, what.
-    pub fn calls(&self) -> Vec<String> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes an object away behind everybody's back.
@@ -211,8 +206,7 @@ impl View {
 
     /// What comes before a call, and what is wrong with it.
     async fn begin(&self, what: &str, key: &str) -> Option<Ill> {
-        let line = format!("{:?} {} {what} {key}", self.shared.begun.elapsed(), self.name);
-        self.shared.calls.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        note(|| format!("{} {what} {key}", self.name));
         let number = {
             let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
             *calls += 1;

@@ -46,6 +46,7 @@ struct Crew {
     all: Arc<Mutex<Vec<std::thread::JoinHandle<()>>>>,
     plan: Option<Plan>,
     begun: Arc<OnceLock<Instant>>,
+    trace: Arc<Mutex<Vec<String>>>,
 }
 
 /// The job's side.
@@ -85,6 +86,24 @@ pub fn are_taken() -> bool {
 /// Says whether this is the thread of a job in a simulation.
 pub fn is_job() -> bool {
     SEAT.with_borrow(Option::is_some)
+}
+
+/// Adds to what two runs of the same seed have in common.
+pub fn note(line: impl FnOnce() -> String) {
+    CREW.with_borrow(|crew| {
+        let Some(crew) = crew else { return };
+        let at = crew.begun.get_or_init(Instant::now).elapsed();
+        let mut trace = crew.trace.lock().unwrap_or_else(PoisonError::into_inner);
+        trace.push(format!("{at:?} {}", line()));
+    });
+}
+
+/// What was noted so far.
+pub fn trace() -> Vec<String> {
+    CREW.with_borrow(|crew| {
+        let trace = crew.as_ref().map(|crew| crew.trace.lock().unwrap_or_else(PoisonError::into_inner));
+        trace.map(|trace| trace.clone()).unwrap_or_default()
+    })
 }
 
 /// The time of day of a simulation, whose clocks all go right; none outside of one.

@@ -89,7 +89,8 @@ impl Node {
             bucket.clone(),
         )
         .unwrap();
-        let line = Arc::new(Line { host: host.clone(), runs: tokio::sync::watch::Sender::new(true) });
+        let line =
+            Arc::new(Line { host: host.clone(), runs: tokio::sync::watch::Sender::new(true), name: seed });
         let location = Location::Directory("/primary".into());
         let primary = Primary::played(PrimarySettings::new(location), Arc::new(line.clone()));
         let (stop, last) = (CancellationToken::new(), CancellationToken::new());

@@ -146,13 +146,14 @@ pub async fn run(work: Arc<Work>, stop: CancellationToken) {
     let mut day = tokio::time::Instant::now() + first / 2 + Dice::random().up_to(first);
     loop {
         let (path, is_due) = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
-            next = work.compaction.next() => next,
             () = tokio::time::sleep_until(day) => {
                 day = tokio::time::Instant::now() + every;
                 ask_all(&work);
                 continue;
             }
+            next = work.compaction.next() => next,
         };
         let Some(repo) = work.mirror.repos().into_iter().find(|repo| repo.path == path) else { continue };
         let begun = Instant::now();
