@@ -7,6 +7,7 @@
 //! - [`store`]: the bucket, and each node's way to it. [`primary`]: the host. [`world`]: nodes and a farm.
 //! - [`client`]: what a client sees. [`walker`]: what lies in the bucket.
 
+mod checks;
 mod client;
 mod compaction;
 mod primary;

@@ -40,15 +40,31 @@ struct Object {
 pub struct Shared {
     objects: Mutex<BTreeMap<String, Object>>,
     begun: Instant,
+    /// How far the store's clock is ahead, in seconds.
+    ahead: Mutex<i64>,
 }
 
 impl Shared {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { objects: Mutex::default(), begun: Instant::now() })
+        Arc::new(Self { objects: Mutex::default(), begun: Instant::now(), ahead: Mutex::default() })
     }
 
-    fn now(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + EPOCH + self.begun.elapsed()
+    /// The store's clock.
+    pub fn now(&self) -> SystemTime {
+        let ahead = *self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = SystemTime::UNIX_EPOCH + EPOCH + self.begun.elapsed();
+        let by = Duration::from_secs(ahead.unsigned_abs());
+        if ahead < 0 { now - by } else { now + by }
+    }
+
+    /// Moves the store's clock by so many seconds.
+    pub fn turn_clock(&self, by: i64) {
+        *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) += by;
+    }
+
+    /// When an object was written, by the store's clock.
+    pub fn modified(&self, key: &str) -> Option<SystemTime> {
+        self.lock().get(key).map(|object| object.modified)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Object>> {

@@ -18,6 +18,7 @@ pub type Dump = BTreeMap<String, Bytes>;
 #[derive(Debug)]
 pub struct Record {
     pub number: u64,
+    pub key: String,
     pub value: Value,
     pub sum: String,
 }
@@ -38,7 +39,7 @@ pub fn records(dump: &Dump, repo: &str) -> Vec<Record> {
         let value: Value = serde_json::from_str(first).expect("JSON");
         assert_eq!(value["number"], number, "{key}");
         assert_eq!(value["repo"], repo, "{key}");
-        Some(Record { number, value, sum: sha256(bytes) })
+        Some(Record { number, key: key.clone(), value, sum: sha256(bytes) })
     };
     dump.iter().filter_map(of).collect()
 }
