@@ -90,6 +90,8 @@ impl Bucket {
             }
             Err(error) => return Err(error),
         };
+        // It bears no checksum: what the way may have spoilt is read once more before a node ends because of it.
+        let owner = if owner.primary == primary { owner } else { Owner::decode(&self.read(&mark).await?)? };
         if owner.primary != primary {
             return Err(StoreError::OtherPrimary { owner: owner.primary, asked: primary.to_owned() });
         }
@@ -172,6 +174,14 @@ mod tests {
         assert!(matches!(&refused, StoreError::OtherPrimary { owner, .. } if owner == OLD), "{refused}");
         assert!(refused.to_string().contains("packmirror adopt --from https://old.example.com"), "{refused}");
         assert!(!refused.is_transient());
+    }
+
+    #[tokio::test]
+    async fn a_name_that_the_way_spoils_is_read_once_more() {
+        let (bucket, faulty) = bucket();
+        bucket.claim(OLD).await.unwrap();
+        faulty.on(Op::Get, 1, Fault::CorruptByte);
+        bucket.claim(OLD).await.unwrap();
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@
 //! it is still the old one; all newest records are read again and none names it; not too much time has passed; it is deleted by
 //! one request. Writers look at the marks after they have created a record (`work::publish`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -58,7 +58,7 @@ pub async fn round(bucket: &Bucket, terms: &Terms, told: Told<'_>) -> Result<Rep
     report.repositories = roots.newest.len();
     told("listing blobs", 0, 0);
     // The blobs before the marks: a mark whose blob is not in this listing is not needed.
-    let blobs: HashMap<Name, Listed> = bucket
+    let blobs: BTreeMap<Name, Listed> = bucket
         .list_all("blobs")
         .await?
         .into_iter()
@@ -99,7 +99,7 @@ impl Round<'_> {
     async fn mark(
         &self,
         roots: &Roots,
-        blobs: &HashMap<Name, Listed>,
+        blobs: &BTreeMap<Name, Listed>,
         tombs: &BTreeMap<Name, Tomb>,
         report: &mut Report,
     ) -> Result<Vec<Name>, CollectError> {
@@ -172,7 +172,7 @@ impl Round<'_> {
     async fn bury(
         &self,
         ripe: Vec<Name>,
-        blobs: &HashMap<Name, Listed>,
+        blobs: &BTreeMap<Name, Listed>,
         (mut roots, known): (Roots, &mut Known),
         report: &mut Report,
     ) -> Result<Roots, CollectError> {
