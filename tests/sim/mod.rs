@@ -6,14 +6,15 @@
 //!
 //! - [`store`]: the bucket, and each node's way to it. [`primary`]: the host. [`world`]: nodes and a farm. [`turns`]: the same seed is
 //!   the same run.
-//! - `many`: nodes with many repositories. `gone`: what the primary does not have any more. [`client`]: what a client sees.
-//!   [`walker`]: what lies in the bucket. [`checks`]: what must be true.
+//! - `many`: nodes with many repositories. `gone`: what the primary does not have any more. `nth`: each call of the store fails.
+//!   [`client`]: what a client sees. [`walker`]: what lies in the bucket. [`checks`]: what must be true.
 
 mod checks;
 mod client;
 mod compaction;
 mod gone;
 mod many;
+mod nth;
 mod primary;
 mod schedules;
 pub mod store;

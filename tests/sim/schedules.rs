@@ -199,8 +199,8 @@ fn spoil(shared: &Arc<Shared>, chance: &mut StdRng, repo: &str) {
     if is_lost { shared.lose(&key) } else { shared.flip(&key, at) }
 }
 
-/// Runs all `seeds`, on each core one at a time. Ends with the first that fails, whose number is printed.
-fn on_all_cores(seeds: impl Iterator<Item = u64>, run: impl Fn(u64) + Sync) {
+/// Runs all numbers, on each core one at a time. Ends with the first that fails, which is printed.
+pub fn on_all_cores(seeds: impl Iterator<Item = u64>, run: impl Fn(u64) + Sync) {
     let seeds = Mutex::new(seeds.collect::<Vec<_>>().into_iter());
     let failed = Mutex::new(None);
     let work = || {
@@ -208,7 +208,7 @@ fn on_all_cores(seeds: impl Iterator<Item = u64>, run: impl Fn(u64) + Sync) {
             let Some(seed) = seeds.lock().unwrap().next() else { break };
             if let Err(why) = catch_unwind(AssertUnwindSafe(|| run(seed))) {
                 eprintln!(
-                    "the schedule of seed {seed} failed; once more: PACKMIRROR_TEST_SEED={seed} cargo test --lib sim::"
+                    "number {seed} failed; a schedule once more: PACKMIRROR_TEST_SEED={seed} cargo test --lib sim::"
                 );
                 failed.lock().unwrap().get_or_insert(why);
             }

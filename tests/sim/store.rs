@@ -36,6 +36,12 @@ struct Object {
     modified: SystemTime,
 }
 
+/// What a store held at some time.
+pub struct Kept {
+    objects: BTreeMap<String, Object>,
+    age: Duration,
+}
+
 /// What all views show.
 pub struct Shared {
     objects: Mutex<BTreeMap<String, Object>>,
@@ -47,6 +53,22 @@ pub struct Shared {
 impl Shared {
     pub fn new() -> Arc<Self> {
         Arc::new(Self { objects: Mutex::default(), begun: Instant::now(), ahead: Mutex::default() })
+    }
+
+    /// All that is there, for many stores to begin with.
+    pub fn keep(&self) -> Kept {
+        Kept {
+            objects: self.lock().clone(),
+            age: self.now().duration_since(SystemTime::UNIX_EPOCH + EPOCH).unwrap(),
+        }
+    }
+
+    /// A store that begins with what was kept.
+    pub fn of(kept: &Kept) -> Arc<Self> {
+        let shared = Self::new();
+        shared.lock().clone_from(&kept.objects);
+        shared.turn_clock(kept.age.as_secs() as i64 + 1);
+        shared
     }
 
     /// The store's clock.
@@ -164,13 +186,30 @@ pub struct View {
     runs: watch::Sender<bool>,
     dead: Mutex<bool>,
     calls: Mutex<u64>,
-    /// The call that fails, and whether after its effect.
-    pub nth: Mutex<Option<(u64, bool)>>,
+    /// The call that fails, and how.
+    pub nth: Mutex<Option<(u64, Fate)>>,
+}
+
+/// What becomes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    FailsBefore,
+    FailsAfter,
+    /// The node ends, as with kill -9, before the store hears of it.
+    DiesBefore,
+    /// And before it hears of the store again.
+    DiesAfter,
+}
+
+impl Fate {
+    pub const ALL: [Self; 4] = [Self::FailsBefore, Self::FailsAfter, Self::DiesBefore, Self::DiesAfter];
 }
 
 enum Ill {
     Before,
     After,
+    /// The node hears of nothing any more.
+    Dies,
     Conflict,
     /// At this part of a thousand: flipped if odd, cut if even.
     Spoilt(usize),
@@ -264,7 +303,13 @@ impl View {
         self.wait(wait).await;
         self.passes().await;
         match planned {
-            Some((n, after)) if n == number => Some(if after { Ill::After } else { Ill::Before }),
+            Some((n, Fate::FailsBefore)) if n == number => Some(Ill::Before),
+            Some((n, Fate::FailsAfter)) if n == number => Some(Ill::After),
+            Some((n, Fate::DiesAfter)) if n == number => Some(Ill::Dies),
+            Some((n, Fate::DiesBefore)) if n == number => {
+                self.kill();
+                std::future::pending().await
+            }
             _ => ill,
         }
     }
@@ -281,6 +326,9 @@ impl View {
     }
 
     async fn end<T>(&self, ill: &Option<Ill>, result: T) -> Result<T> {
+        if matches!(ill, Some(Ill::Dies)) {
+            self.kill();
+        }
         self.passes().await;
         if matches!(ill, Some(Ill::After)) { Err(broken("the reply was lost")) } else { Ok(result) }
     }

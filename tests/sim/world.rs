@@ -53,7 +53,7 @@ impl Verdict {
     }
 
     /// Takes note that git finds them good.
-    pub fn is_good(self) {
+    pub fn note_good(self) {
         GOOD.lock().unwrap_or_else(PoisonError::into_inner).insert(self.0);
     }
 }
