@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use crate::boot::time_of_day;
 use crate::mirror::Mirror;
 use crate::mirror::newest::NotFound;
 use crate::mirror::repo::Repo;
@@ -66,7 +67,7 @@ impl Mirror {
     }
 
     /// Reads what is published of a repository of which nothing is known here. Says whether it was taken out of the mirror.
-    pub async fn learn(&self, repo: &Repo) -> Result<bool, NotFound> {
+    pub async fn look_up(&self, repo: &Repo) -> Result<bool, NotFound> {
         let newest = self.newest_record(repo).await?;
         let is_removed = newest.as_ref().is_some_and(|newest| newest.removed);
         newest.into_iter().filter(|newest| !newest.removed).for_each(|newest| repo.know(newest));
@@ -82,7 +83,7 @@ impl Mirror {
             repo.know(newest.clone());
             return Ok(Some(newest));
         }
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = time_of_day().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut next = Generation {
             number: newest.number + 1,
             parent: Some(newest.id()),

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::boot::time_of_day;
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::mirror::evidence::Finding;
@@ -153,13 +154,13 @@ impl RepoHealth {
     pub fn of(repo: &Repo) -> Self {
         let generation = repo.known().map(|generation| generation.number);
         let health = repo.health();
-        let left = |then: Instant| SystemTime::now() + then.saturating_duration_since(Instant::now());
+        let left = |then: Instant| time_of_day() + then.saturating_duration_since(Instant::now());
         let sync = repo.progress().shown();
         let (damage, mended) = {
             let damage = repo.damage();
             (damage.words(), damage.last().map(|(at, what)| Mended { at, what }))
         };
-        let difference = repo.evidence().newest(SystemTime::now());
+        let difference = repo.evidence().newest(time_of_day());
         Self {
             repo: repo.path.to_string(),
             phase: if sync.is_some() { Phase::Syncing } else { health.phase },
@@ -198,7 +199,7 @@ impl Mirror {
             }
         }
         let health = NodeHealth {
-            at: SystemTime::now(),
+            at: time_of_day(),
             version: env!("CARGO_PKG_VERSION").into(),
             node: self.node.clone(),
             beat,
@@ -245,7 +246,7 @@ pub async fn nodes(bucket: &crate::store::Bucket) -> Result<Vec<NodeHealth>, Sto
             words.chain(&mut repo.unmerged).for_each(cut);
             RepoPath::parse(&repo.repo).is_ok()
         });
-        let age = SystemTime::now().duration_since(health.at).unwrap_or_default();
+        let age = time_of_day().duration_since(health.at).unwrap_or_default();
         if age < FORGOTTEN {
             nodes.push(health);
         } else if age > FORGOTTEN * 10 {

@@ -1,7 +1,6 @@
 //! What is measured rather than counted, whenever somebody looks.
 
-use std::time::SystemTime;
-
+use crate::boot::time_of_day;
 use crate::mirror::Mirror;
 use crate::mirror::progress::Step;
 use crate::mirror::standing::{RepoStatus, State};
@@ -15,7 +14,7 @@ pub fn measure(mirror: &Mirror) {
     for (result, n) in [("hit", cache.hits), ("miss", cache.misses), ("damaged", cache.damaged), unusable] {
         metrics::counter!(names::CACHE_REQUESTS, "result" => result).absolute(n);
     }
-    let (now, repos) = (SystemTime::now(), mirror.repos());
+    let (now, repos) = (time_of_day(), mirror.repos());
     let rows: Vec<RepoStatus> = repos.iter().map(|repo| RepoStatus::of(repo, now)).collect();
     let division = mirror.division();
     let owned = repos.iter().filter(|repo| division.is_ours(repo.path.as_str())).count();

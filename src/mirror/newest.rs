@@ -165,7 +165,7 @@ async fn carried(older: Option<Arc<Snapshot>>, snapshot: Arc<Snapshot>) -> Arc<S
     let is_awaited = older.generation.manifest_digest != snapshot.generation.manifest_digest;
     let newer = Arc::clone(&snapshot);
     let end = std::time::Instant::now() + CARRYING;
-    let carrying = tokio::task::spawn_blocking(move || {
+    let carrying = crate::threads::spawn_blocking(move || {
         let blocks = newer.carry_from(&older, end);
         if blocks > 0 {
             tracing::debug!(repo = %newer.generation.repo, blocks, "carried into merged packs");

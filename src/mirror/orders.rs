@@ -115,6 +115,7 @@ impl Mirror {
 async fn on_disk(
     remove: impl FnOnce() -> std::io::Result<usize> + Send + 'static,
 ) -> Result<usize, StoreError> {
-    let removed = tokio::task::spawn_blocking(remove).await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+    let removed =
+        crate::threads::spawn_blocking(remove).await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
     removed.map_err(|e| StoreError::Local { path: "cache".into(), source: std::sync::Arc::new(e) })
 }

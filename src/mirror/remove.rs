@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::boot::time_of_day;
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::mirror::repo::Repo;
@@ -36,7 +37,7 @@ pub async fn remove_if(
             None => return Ok(None),
         };
         let nothing = zstd::bulk::compress(&[], 3).map_err(|e| StoreError::refused("rm", e.to_string()))?;
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let since = time_of_day().duration_since(SystemTime::UNIX_EPOCH);
         let mut last = Generation {
             number: newest.number + 1,
             parent: Some(newest.id()),

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::boot::time_of_day;
 use crate::git::caps::V2Caps;
 use crate::git::path::RepoPath;
 use crate::mirror::damage::{self, Damage};
@@ -122,7 +123,7 @@ pub struct Moment {
 impl Moment {
     /// The present.
     pub fn now() -> Self {
-        Self { instant: Instant::now(), time: SystemTime::now() }
+        Self { instant: Instant::now(), time: time_of_day() }
     }
 }
 

@@ -38,11 +38,14 @@ impl Bucket {
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<BlobRef, StoreError> {
         let local = |error| StoreError::local(path, error);
-        let len = tokio::fs::metadata(path).await.map_err(local)?.len();
-        if len <= PART {
-            let bytes = Bytes::from(tokio::fs::read(path).await.map_err(local)?);
-            let hashed = bytes.clone();
-            let blob = blocking(move || BlobRef::of(kind, &hashed)).await?;
+        let owned = path.to_owned();
+        let read = blocking(move || {
+            let len = std::fs::metadata(&owned)?.len();
+            let small = (len <= PART).then(|| std::fs::read(&owned)).transpose()?;
+            Ok((len, small.map(|bytes| (BlobRef::of(kind, &bytes), Bytes::from(bytes)))))
+        });
+        let (len, small) = read.await?.map_err(local)?;
+        if let Some((blob, bytes)) = small {
             expect(known, blob.id, path)?;
             self.put_named(&blob, bytes).await?;
             progress(len, len);
@@ -136,6 +139,7 @@ impl Bucket {
                     break room.map_err(|error| StoreError::unavailable("upload", error.to_string()))?;
                 }
                 tokio::select! {
+                    biased;
                     room = self.inner.in_flight.acquire() => {
                         break room.map_err(|error| StoreError::unavailable("upload", error.to_string()))?;
                     }

@@ -39,7 +39,7 @@ pub(super) async fn missed(work: &Work, repo: &Arc<Repo>) {
 async fn weigh(work: &Work, repo: &Arc<Repo>) -> Result<(), NotFound> {
     let mirror = &work.mirror;
     // After a start it is not known yet what is published.
-    if repo.known().is_none() && mirror.learn(repo).await? {
+    if repo.known().is_none() && mirror.look_up(repo).await? {
         mirror.take_out(repo);
         return Ok(());
     }

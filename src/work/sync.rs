@@ -8,11 +8,12 @@
 //! (I2), `publish` for create-if-absent.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use gix_hash::ObjectId;
 use tokio::time::Instant;
 
+use crate::boot::time_of_day;
 use crate::git::ls_refs::LeftOut;
 use crate::git::refs::Refs;
 use crate::mirror::damage::stands;
@@ -356,7 +357,7 @@ fn differs(repo: &Repo, published: &Snapshot, seen: &Refs, asked: Moment) {
 /// Takes note that what is published equals the primary.
 fn equal(repo: &Repo) {
     let mut evidence = repo.evidence();
-    let now = SystemTime::now();
+    let now = time_of_day();
     if let Some(over) = evidence.equal(now) {
         let took = now.duration_since(over.since).unwrap_or_default();
         metrics::histogram!(names::DIFFERENCE_SECONDS).record(took.as_secs_f64());

@@ -80,6 +80,7 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
     let mut due = started + Dice::random().up_to(work.compare_every);
     loop {
         let is_asked = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = repo.woken() => true,
             () = tokio::time::sleep_until(due) => false,
@@ -99,6 +100,7 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
             // Nearly all workers wait at any time: what a sync needs is there while it runs.
             let syncing = Box::pin(sync(&work, &repo, false));
             let outcome = tokio::select! {
+                biased;
                 outcome = syncing => outcome,
                 // This future never ends: it only writes to the log.
                 () = tell(&repo) => Err(SyncError::Stopped),
@@ -110,7 +112,7 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
             well = outcome.is_ok();
             match &outcome {
                 Err(SyncError::Primary(PrimaryError::NotFound)) => {
-                    if stop.run_until_cancelled(missed(&work, &repo)).await.is_none() {
+                    if stop.run_until_cancelled(Box::pin(missed(&work, &repo))).await.is_none() {
                         return;
                     }
                 }

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::checks::unprefixed;
 use super::client::{Outcome, clone};
 use super::primary::{Host, Mood};
-use super::schedules::{in_paused_time, unprefixed};
+use super::schedules::in_paused_time;
 use super::store::Shared;
 use super::walker;
 use super::world::{Node, settings};

@@ -6,7 +6,7 @@
 //! no record at all names goes too, whosever it was, if it is older than any writer's own: a failed sync may have left it.
 //! Relies on: `round`. Elsewhere: what nodes are told before (`work::purge`).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -36,7 +36,7 @@ pub struct Survey {
     pub unnamed: Amount,
     roots: Roots,
     known: Known,
-    listed: HashMap<Name, Listed>,
+    listed: BTreeMap<Name, Listed>,
     now: SystemTime,
     grace: Duration,
 }

@@ -4,7 +4,7 @@
 //! it is still the old one; all newest records are read again and none names it; not too much time has passed; it is deleted by
 //! one request. Writers look at the marks after they have created a record (`work::publish`).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -81,7 +81,7 @@ pub(super) async fn careful(bucket: &Bucket, grace: Duration) -> Result<Duration
 }
 
 /// All blobs by name.
-pub(super) async fn list_blobs(bucket: &Bucket) -> Result<HashMap<Name, Listed>, StoreError> {
+pub(super) async fn list_blobs(bucket: &Bucket) -> Result<BTreeMap<Name, Listed>, StoreError> {
     let listed = bucket.list_all("blobs").await?.into_iter();
     Ok(listed.filter_map(|object| Some((object.blob()?.name(), object))).collect())
 }
@@ -131,7 +131,7 @@ impl Round<'_> {
     async fn mark(
         &self,
         roots: &Roots,
-        blobs: &HashMap<Name, Listed>,
+        blobs: &BTreeMap<Name, Listed>,
         tombs: &BTreeMap<Name, Tomb>,
         report: &mut Report,
     ) -> Result<Vec<Name>, CollectError> {
@@ -204,7 +204,7 @@ impl Round<'_> {
     pub(super) async fn bury(
         &self,
         ripe: Vec<Name>,
-        blobs: &HashMap<Name, Listed>,
+        blobs: &BTreeMap<Name, Listed>,
         (mut roots, known): (Roots, &mut Known),
         report: &mut Report,
     ) -> Result<Roots, CollectError> {

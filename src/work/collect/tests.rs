@@ -10,7 +10,7 @@ use super::CollectError;
 use super::report::Report;
 use super::round::{Terms, round};
 use crate::git::path::RepoPath;
-use crate::sim::store::{Shared, Store, View};
+use crate::sim::store::{Fate, Shared, Store, View};
 use crate::store::faulty::at_once;
 use crate::store::{
     BlobId, BlobKind, BlobRef, Bucket, Generation, LayerRef, Publish, StoreError, generation_for_tests, nonce,
@@ -206,7 +206,7 @@ async fn a_record_that_cannot_be_read_and_a_listing_that_is_cut_short_stop_it() 
 /// Each call of a collection fails in turn, before its effect and after it.
 #[tokio::test(start_paused = true)]
 async fn a_collection_that_fails_anywhere_loses_nothing_and_the_next_ones_end_it() {
-    for after in [false, true] {
+    for fate in [Fate::FailsBefore, Fate::FailsAfter] {
         for n in 1.. {
             let (shared, one) = farm().await;
             collect(&one.bucket).await.unwrap();
@@ -214,9 +214,9 @@ async fn a_collection_that_fails_anywhere_loses_nothing_and_the_next_ones_end_it
             let two = process(&shared, n);
             // Each request once: nothing is mended by trying again.
             let bucket = two.bucket.with_policy(at_once(1));
-            *two.view.nth.lock().unwrap() = Some((n, after));
+            *two.view.nth.lock().unwrap() = Some((n, fate));
             let failed = collect(&bucket).await;
-            let context = format!("call {n}, after its effect: {after}");
+            let context = format!("call {n}, {fate:?}");
             nothing_is_lost(&shared, &context);
             if two.view.calls() < n {
                 assert!(failed.is_ok(), "{context}: {failed:?}");

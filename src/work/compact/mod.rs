@@ -150,13 +150,14 @@ pub async fn run(work: Arc<Work>, stop: CancellationToken) {
     let mut day = tokio::time::Instant::now() + first / 2 + Dice::random().up_to(first);
     loop {
         let (path, is_due) = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
-            next = work.compaction.next() => next,
             () = tokio::time::sleep_until(day) => {
                 day = tokio::time::Instant::now() + every;
                 ask_all(&work);
                 continue;
             }
+            next = work.compaction.next() => next,
         };
         let Some(repo) = work.mirror.repo(&path) else { continue };
         let begun = Instant::now();
@@ -339,7 +340,7 @@ async fn make(
         hash: open.refs.hash,
     };
     let scratch = work.mirror.local.scratch()?;
-    let made = tokio::task::spawn_blocking(move || {
+    let made = crate::threads::spawn_blocking(move || {
         let made = merge(&job, scratch.path(), &cost).map_err(CompactError::from)?;
         let Some(new) = made else { return Ok(None) };
         let keep = job.keep.as_ref();
