@@ -1,10 +1,10 @@
 //! A clock that goes on while the machine is suspended.
 //!
 //! What was promised to others for a time ("this mark is younger than five minutes") must not be believed longer because this
-//! machine slept. `Instant` stands still meanwhile on Linux; this does not. Elsewhere: the time of day, which may jump, and the
-//! store's clock ([`crate::store`]).
+//! machine slept. `Instant` stands still meanwhile on Linux; this does not. The time of day, which may jump, is read here too, so that
+//! a simulation can play it. Elsewhere: the store's clock ([`crate::store`]).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A moment since the machine was started, for measuring durations on this machine alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +23,15 @@ impl Boot {
     pub fn elapsed(self) -> Duration {
         Self::now().0.saturating_sub(self.0)
     }
+}
+
+/// Reads the time of day. In a simulation it goes with the clock of all.
+pub fn time_of_day() -> SystemTime {
+    #[cfg(test)]
+    if let Some(time) = crate::sim::turns::time_of_day() {
+        return time;
+    }
+    SystemTime::now()
 }
 
 /// The time since the machine was started, suspended or not, where the system tells it.

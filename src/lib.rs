@@ -4,7 +4,8 @@
 //!
 //! - [`cli`]: one file per command. [`config`]: the settings. [`telemetry`]: log and metrics.
 //!   [`budget`]: bounds on memory. [`text`]: foreign text, made safe to print. [`folder`]: a directory held open.
-//!   [`umask`]: permissions of new files. [`tls`]: its cryptography. [`boot`]: a clock that does not stand still.
+//!   [`umask`]: permissions of new files. [`tls`]: its cryptography. [`boot`]: a clock that does not stand still. [`threads`]: jobs
+//!   beside the async threads.
 //! - [`node`]: a node out of settings, from start to end.
 //! - [`serve`]: Git over HTTP for clients, health, metrics.
 //! - [`answer`]: from a request to a decision: send this, refuse, leave it to the primary.
@@ -29,6 +30,7 @@ pub mod serve;
 pub mod store;
 pub mod telemetry;
 pub mod text;
+pub mod threads;
 pub mod tls;
 pub mod umask;
 pub mod work;

@@ -61,19 +61,34 @@ impl Dice {
 }
 
 #[cfg(test)]
+pub(crate) type Plan = Arc<Mutex<StdRng>>;
+
+#[cfg(test)]
 thread_local! {
-    static PLAN: std::cell::RefCell<Option<StdRng>> = const { std::cell::RefCell::new(None) };
+    static PLAN: std::cell::RefCell<Option<Plan>> = const { std::cell::RefCell::new(None) };
 }
 
 /// From now on all dice of this thread that the system would seed are seeded out of `seed`: for simulations that must repeat.
 #[cfg(test)]
 pub(crate) fn plan(seed: u64) {
-    PLAN.set(Some(StdRng::seed_from_u64(seed)));
+    go_by(Arc::new(Mutex::new(StdRng::seed_from_u64(seed))));
+}
+
+/// The plan of this thread, for another one that belongs to the same simulation.
+#[cfg(test)]
+pub(crate) fn plan_here() -> Option<Plan> {
+    PLAN.with_borrow(Clone::clone)
+}
+
+/// Makes this thread go by another one's plan.
+#[cfg(test)]
+pub(crate) fn go_by(plan: Plan) {
+    PLAN.set(Some(plan));
 }
 
 #[cfg(test)]
 fn planned() -> Option<u64> {
-    PLAN.with_borrow_mut(|plan| plan.as_mut().map(|plan| plan.random()))
+    plan_here().map(|plan| locked(&plan).random())
 }
 
 impl fmt::Debug for Dice {

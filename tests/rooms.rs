@@ -23,6 +23,7 @@ const ORDER: &[&str] = &[
     "folder",
     "retry",
     "text",
+    "threads",
     "tls",
     "umask",
     "boot",
@@ -32,8 +33,8 @@ const ORDER: &[&str] = &[
 const APART: &[(&str, &[&str])] = &[
     ("git", &[]),
     ("pack", &["git"]),
-    ("primary", &["pack", "git", "telemetry", "retry", "text", "tls", "umask"]),
-    ("store", &["git", "telemetry", "folder", "retry", "text", "tls", "boot"]),
+    ("primary", &["pack", "git", "telemetry", "retry", "text", "threads", "tls", "umask"]),
+    ("store", &["git", "telemetry", "folder", "retry", "text", "threads", "tls", "boot"]),
 ];
 
 /// Rooms beside each other: a node may have one without the other.

@@ -278,6 +278,18 @@ fn recursive(code: &str) -> BTreeSet<String> {
     (0..functions.len()).filter(|&n| leads_back(n)).map(|n| name(&functions[n])).collect()
 }
 
+/// A simulation lets one thread run at a time, so it has to know of all jobs.
+#[test]
+fn jobs_begin_in_one_place() {
+    let strangers: Vec<String> = sources("src")
+        .into_iter()
+        .filter(|(path, _)| path != "src/threads.rs" && !is_for_tests(path))
+        .filter(|(_, text)| without_tests(&code(text)).contains("task::spawn_blocking"))
+        .map(|(path, _)| path)
+        .collect();
+    assert!(strangers.is_empty(), "use threads::spawn_blocking: {strangers:?}");
+}
+
 #[test]
 fn recursion_is_known_and_bounded() {
     let mut found: BTreeMap<(String, String), &str> = BTreeMap::new();

@@ -39,7 +39,7 @@ impl Answers {
 
 /// Runs CPU-bound or waiting work off the async threads.
 pub async fn blocking<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T, Failed> {
-    tokio::task::spawn_blocking(job).await.map_err(|e| {
+    crate::threads::spawn_blocking(job).await.map_err(|e| {
         tracing::error!(error = %e, "a job ended by itself");
         Failed::Internal
     })

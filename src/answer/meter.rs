@@ -59,7 +59,7 @@ impl JobMeter {
             return Ok(());
         }
         let waiting = self.stop.run_until_cancelled(turns.go_on(&mut turn));
-        self.runtime.block_on(waiting).unwrap_or(Err(Halt::Stopped))
+        crate::threads::wait(&self.runtime, waiting).unwrap_or(Err(Halt::Stopped))
     }
 }
 
@@ -79,7 +79,7 @@ impl Meter for JobMeter {
             Err(Halt::Busy) => {
                 let waiting = tokio::time::timeout(PATIENCE, self.budget.take(bytes));
                 let waiting = self.stop.run_until_cancelled(waiting);
-                self.runtime.block_on(waiting).ok_or(Halt::Stopped)?.map_err(|_| Halt::Busy)?
+                crate::threads::wait(&self.runtime, waiting).ok_or(Halt::Stopped)?.map_err(|_| Halt::Busy)?
             }
             at_once => at_once,
         }?;

@@ -11,6 +11,7 @@ use crate::store::{Bucket, StoreError};
 /// One row a repository that the bucket holds or a node knows, by name.
 pub async fn rows(bucket: &Bucket) -> Result<Vec<RepoStatus>, StoreError> {
     let (mut said, mut syncs) = (HashMap::<String, RepoHealth>::new(), HashMap::new());
+    let (mut merges, mut unmerged) = (HashMap::new(), HashMap::new());
     let mut by = HashMap::<String, String>::new();
     // Nodes come newest first: of two that know a repository the one that compared it last counts.
     let nodes = nodes(bucket).await?.into_iter();
@@ -24,6 +25,13 @@ pub async fn rows(bucket: &Bucket) -> Result<Vec<RepoStatus>, StoreError> {
         // Another node may sync what this one has just compared.
         if let Some(sync) = repo.sync.clone().filter(|sync| sync.phase > Step::Asking) {
             syncs.entry(repo.repo.clone()).or_insert(sync);
+        }
+        // The same with merges.
+        if let Some(merge) = repo.merge.clone() {
+            merges.entry(repo.repo.clone()).or_insert(merge);
+        }
+        if let Some(words) = repo.unmerged.clone() {
+            unmerged.entry(repo.repo.clone()).or_insert(words);
         }
         let known = said.get(&repo.repo);
         if known.is_none_or(|known| known.compared < repo.compared) {
@@ -44,6 +52,7 @@ pub async fn rows(bucket: &Bucket) -> Result<Vec<RepoStatus>, StoreError> {
         if let Some(sync) = syncs.remove(&row.repo) {
             (row.state, row.sync) = (State::Syncing, Some(sync));
         }
+        (row.merge, row.unmerged) = (merges.remove(&row.repo), unmerged.remove(&row.repo));
     }
     rows.sort_by(|a, b| a.repo.cmp(&b.repo));
     Ok(rows)

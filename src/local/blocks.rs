@@ -292,7 +292,7 @@ pub(super) fn gave_up(blob: &BlobRef) -> StoreError {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(work)
+    crate::threads::spawn_blocking(work)
         .await
         .map_err(|error| StoreError::unavailable("local work", error.to_string()))
 }

@@ -127,7 +127,7 @@ impl Blocks {
         match self.local.cached_block(pack, n) {
             Some(block) => Ok((block, true)),
             None => {
-                let fetched = self.runtime.block_on(self.local.block(pack, n));
+                let fetched = crate::threads::wait(&self.runtime, self.local.block(pack, n));
                 fetched.map(|block| (block, false)).map_err(io::Error::other)
             }
         }

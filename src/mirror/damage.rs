@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use crate::boot::time_of_day;
 use crate::mirror::Mirror;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::OpenError;
@@ -114,7 +115,7 @@ impl Damage {
         let mended = std::mem::take(&mut self.mended);
         let words =
             listed(mended.into_iter().chain(words)).unwrap_or_else(|| "nothing was left to be mended".into());
-        self.last = Some((SystemTime::now(), words));
+        self.last = Some((time_of_day(), words));
     }
 
     /// Forgets what the newest generation does not name.

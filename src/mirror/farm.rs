@@ -10,11 +10,12 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures::StreamExt;
 use tokio::time::Instant;
 
+use crate::boot::time_of_day;
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::mirror::division::Division;
@@ -195,7 +196,7 @@ fn confirm(repo: &Repo, number: u64, phase: Phase, asked: Instant) {
     }
     let mut health = repo.health();
     let is_later = health.asked.is_none_or(|before| before.instant < asked);
-    if let Some(time) = SystemTime::now().checked_sub(asked.elapsed()).filter(|_| is_later) {
+    if let Some(time) = time_of_day().checked_sub(asked.elapsed()).filter(|_| is_later) {
         health.asked = Some(Moment { instant: asked, time });
         health.by_others = true;
         if health.phase == Phase::New {

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::boot::time_of_day;
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::mirror::evidence::Finding;
@@ -37,6 +38,10 @@ pub struct NodeHealth {
     /// How often it writes at least, in milliseconds.
     #[serde(default)]
     pub pace_ms: u64,
+    /// How long data stays in the bucket after it was named last as far as it goes by this node, in seconds; 0 in those of
+    /// earlier versions.
+    #[serde(default)]
+    pub grace_s: u64,
     /// The last texts that it had read of other nodes when it composed this one, by number.
     #[serde(default)]
     pub heard: BTreeMap<String, u64>,
@@ -73,6 +78,7 @@ impl NodeHealth {
             node: String::new(),
             beat: 1,
             pace_ms: 0,
+            grace_s: 0,
             heard: BTreeMap::new(),
             repos: Vec::new(),
         }
@@ -108,6 +114,12 @@ pub struct RepoHealth {
     /// The comparison or sync that runs.
     #[serde(default)]
     pub sync: Option<Sync>,
+    /// The merge of its layers that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Sync>,
+    /// Why its layers could not be merged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmerged: Option<String>,
     /// What is known to be wrong with its stored data, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
@@ -134,13 +146,13 @@ impl RepoHealth {
     pub fn of(repo: &Repo) -> Self {
         let generation = repo.known().map(|generation| generation.number);
         let health = repo.health();
-        let left = |then: Instant| SystemTime::now() + then.saturating_duration_since(Instant::now());
+        let left = |then: Instant| time_of_day() + then.saturating_duration_since(Instant::now());
         let sync = repo.progress().shown();
         let (damage, mended) = {
             let damage = repo.damage();
             (damage.words(), damage.last().map(|(at, what)| Mended { at, what }))
         };
-        let difference = repo.evidence().newest(SystemTime::now());
+        let difference = repo.evidence().newest(time_of_day());
         Self {
             repo: repo.path.to_string(),
             phase: if sync.is_some() { Phase::Syncing } else { health.phase },
@@ -153,6 +165,8 @@ impl RepoHealth {
             error: health.error.clone(),
             left_out: health.left_out.clone(),
             sync,
+            merge: repo.compaction().shown(),
+            unmerged: health.unmerged.clone(),
             damage,
             mended,
             difference,
@@ -177,11 +191,12 @@ impl Mirror {
             }
         }
         let health = NodeHealth {
-            at: SystemTime::now(),
+            at: time_of_day(),
             version: env!("CARGO_PKG_VERSION").into(),
             node: self.node.clone(),
             beat,
             pace_ms: self.beat_every.as_millis() as u64,
+            grace_s: self.grace.as_secs(),
             heard,
             repos,
         };
@@ -193,7 +208,11 @@ impl Mirror {
         let health = repo.health();
         let lately = |asked: Instant| asked.elapsed() < self.compare_every.saturating_mul(2);
         let asked = !health.by_others && health.asked.is_some_and(|asked| lately(asked.instant));
-        asked || health.error.is_some() || repo.progress().shown().is_some()
+        asked
+            || health.error.is_some()
+            || health.unmerged.is_some()
+            || repo.progress().shown().is_some()
+            || repo.compaction().shown().is_some()
     }
 }
 
@@ -211,13 +230,14 @@ pub async fn nodes(bucket: &crate::store::Bucket) -> Result<Vec<NodeHealth>, Sto
         let Some(mut health) = NodeHealth::decode(&words) else { continue };
         cut(&mut health.node);
         health.repos.retain_mut(|repo| {
-            repo.sync.iter_mut().for_each(|sync| cut(&mut sync.words));
+            repo.sync.iter_mut().chain(&mut repo.merge).for_each(|sync| cut(&mut sync.words));
             repo.difference = repo.difference.take().map(Finding::bounded);
             repo.mended.iter_mut().for_each(|mended| cut(&mut mended.what));
-            repo.error.iter_mut().chain(&mut repo.left_out).chain(&mut repo.damage).for_each(cut);
+            let words = repo.error.iter_mut().chain(&mut repo.left_out).chain(&mut repo.damage);
+            words.chain(&mut repo.unmerged).for_each(cut);
             RepoPath::parse(&repo.repo).is_ok()
         });
-        let age = SystemTime::now().duration_since(health.at).unwrap_or_default();
+        let age = time_of_day().duration_since(health.at).unwrap_or_default();
         if age < FORGOTTEN {
             nodes.push(health);
         } else if age > FORGOTTEN * 10 {

@@ -1,10 +1,8 @@
 //! What is measured rather than counted, whenever somebody looks.
 
-use std::time::SystemTime;
-
+use crate::boot::time_of_day;
 use crate::mirror::Mirror;
 use crate::mirror::progress::Step;
-use crate::mirror::repo::Phase;
 use crate::mirror::standing::{RepoStatus, State};
 use crate::telemetry::metrics as names;
 
@@ -16,7 +14,7 @@ pub fn measure(mirror: &Mirror) {
     for (result, n) in [("hit", cache.hits), ("miss", cache.misses), ("damaged", cache.damaged), unusable] {
         metrics::counter!(names::CACHE_REQUESTS, "result" => result).absolute(n);
     }
-    let (now, repos) = (SystemTime::now(), mirror.repos());
+    let (now, repos) = (time_of_day(), mirror.repos());
     let rows: Vec<RepoStatus> = repos.iter().map(|repo| RepoStatus::of(repo, now)).collect();
     let division = mirror.division();
     let owned = repos.iter().filter(|repo| division.is_ours(repo.path.as_str())).count();
@@ -34,8 +32,7 @@ pub fn measure(mirror: &Mirror) {
     }
     let layers = repos.iter().filter_map(|repo| Some(repo.known()?.layers.len())).max();
     metrics::gauge!(names::LAYERS).set(layers.unwrap_or(0) as f64);
-    let there = repos.iter().zip(&rows).filter(|(repo, _)| repo.health().phase != Phase::Gone);
-    let ages = there.filter_map(|(_, row)| row.lag);
+    let ages = rows.iter().filter(|row| row.state != State::Gone).filter_map(|row| row.lag);
     metrics::gauge!(names::STALENESS).set(ages.max().unwrap_or_default().as_secs_f64());
     let waiting = rows.iter().filter(|row| row.error.is_some()).count();
     metrics::gauge!(names::BACKOFF_REPOS).set(waiting as f64);

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::boot::time_of_day;
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::mirror::repo::{Phase, Repo};
@@ -32,7 +33,7 @@ impl Remembered {
     fn of(repo: &Repo) -> Self {
         let published = repo.known().is_some();
         let health = repo.health();
-        let left = |then: Instant| SystemTime::now() + then.saturating_duration_since(Instant::now());
+        let left = |then: Instant| time_of_day() + then.saturating_duration_since(Instant::now());
         let not_before = health.not_before.filter(|_| health.failures > 0).map(left);
         Self { published, failures: health.failures, not_before, error: health.error.clone() }
     }
@@ -61,7 +62,7 @@ impl Mirror {
         let remembered = self.local.index().get::<Remembered>(REPOS, path.as_str());
         let repo = Repo::new(path);
         let Some(remembered) = remembered else { return repo };
-        let wait = remembered.not_before.and_then(|then| then.duration_since(SystemTime::now()).ok());
+        let wait = remembered.not_before.and_then(|then| then.duration_since(time_of_day()).ok());
         if remembered.failures > 0 {
             let mut health = repo.health();
             health.phase = Phase::Failing;

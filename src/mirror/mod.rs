@@ -4,7 +4,7 @@
 //!   [`blocks`]: the bytes of its packs; [`carry`](mod@carry): the cache of them over a merge. [`damage`]: what is wrong with them. [`evidence`]: what differed from the primary.
 //! - [`opening`]: what the bucket holds is opened. [`newest`]: the newest record. `memory`: what of it outlives a restart.
 //! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
-//! - [`remove`](mod@remove): taking one out. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
+//! - [`remove`](mod@remove): taking one out. [`gone`]: one that the primary does not have any more. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
 //!   `farm`: the other nodes and what they found. `division`: which node compares which repository.
 //!   `closing`: what is open is bounded.
 //!   [`progress`]: how far a sync is. [`standing`]: how a repository stands. [`measure`](mod@measure): gauges.
@@ -20,6 +20,7 @@ pub mod division;
 pub mod evidence;
 pub mod export;
 mod farm;
+pub mod gone;
 pub mod health;
 pub mod measure;
 mod memory;
@@ -83,6 +84,8 @@ pub struct Mirror {
     /// The pace of heartbeats and of comparisons.
     beat_every: Duration,
     compare_every: Duration,
+    /// How long data stays in the bucket after it was named last.
+    grace: Duration,
     farm: Mutex<Farm>,
     selection: Selection,
     /// The channel to `work` for repositories that are entered here, and its other end until it is taken.
@@ -127,6 +130,7 @@ impl Mirror {
             node: nonce(),
             beat_every: (settings.compare_every / 4).clamp(BEAT_LEAST, HEARTBEAT).min(settings.compare_every),
             compare_every: settings.compare_every,
+            grace: settings.gc.grace,
             farm: Mutex::default(),
             selection: settings.selection()?,
             enter,
@@ -194,7 +198,11 @@ impl Mirror {
     ///
     /// Each spelling has grants of its own, for only the primary knows what it says to which.
     pub fn under_own_name(&self, grant: Grant) -> Grant {
-        let own = self.lock_repos().own(grant.repo()).clone();
+        let (own, known) = {
+            let repos = self.lock_repos();
+            (repos.own(grant.repo()).clone(), repos.get(grant.repo()).cloned())
+        };
+        known.iter().for_each(|repo| repo.show());
         grant.known_as(own)
     }
 
@@ -202,6 +210,7 @@ impl Mirror {
     /// named it and once however many ask. `None`: it is new here, and is taken up if there is room for it.
     pub fn adopt(self: &Arc<Self>, path: &RepoPath) -> Option<Arc<Repo>> {
         let known = self.lock_repos().get(path).cloned();
+        known.iter().for_each(|repo| repo.show());
         match &known {
             Some(repo) if repo.snapshot().is_some() => return known,
             Some(repo) => _ = repo.ask(),

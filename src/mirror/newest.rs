@@ -57,9 +57,15 @@ impl Mirror {
         }
     }
 
-    /// The newest published record; the one that is known, if none is newer. None also if the repository was taken out.
+    /// The newest published record; the one that is known, if none is newer. None also if the repository was taken out, or is
+    /// gone at the primary.
     pub async fn newest(&self, repo: &Repo) -> Result<Option<Generation>, NotFound> {
-        Ok(self.newest_record(repo).await?.filter(|newest| !newest.removed))
+        let newest = self.newest_record(repo).await?.filter(|newest| !newest.removed);
+        if let Some(gone) = newest.as_ref().filter(|newest| newest.gone.is_some()) {
+            repo.know(gone.clone());
+            return Ok(None);
+        }
+        Ok(newest)
     }
 
     /// The same with the record that takes it out: what the next generation builds on.
@@ -145,7 +151,7 @@ async fn carried(older: Option<Arc<Snapshot>>, snapshot: Arc<Snapshot>) -> Arc<S
     let is_awaited = older.generation.manifest_digest != snapshot.generation.manifest_digest;
     let newer = Arc::clone(&snapshot);
     let end = std::time::Instant::now() + CARRYING;
-    let carrying = tokio::task::spawn_blocking(move || {
+    let carrying = crate::threads::spawn_blocking(move || {
         let blocks = newer.carry_from(&older, end);
         if blocks > 0 {
             tracing::debug!(repo = %newer.generation.repo, blocks, "carried into merged packs");

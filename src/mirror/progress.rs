@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
+use crate::boot::time_of_day;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -145,7 +146,7 @@ impl Progress {
         if now.as_ref().is_some_and(|now| now.step == step) {
             return;
         }
-        let since = SystemTime::now();
+        let since = time_of_day();
         let begun = now.as_ref().map_or(since, |now| now.begun);
         if step == Step::Fetching {
             self.received.store(0, Ordering::Relaxed);

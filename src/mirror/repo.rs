@@ -14,10 +14,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::boot::time_of_day;
 use crate::git::caps::V2Caps;
 use crate::git::path::RepoPath;
 use crate::mirror::damage::{self, Damage};
 use crate::mirror::evidence::Evidence;
+use crate::mirror::gone::Missing;
 use crate::mirror::progress::{Progress, Step};
 use crate::mirror::snapshot::Snapshot;
 use crate::store::Generation;
@@ -58,6 +60,12 @@ pub struct Health {
     pub next: Option<Instant>,
     /// The last failure, in words.
     pub error: Option<String>,
+    /// Why its layers could not be merged, the last time that was tried.
+    pub unmerged: Option<String>,
+    /// When the primary last answered with an error, or not at all.
+    pub primary_failed: Option<Instant>,
+    /// The comparisons in a row for which the primary did not have it.
+    pub missing: Option<Missing>,
     /// What the primary said it can do, at the last comparison.
     pub capabilities: Option<Arc<V2Caps>>,
     /// Refs that the primary shows and that are not mirrored, in words.
@@ -79,6 +87,9 @@ impl Default for Health {
             not_before: None,
             next: None,
             error: None,
+            unmerged: None,
+            primary_failed: None,
+            missing: None,
             capabilities: None,
             left_out: None,
             refused: HashMap::new(),
@@ -112,7 +123,7 @@ pub struct Moment {
 impl Moment {
     /// The present.
     pub fn now() -> Self {
-        Self { instant: Instant::now(), time: SystemTime::now() }
+        Self { instant: Instant::now(), time: time_of_day() }
     }
 }
 
@@ -174,6 +185,8 @@ pub struct Repo {
     used: Mutex<Instant>,
     /// A client asked for it when nobody mirrored it.
     wanted: AtomicBool,
+    /// The primary has shown it to a client.
+    shown: AtomicBool,
     /// It was taken out of the mirror.
     removed: AtomicBool,
 }
@@ -199,6 +212,7 @@ impl Repo {
             known: RwLock::new(None),
             used: Mutex::new(Instant::now()),
             wanted: AtomicBool::new(false),
+            shown: AtomicBool::new(false),
             removed: AtomicBool::new(false),
         }
     }
@@ -227,9 +241,33 @@ impl Repo {
     /// Takes note of a record, unless a newer one is known.
     pub(super) fn know(&self, generation: Generation) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if known.as_ref().is_none_or(|known| known.number < generation.number) {
-            *known = Some(Arc::new(generation));
+        if known.as_ref().is_some_and(|known| known.number >= generation.number) {
+            return;
         }
+        let is_gone = generation.gone.is_some();
+        *known = Some(Arc::new(generation));
+        drop(known);
+        if is_gone {
+            self.current.write().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
+    /// Whether it is marked as one that the primary does not have any more: it is served to nobody.
+    pub fn is_gone(&self) -> bool {
+        self.known().is_some_and(|known| known.gone.is_some())
+    }
+
+    /// Takes note that the primary has shown it to a client: what says that it is gone is wrong.
+    pub fn show(&self) {
+        self.shown.store(true, Ordering::Relaxed);
+        if self.is_gone() {
+            self.health().not_before = None;
+        }
+    }
+
+    /// Says whether the primary has shown it to a client since the last such question.
+    pub fn was_shown(&self) -> bool {
+        self.shown.swap(false, Ordering::Relaxed)
     }
 
     /// Takes note that a client asked for it when nobody mirrored it: it may be published also if it was taken out before.
@@ -271,11 +309,13 @@ impl Repo {
         *used <= then && current.take().is_some()
     }
 
-    /// Installs a snapshot, unless a newer one is there already (invariant I6): returns what is there afterwards.
+    /// Installs a snapshot, unless a newer one is there already (invariant I6): returns what is there afterwards. One of a
+    /// repository that is gone is not installed.
     pub fn install(&self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
         self.know(snapshot.generation.clone());
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         match &*current {
+            _ if self.is_gone() => snapshot,
             Some(now) if now.generation.number >= snapshot.generation.number => now.clone(),
             _ => current.insert(snapshot).clone(),
         }

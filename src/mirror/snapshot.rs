@@ -164,7 +164,8 @@ impl Snapshot {
         let text = async { local.mapped(&generation.refs).await.map_err(store("the refs")) };
         let (text, parts) = tokio::try_join!(text, parts)?;
         let local = local.clone();
-        let job = tokio::task::spawn_blocking(move || Self::assemble(local, generation, older, &text, parts));
+        let job =
+            crate::threads::spawn_blocking(move || Self::assemble(local, generation, older, &text, parts));
         job.await.unwrap_or_else(|e| {
             let source = StoreError::unavailable("put the layers together", e.to_string());
             Err(OpenError::Store { what: "the stack", number, source })

@@ -31,7 +31,7 @@ pub enum State {
     Failing,
     /// What is stored is damaged or missing; it is being mended, and requests that need it are passed on.
     Damaged,
-    /// The primary does not have it any more; what was published is kept.
+    /// The primary does not have it any more; what was published is kept for a while.
     Gone,
 }
 
@@ -85,6 +85,12 @@ pub struct RepoStatus {
     /// The comparison or sync that runs.
     #[serde(default)]
     pub sync: Option<Sync>,
+    /// The merge of its layers that runs.
+    #[serde(default)]
+    pub merge: Option<Sync>,
+    /// Why its layers could not be merged; what is published is as it was.
+    #[serde(default)]
+    pub unmerged: Option<String>,
     /// What is known to be wrong with its stored data, in words.
     #[serde(default)]
     pub damage: Option<String>,
@@ -95,6 +101,10 @@ pub struct RepoStatus {
     #[serde(default)]
     pub differences: Vec<Finding>,
 }
+
+/// What is told of a repository that is marked as gone.
+const GONE: &str = "the primary does not have it any more; it is served to nobody, and kept for gc.gone_after in case it \
+    comes back";
 
 impl RepoStatus {
     /// A repository of this node.
@@ -139,17 +149,29 @@ impl RepoStatus {
             compared_by: None,
             error: None,
             sync: None,
+            merge: None,
+            unmerged: None,
             damage: None,
             mended: None,
             differences: Vec::new(),
         };
+        let current = match generation.gone {
+            Some(_) => Self { state: State::Gone, error: Some(GONE.into()), ..current },
+            None => current,
+        };
         let Some(health) = health else { return current };
         Self {
-            state: if behind { State::Behind } else { state(&health) },
+            state: match current.state {
+                State::Gone => State::Gone,
+                _ if behind => State::Behind,
+                _ => state(&health),
+            },
             next_try: health.next,
             left_out: health.left_out,
-            error: health.error,
+            error: current.error.or(health.error),
             sync: health.sync,
+            merge: health.merge,
+            unmerged: health.unmerged,
             damage: health.damage,
             mended: health.mended,
             differences: health.difference.into_iter().collect(),
@@ -174,6 +196,8 @@ impl RepoStatus {
             compared_by: None,
             error: health.error,
             sync: health.sync,
+            merge: health.merge,
+            unmerged: health.unmerged,
             damage: health.damage,
             mended: health.mended,
             differences: health.difference.into_iter().collect(),

@@ -102,7 +102,7 @@ pub async fn run(
     }
     upkeep.abort();
     let local = mirror.local.clone();
-    let _ = tokio::task::spawn_blocking(move || local.remember_order()).await;
+    let _ = crate::threads::spawn_blocking(move || local.remember_order()).await;
     keeping.await?
 }
 
@@ -178,7 +178,7 @@ pub(crate) async fn keep(
         if remembered.elapsed() > REMEMBER_EVERY {
             remembered = Instant::now();
             let local = mirror.local.clone();
-            let _ = tokio::task::spawn_blocking(move || local.remember_order()).await;
+            let _ = crate::threads::spawn_blocking(move || local.remember_order()).await;
         }
         if let Err(e) = mirror.tell_health().await {
             tracing::debug!(error = %e, "this node's health could not be written");

@@ -69,5 +69,5 @@ pub async fn local(settings: &Settings, dir: &Path, bucket: &Bucket) -> anyhow::
     let options = LocalOptions { max_bytes: settings.cache_max, ..LocalOptions::default() };
     let (dir, bucket) = (dir.to_owned(), bucket.clone());
     // It lists the directory and may replay an index.
-    Ok(tokio::task::spawn_blocking(move || Local::open(&dir, &options, bucket)).await??)
+    Ok(crate::threads::spawn_blocking(move || Local::open(&dir, &options, bucket)).await??)
 }

@@ -97,7 +97,7 @@ impl Cgi {
             outgoing.endpoint,
             Endpoint::ReceivePack | Endpoint::InfoRefs(Some(Service::ReceivePack))
         );
-        let found = tokio::task::spawn_blocking(move || directory::find(&root, &repo)).await;
+        let found = crate::threads::spawn_blocking(move || directory::find(&root, &repo)).await;
         let Ok(Some(folder)) = found else { return Ok(not_found()) };
         let places = match outgoing.line {
             Line::Grants => &self.questions,

@@ -109,7 +109,7 @@ impl Primary {
             }
             (Location::Directory(root), PrimaryError::NotFound) => {
                 let (root, repo) = (root.clone(), repo.clone());
-                let looked = tokio::task::spawn_blocking(move || directory::leads_out(&root, &repo)).await;
+                let looked = crate::threads::spawn_blocking(move || directory::leads_out(&root, &repo)).await;
                 if looked.unwrap_or(false) { PrimaryError::LeadsOut } else { PrimaryError::NotFound }
             }
             (_, error) => error,

@@ -66,7 +66,7 @@ impl Primary {
         match &self.settings().location {
             Location::Directory(root) => {
                 let root = root.canonicalize().unwrap_or_else(|_| root.clone());
-                let looked = tokio::task::spawn_blocking(move || directory::has_any(&root)).await;
+                let looked = crate::threads::spawn_blocking(move || directory::has_any(&root)).await;
                 let any = match looked {
                     Ok(Ok(any)) => any,
                     Ok(Err(error)) => {

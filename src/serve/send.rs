@@ -325,7 +325,7 @@ impl Run {
     ) -> Result<(Box<Outgoing>, Result<Filled, WriteError>), Cut> {
         let place = self.unless_gone(Arc::clone(&self.places).acquire_owned()).await?;
         let most = self.held.piece();
-        let job = tokio::task::spawn_blocking(move || {
+        let job = crate::threads::spawn_blocking(move || {
             let _place = place;
             let filled = out.fill(most);
             (out, filled)
@@ -336,6 +336,7 @@ impl Run {
     /// Waits for `work`, or for the client to leave.
     async fn unless_gone<T>(&self, work: impl Future<Output = T>) -> Result<T, Cut> {
         tokio::select! {
+            biased;
             done = work => Ok(done),
             () = self.pieces.closed() => Err(Cut::Gone),
         }

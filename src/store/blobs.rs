@@ -5,6 +5,8 @@
 //! spoilt it. Relies on: keys named by content, so that any writer's bytes are as good as ours. Elsewhere: uploads of
 //! files and in parts ([`super::upload`]).
 
+use std::fs::File;
+use std::io::{Seek, Write};
 use std::ops::Range;
 use std::path::Path as FilePath;
 
@@ -12,8 +14,6 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use sha2::{Digest, Sha256};
-use tokio::fs::File;
-use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 
 use super::bucket::body;
 use super::{BlobId, BlobKind, BlobRef, Bucket, StoreError};
@@ -80,15 +80,17 @@ impl Bucket {
         to: &FilePath,
         progress: Told<'_>,
     ) -> Result<(), StoreError> {
-        let file = File::create(to).await.map_err(|error| StoreError::local(to, error))?;
-        self.write_into(blob, file.into_std().await, to, progress).await
+        let place = to.to_owned();
+        let file =
+            blocking(move || File::create(place)).await?.map_err(|error| StoreError::local(to, error))?;
+        self.write_into(blob, file, to, progress).await
     }
 
     /// Like [`Bucket::download`], into an open file whose place is named only for messages.
     pub async fn download_into(
         &self,
         blob: &BlobRef,
-        file: std::fs::File,
+        file: File,
         place: &FilePath,
     ) -> Result<(), StoreError> {
         self.write_into(blob, file, place, &|_| {}).await
@@ -97,17 +99,23 @@ impl Bucket {
     async fn write_into(
         &self,
         blob: &BlobRef,
-        file: std::fs::File,
+        mut file: File,
         place: &FilePath,
         progress: Told<'_>,
     ) -> Result<(), StoreError> {
         let local = |error| StoreError::local(place, error);
-        let mut file = File::from_std(file);
         for _ in 0..2 {
-            file.rewind().await.map_err(local)?;
-            file.set_len(0).await.map_err(local)?;
-            let found = self.stream(blob, Some((&mut file, place)), progress).await?;
-            file.flush().await.map_err(local)?;
+            let emptied;
+            (file, emptied) = blocking(move || {
+                let emptied = file.rewind().and_then(|()| file.set_len(0));
+                (file, emptied)
+            })
+            .await?;
+            emptied.map_err(local)?;
+            let mut to = Some(file);
+            let found = self.stream(blob, &mut to, place, progress).await?;
+            let Some(back) = to else { break };
+            file = back;
             if found == blob.id {
                 return Ok(());
             }
@@ -118,7 +126,7 @@ impl Bucket {
     /// Reads a blob completely and proves it, keeping nothing.
     pub async fn verify(&self, blob: &BlobRef) -> Result<(), StoreError> {
         for _ in 0..2 {
-            if self.stream(blob, None, &|_| {}).await? == blob.id {
+            if self.stream(blob, &mut None, FilePath::new(""), &|_| {}).await? == blob.id {
                 return Ok(());
             }
         }
@@ -205,11 +213,12 @@ impl Bucket {
         .await
     }
 
-    /// Reads a blob in order, into a file if one is given, and returns the hash of what was read.
+    /// Reads a blob in order, into a file if one is given, and returns the hash of what was read. `place` names the file.
     async fn stream(
         &self,
         blob: &BlobRef,
-        mut to: Option<(&mut File, &FilePath)>,
+        to: &mut Option<File>,
+        place: &FilePath,
         progress: Told<'_>,
     ) -> Result<BlobId, StoreError> {
         let windows = if blob.len <= WINDOW {
@@ -230,14 +239,15 @@ impl Bucket {
         let (mut hasher, mut done) = (Sha256::new(), 0);
         while let Some(window) = windows.try_next().await? {
             done += window.len() as u64;
-            if let Some((file, path)) = &mut to {
-                file.write_all(&window).await.map_err(|error| StoreError::local(path, error))?;
-            }
-            hasher = blocking(move || {
+            let mut file = to.take();
+            let written;
+            (hasher, *to, written) = blocking(move || {
+                let written = file.as_mut().map_or(Ok(()), |file| file.write_all(&window));
                 hasher.update(&window);
-                hasher
+                (hasher, file, written)
             })
             .await?;
+            written.map_err(|error| StoreError::local(place, error))?;
             progress(done);
         }
         Ok(BlobId::from_hasher(hasher))
@@ -258,7 +268,7 @@ fn check_length(blob: &BlobRef, found: u64) -> Result<(), StoreError> {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(work)
+    crate::threads::spawn_blocking(work)
         .await
         .map_err(|error| StoreError::unavailable("work on a blob", error.to_string()))
 }

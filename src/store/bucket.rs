@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{
     Error as Foreign, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode,
@@ -69,6 +70,8 @@ pub(super) struct Parts {
     pub(super) store: Arc<dyn ObjectStore>,
     /// For uploads in parts: the same store with retries of its own, since a part cannot be sent again from outside.
     pub(super) uploads: Arc<dyn ObjectStore>,
+    /// The same, where what is never ended must be aborted by its number.
+    pub(super) numbered: Option<Arc<dyn MultipartStore>>,
     pub(super) prefix: Path,
     pub(super) name: String,
     /// Listings come in order of keys, so the first entry is the newest generation.
@@ -108,6 +111,7 @@ impl Bucket {
         let name = format!("{store}/{prefix}");
         Self::build(Parts {
             uploads: store.clone(),
+            numbered: None,
             store,
             prefix: Path::from(prefix),
             name,

@@ -103,7 +103,7 @@ impl Directory {
         work: impl FnOnce(&Folder) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
         let root = Arc::clone(&self.root);
-        let done = tokio::task::spawn_blocking(move || work(&root)).await?;
+        let done = crate::threads::spawn_blocking(move || work(&root)).await?;
         done.map_err(|error| sorted(error, at))
     }
 }
@@ -335,7 +335,7 @@ impl ObjectStore for Directory {
         stream::try_unfold(Some((walk, prefix)), |state| async move {
             let Some((mut walk, prefix)) = state else { return Ok(None) };
             let at = prefix.clone();
-            let step = tokio::task::spawn_blocking(move || {
+            let step = crate::threads::spawn_blocking(move || {
                 let batch = walk.batch(&prefix);
                 (batch, walk, prefix)
             });
@@ -463,7 +463,7 @@ impl Upload {
     ) -> impl Future<Output = Result<()>> + Send + 'static {
         let (staged, at) = (Arc::clone(&self.staged), self.at.clone());
         async move {
-            let done = tokio::task::spawn_blocking(move || {
+            let done = crate::threads::spawn_blocking(move || {
                 work(&mut staged.lock().unwrap_or_else(PoisonError::into_inner))
             });
             done.await?.map_err(|error| sorted(error, &at))

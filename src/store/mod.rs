@@ -14,6 +14,7 @@
 //! <prefix>/damaged/<repo>                  marks of repositories of which a node has lost blobs
 //! <prefix>/tombs/<sha256>.<kind>/…          marks of blobs that nobody names
 //! <prefix>/gc/{clock,round,running}         of collections: the store's clock, the last one, the present one
+//! <prefix>/uploads/<nonce>                  uploads in parts under way
 //! <prefix>/nodes/<node>                     what each node last said of itself
 //! <prefix>/.probe/<nonce>…                  what a probe leaves when it is cut short
 //! ```
@@ -39,6 +40,7 @@ mod metered;
 mod nodes;
 mod nonce;
 mod notes;
+mod numbered;
 mod open;
 mod owner;
 mod probe;

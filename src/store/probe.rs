@@ -15,6 +15,7 @@ use object_store::Error as Foreign;
 use object_store::path::Path;
 
 use super::{Bucket, StoreError, nonce};
+use crate::boot::time_of_day;
 
 /// Writers that create one key at the same time.
 const RACERS: usize = 8;
@@ -115,13 +116,13 @@ impl Bucket {
             start = Instant::now();
         };
 
-        let before = SystemTime::now();
+        let before = time_of_day();
         let step = Step::Create;
         self.try_create(key, body.clone())
             .await
             .map_err(|error| self.failed(step, self.sort("create", key, error)))?;
         passed(step);
-        let after = SystemTime::now();
+        let after = time_of_day();
 
         let step = Step::CreateAgain;
         match self.try_create(key, "a second writer's bytes\n".into()).await {

@@ -2,14 +2,14 @@
 //!
 //! Each part carries its SHA-256 to stores that check it (S3), and the bytes that are read for sending are hashed again,
 //! so a file that changes while it goes up is never stored under a wrong name. An upload that fails or is dropped is
-//! aborted as far as possible; what a crash leaves is for the bucket's rule on incomplete uploads.
+//! aborted as far as possible; what a crash leaves is found by its note ([`super::numbered`]).
 
 use std::io::Read;
 use std::path::Path as FilePath;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
-use object_store::{MultipartUpload, ObjectStoreExt};
+use object_store::MultipartUpload;
 use sha2::{Digest, Sha256};
 
 use super::blobs::blocking;
@@ -38,11 +38,14 @@ impl Bucket {
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<BlobRef, StoreError> {
         let local = |error| StoreError::local(path, error);
-        let len = tokio::fs::metadata(path).await.map_err(local)?.len();
-        if len <= PART {
-            let bytes = Bytes::from(tokio::fs::read(path).await.map_err(local)?);
-            let hashed = bytes.clone();
-            let blob = blocking(move || BlobRef::of(kind, &hashed)).await?;
+        let owned = path.to_owned();
+        let read = blocking(move || {
+            let len = std::fs::metadata(&owned)?.len();
+            let small = (len <= PART).then(|| std::fs::read(&owned)).transpose()?;
+            Ok((len, small.map(|bytes| (BlobRef::of(kind, &bytes), Bytes::from(bytes)))))
+        });
+        let (len, small) = read.await?.map_err(local)?;
+        if let Some((blob, bytes)) = small {
             expect(known, blob.id, path)?;
             self.put_named(&blob, bytes).await?;
             progress(len, len);
@@ -73,8 +76,22 @@ impl Bucket {
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<(), StoreError> {
         let key = blob.key();
-        let sort = |error| self.sort("upload", &key, error);
-        let mut upload = Upload(Some(self.inner.uploads.put_multipart(&self.at(&key)).await.map_err(sort)?));
+        let (upload, note) = self.begin_upload(&key).await?;
+        let ended = self.put_through(Upload(Some(upload)), blob, path, progress).await;
+        if let Some(note) = note {
+            // If this fails, a collection does it.
+            let _ = self.remove(&note).await;
+        }
+        ended
+    }
+
+    async fn put_through(
+        &self,
+        mut upload: Upload,
+        blob: &BlobRef,
+        path: &FilePath,
+        progress: &(dyn Fn(u64, u64) + Send + Sync),
+    ) -> Result<(), StoreError> {
         match self.send_parts(&mut upload, blob, path, progress).await {
             Ok(()) => {}
             Err(error) => {
@@ -87,7 +104,7 @@ impl Bucket {
             // The store may have put it together although the reply was lost.
             Err(error) => match self.head(blob).await {
                 Ok(()) => Ok(()),
-                Err(_) => Err(sort(error)),
+                Err(_) => Err(self.sort("upload", &blob.key(), error)),
             },
         }
     }
@@ -122,6 +139,7 @@ impl Bucket {
                     break room.map_err(|error| StoreError::unavailable("upload", error.to_string()))?;
                 }
                 tokio::select! {
+                    biased;
                     room = self.inner.in_flight.acquire() => {
                         break room.map_err(|error| StoreError::unavailable("upload", error.to_string()))?;
                     }
@@ -227,7 +245,7 @@ impl Upload {
 
     async fn abort(mut self) {
         if let Some(mut upload) = self.0.take() {
-            // Best effort: the store's own rule on incomplete uploads takes the rest.
+            // Best effort: its note tells of it otherwise.
             let _ = upload.abort().await;
         }
     }

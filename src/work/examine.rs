@@ -131,7 +131,7 @@ pub async fn blob(
             Err(error) if error.is_loss() => return Ok(Some(Flaw::lost(*blob, &error))),
             Err(error) => return Err(error),
         };
-        let summed = tokio::task::spawn_blocking(move || {
+        let summed = crate::threads::spawn_blocking(move || {
             sums.add(&window);
             sums
         });

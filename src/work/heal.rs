@@ -260,7 +260,7 @@ impl Healing<'_> {
         let scratch = self.work.mirror.local.scratch()?;
         let file = scratch.path().join("blob");
         let (kind, from, to) = (blob.kind, content.clone(), file.clone());
-        let written = tokio::task::spawn_blocking(move || match kind {
+        let written = crate::threads::spawn_blocking(move || match kind {
             BlobKind::Graph => {
                 let mut out = std::fs::File::create_new(&to)?;
                 crate::pack::layer::graph::compress_to(&from, &mut out)
@@ -290,7 +290,7 @@ impl Healing<'_> {
                 Err(e) if e.is_loss() => return Ok(false),
                 Err(e) => return Err(e.into()),
             };
-            let written = tokio::task::spawn_blocking(move || {
+            let written = crate::threads::spawn_blocking(move || {
                 hasher.update(&block);
                 file.write_all(&block).map(|()| (file, hasher))
             });
@@ -324,7 +324,7 @@ impl Healing<'_> {
         let blocks = Blocks::new(local.clone(), packs);
         let expected = Expected { tips, hash: self.hash, largest_object: u64::MAX, threads: THREADS };
         let (below, cost, teller) = (open.to_vec(), Arc::clone(self.cost), Arc::clone(self.repo));
-        let made = tokio::task::spawn_blocking(move || {
+        let made = crate::threads::spawn_blocking(move || {
             let stack = Stack::open(below).map_err(|e| IngestError::Graph(e.into()))?;
             let below = (!stack.layers().is_empty()).then_some((&stack, &blocks as &dyn Source));
             let file = std::fs::File::open(&stored).map_err(IngestError::Scratch)?;

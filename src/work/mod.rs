@@ -2,7 +2,7 @@
 //!
 //! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
 //! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it; `upon`: the same
-//!   where layers were merged meanwhile; `follow`: what others published with the same refs.
+//!   where layers were merged meanwhile; `follow`: what others published with the same refs. `gone`: what the primary does not have any more.
 //! - [`compact`]: layers are merged. `lease`: which node does what one is enough for. `heal`: damage is mended, `lend`: also for others. `regraph`: graphs of an
 //!   older version, built again.
 //! - [`collect`]: what nobody names any more is deleted.
@@ -20,6 +20,7 @@ pub mod cost;
 pub mod error;
 pub mod examine;
 mod follow;
+mod gone;
 mod heal;
 pub mod ingest;
 pub mod lanes;
@@ -85,6 +86,8 @@ pub struct Work {
     compaction_memory: Budget,
     /// How long data stays in the bucket after it was named last.
     grace: Duration,
+    /// How long a repository stays in the bucket that the primary does not have any more.
+    gone_after: Duration,
     /// How often this farm collects.
     collect_every: Duration,
     /// Files that were stored as blobs lately, for storing them again.
@@ -118,6 +121,7 @@ impl Work {
                 "limits.sync_memory",
             ),
             grace: settings.gc.grace,
+            gone_after: settings.gc.gone_after,
             collect_every: settings.gc.every,
             sources: Mutex::default(),
             here: Mutex::default(),

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
+use crate::boot::time_of_day;
 use crate::git::refs::Refs;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
@@ -64,9 +65,10 @@ pub(super) async fn publish(work: &Work, repo: &Repo, draft: Draft<'_>) -> Resul
         refs,
         ref_count: seen.refs.len() as u64,
         layers,
-        created_at: seconds(SystemTime::now()),
+        created_at: seconds(time_of_day()),
         verified_at: asked,
         removed: false,
+        gone: None,
         stored: None,
     };
     let named: HashSet<Name> = base.iter().flat_map(|base| base.blobs()).map(|blob| blob.name()).collect();

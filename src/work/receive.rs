@@ -52,6 +52,7 @@ pub(super) async fn beside_others<T>(
     let mut looks = tokio::time::interval(LOOK_EVERY);
     loop {
         tokio::select! {
+            biased;
             done = &mut work => return done,
             _ = looks.tick() => {}
         }
@@ -136,7 +137,7 @@ async fn take_in(
     let bridge = SyncIoBridge::new(Incoming { pack, repo: Arc::clone(repo), flow: Arc::clone(flow), cut });
     let expected = Expected { tips: seen.tips(), hash: seen.hash, largest_object, threads: THREADS };
     let (cost, teller) = (Arc::clone(cost), Arc::clone(repo));
-    let made = tokio::task::spawn_blocking(move || {
+    let made = crate::threads::spawn_blocking(move || {
         let reader = std::io::BufReader::with_capacity(256 << 10, bridge);
         let step = |step: Step| teller.step(step);
         let below = below.as_deref().map(|open| (&*open.stack, open.blocks_for_work() as &dyn Source));

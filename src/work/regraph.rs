@@ -106,7 +106,7 @@ async fn build(
     let packs = named.iter().zip(open).map(|(named, layer)| pack_blob(&named.pack, layer)).collect();
     let blocks = Blocks::new(work.mirror.local.clone(), packs);
     let (below, cost) = (open.to_vec(), Arc::clone(cost));
-    let made = tokio::task::spawn_blocking(move || {
+    let made = crate::threads::spawn_blocking(move || {
         let stack = Stack::open(below).map_err(|e| IngestError::Graph(e.into()))?;
         let below = (!stack.layers().is_empty()).then_some((&stack, &blocks as &dyn Source));
         let pack = map_file(&pack).map_err(IngestError::Scratch)?;

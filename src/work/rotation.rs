@@ -10,12 +10,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::boot::time_of_day;
 use crate::git::path::RepoPath;
 use crate::mirror::newest::NotFound;
 use crate::mirror::repo::Repo;
@@ -188,7 +189,7 @@ async fn write(work: &Work, repo: &Repo, note: &Vetted) -> Result<(), StoreError
 }
 
 fn now() -> u64 {
-    crate::work::publish::seconds(SystemTime::now())
+    crate::work::publish::seconds(time_of_day())
 }
 
 #[cfg(test)]

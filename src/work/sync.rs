@@ -8,11 +8,12 @@
 //! (I2), `publish` for create-if-absent.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use gix_hash::ObjectId;
 use tokio::time::Instant;
 
+use crate::boot::time_of_day;
 use crate::git::ls_refs::LeftOut;
 use crate::git::refs::Refs;
 use crate::mirror::damage::stands;
@@ -25,6 +26,7 @@ use crate::telemetry::metrics as names;
 use crate::work::Work;
 use crate::work::cost::Cost;
 use crate::work::error::SyncError;
+use crate::work::gone::came_back;
 use crate::work::heal::heal;
 use crate::work::ingest::NewLayer;
 use crate::work::lease::{Asked, Lease};
@@ -102,7 +104,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         let known = repo.known();
         if !repo.damage().is_known()
             && !repo.is_outdated()
-            && known.as_ref().is_some_and(|known| publishes(known, &seen))
+            && known.as_ref().is_some_and(|known| known.gone.is_none() && publishes(known, &seen))
         {
             confirmed(work, repo, asked, &left_out);
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
@@ -134,6 +136,11 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         if was_removed && (repo.known().is_some() || !(insists || repo.is_wanted())) {
             work.mirror.take_out(repo);
             return Err(SyncError::Removed);
+        }
+        if base.as_ref().is_some_and(|base| base.gone.is_some()) {
+            // The next round compares with what is served again.
+            came_back(work, repo).await?;
+            continue;
         }
         let repairing = stands(&work.mirror, repo, base.as_ref()).await?;
         if repairing && repair.is_none() {
@@ -350,7 +357,7 @@ fn differs(repo: &Repo, published: &Snapshot, seen: &Refs, asked: Moment) {
 /// Takes note that what is published equals the primary.
 fn equal(repo: &Repo) {
     let mut evidence = repo.evidence();
-    let now = SystemTime::now();
+    let now = time_of_day();
     if let Some(over) = evidence.equal(now) {
         let took = now.duration_since(over.since).unwrap_or_default();
         metrics::histogram!(names::DIFFERENCE_SECONDS).record(took.as_secs_f64());

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::boot::time_of_day;
 use crate::mirror::health::cut;
 use crate::mirror::repo::Repo;
 use crate::pack::index::IndexError;
@@ -88,7 +89,7 @@ impl Known {
         let trouble = self.of(digest, &settings(work))?;
         let until = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(trouble.until))?;
         // The other node's clock may be wrong: no wait is longer than the longest that any node sets.
-        let left = until.duration_since(SystemTime::now()).ok().filter(|left| *left <= LONGEST)?;
+        let left = until.duration_since(time_of_day()).ok().filter(|left| *left <= LONGEST)?;
         (!left.is_zero()).then(|| stuck(trouble.error.clone(), until, true))
     }
 
@@ -97,7 +98,7 @@ impl Known {
         let Some(place) = lasting(repo, &error) else { return error };
         let settings = settings(work);
         let failures = self.of(digest, &settings).map_or(0, |trouble| trouble.failures).saturating_add(1);
-        let until = SystemTime::now() + work.patience.at_least_half(failures);
+        let until = time_of_day() + work.patience.at_least_half(failures);
         let seconds = until.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut error = chain(&error);
         if place == Where::Here {

@@ -65,7 +65,7 @@ async fn upon(
     }
     // What no ref reached before may have been left out of a merged layer.
     let (layers, tips) = ([open.stack.layers(), &[Arc::clone(&new.layer)]].concat(), refs.tips());
-    let fits = tokio::task::spawn_blocking(move || {
+    let fits = crate::threads::spawn_blocking(move || {
         Stack::open(layers).is_ok_and(|stack| tips.iter().all(|tip| stack.lookup(tip).is_some()))
     });
     let fits = fits.await;

@@ -22,6 +22,7 @@ use crate::telemetry::metrics as names;
 use crate::text::chain;
 use crate::work::Work;
 use crate::work::error::SyncError;
+use crate::work::gone::{answered, missed};
 use crate::work::sync::{Synced, sync};
 
 /// How often a running sync is mentioned in the log.
@@ -79,6 +80,7 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
     let mut due = started + Dice::random().up_to(work.compare_every);
     loop {
         let is_asked = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = repo.woken() => true,
             () = tokio::time::sleep_until(due) => false,
@@ -98,6 +100,7 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
             // Nearly all workers wait at any time: what a sync needs is there while it runs.
             let syncing = Box::pin(sync(&work, &repo, false));
             let outcome = tokio::select! {
+                biased;
                 outcome = syncing => outcome,
                 // This future never ends: it only writes to the log.
                 () = tell(&repo) => Err(SyncError::Stopped),
@@ -107,6 +110,14 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
                 .increment(repo.progress().received().swap(0, Ordering::Relaxed));
             metrics::histogram!(names::SYNC_SECONDS).record(started.elapsed().as_secs_f64());
             well = outcome.is_ok();
+            match &outcome {
+                Err(SyncError::Primary(PrimaryError::NotFound)) => {
+                    if stop.run_until_cancelled(Box::pin(missed(&work, &repo))).await.is_none() {
+                        return;
+                    }
+                }
+                outcome => answered(&repo, outcome),
+            }
             record(&work, &repo, outcome);
             repo.progress().end();
             if repo.is_removed() {
@@ -201,7 +212,7 @@ fn record(work: &Work, repo: &Repo, outcome: Result<Synced, SyncError>) {
                     health.next = Some(now + work.patience.at_least_half(health.failures));
                 }
                 if before != Phase::Gone && is_published {
-                    tracing::info!(repo = %repo.path, "gone: the primary does not have it; what is published is kept, and it is looked for now and then");
+                    tracing::info!(repo = %repo.path, "gone: the primary does not have it; what is published is kept for now, and it is looked for now and then");
                 }
             } else if let SyncError::Stuck { known, .. } = e {
                 // A comparison costs little, and finds out whether the primary's refs have changed.

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::checks::unprefixed;
 use super::client::{Outcome, clone};
 use super::primary::{Host, Universe, git, run};
-use super::schedules::{in_paused_time, unprefixed};
+use super::schedules::in_paused_time;
 use super::store::Shared;
 use super::walker::{self, Record};
 use super::world::{Node, settings};

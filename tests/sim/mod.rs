@@ -1,17 +1,23 @@
 //! The whole node under a seeded simulation: time stands still unless everybody waits, store and primary break as a seed says,
 //! and what is left is judged by code that shares nothing with the writer.
 //!
-//! One schedule again: `PACKMIRROR_TEST_SEED=NUMBER cargo test --lib sim:: -- --nocapture`; more of them:
+//! One schedule again: `PACKMIRROR_TEST_SEED=NUMBER cargo test --lib sim::schedules::whatever_fails`; more of them:
 //! `PACKMIRROR_TEST_TIMES=50`.
 //!
-//! - [`store`]: the bucket, and each node's way to it. [`primary`]: the host. [`world`]: nodes and a farm.
-//! - `many`: nodes with many repositories. [`client`]: what a client sees. [`walker`]: what lies in the bucket.
+//! - [`store`]: the bucket, and each node's way to it. [`primary`]: the host. [`world`]: nodes and a farm. [`turns`]: the same seed is
+//!   the same run.
+//! - `many`: nodes with many repositories. `gone`: what the primary does not have any more. `nth`: each call of the store fails.
+//!   [`client`]: what a client sees. [`walker`]: what lies in the bucket. [`checks`]: what must be true.
 
+mod checks;
 mod client;
 mod compaction;
+mod gone;
 mod many;
+mod nth;
 mod primary;
 mod schedules;
 pub mod store;
+pub mod turns;
 mod walker;
 mod world;

@@ -21,6 +21,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::Instant;
 
+use super::turns::note;
+use super::world::scratch;
 use crate::git::path::Endpoint;
 use crate::primary::PrimaryError;
 use crate::primary::played::{Asked, Play, Said};
@@ -39,10 +41,17 @@ pub struct Universe {
     said: Mutex<HashMap<(usize, bool, Bytes), Bytes>>,
 }
 
-/// Runs git without settings of this machine.
+/// Runs git without settings of this machine. It is called by its whole path: where a program has to be looked for in a `PATH` that
+/// was set for it, all pages of this process are copied for each start.
 pub fn git(dir: &Path) -> Command {
-    let mut git = Command::new("git");
-    git.current_dir(dir).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    static GIT: OnceLock<PathBuf> = OnceLock::new();
+    let whole = GIT.get_or_init(|| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let all = std::env::split_paths(&path).map(|folder| folder.join("git")).find(|git| git.is_file());
+        all.unwrap_or_else(|| "git".into())
+    });
+    let mut git = Command::new(whole);
+    git.current_dir(dir).env_clear();
     git.envs([("GIT_CONFIG_NOSYSTEM", "1"), ("GIT_CONFIG_GLOBAL", "/dev/null"), ("HOME", "/nonexistent")]);
     git
 }
@@ -85,7 +94,7 @@ impl Universe {
     }
 
     fn make() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         run(git(dir.path()).args(["init", "-q", "--bare", "all.git"]), b"");
         let all = dir.path().join("all.git");
         run(git(dir.path()).args(["init", "-q", "--bare", "empty.git"]), b"");
@@ -273,6 +282,8 @@ impl Host {
 pub struct Line {
     pub host: Arc<Host>,
     pub runs: tokio::sync::watch::Sender<bool>,
+    /// Whose it is.
+    pub name: u64,
 }
 
 impl fmt::Debug for Line {
@@ -298,6 +309,7 @@ impl Play for Arc<Line> {
             };
             let mood = *host.mood.lock().unwrap_or_else(PoisonError::into_inner);
             let wait = if at < mood.slow as usize { wait * 200 } else { wait };
+            note(|| format!("{} {:?} of {}: {wait} {roll}", line.name, asked.endpoint, asked.repo));
             tokio::time::sleep(Duration::from_millis(wait)).await;
             let _ = line.runs.subscribe().wait_for(|runs| *runs).await;
             if roll < mood.unreachable {
@@ -323,7 +335,7 @@ impl Play for Arc<Line> {
             };
             let (repo, body) = (asked.repo.to_string(), asked.body.clone());
             let said =
-                tokio::task::spawn_blocking(move || Universe::get().says(state, advertises, &body)).await;
+                crate::threads::spawn_blocking(move || Universe::get().says(state, advertises, &body)).await;
             let mut said = said.map_err(|error| PrimaryError::Unreachable(error.to_string()))?;
             if said.windows(4).any(|four| four == b"PACK") {
                 *host.sent.lock().unwrap_or_else(PoisonError::into_inner).entry(repo).or_default() +=

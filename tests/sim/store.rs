@@ -21,8 +21,10 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::turns::note;
+
 /// The store's clock at the beginning.
-const EPOCH: Duration = Duration::from_secs(1_800_000_000);
+pub const EPOCH: Duration = Duration::from_secs(1_800_000_000);
 
 /// A request that was signed longer ago than this is turned down.
 const SKEW: Duration = Duration::from_secs(900);
@@ -34,19 +36,57 @@ struct Object {
     modified: SystemTime,
 }
 
+/// What a store held at some time.
+pub struct Kept {
+    objects: BTreeMap<String, Object>,
+    age: Duration,
+}
+
 /// What all views show.
 pub struct Shared {
     objects: Mutex<BTreeMap<String, Object>>,
     begun: Instant,
+    /// How far the store's clock is ahead, in seconds.
+    ahead: Mutex<i64>,
 }
 
 impl Shared {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { objects: Mutex::default(), begun: Instant::now() })
+        Arc::new(Self { objects: Mutex::default(), begun: Instant::now(), ahead: Mutex::default() })
     }
 
-    fn now(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + EPOCH + self.begun.elapsed()
+    /// All that is there, for many stores to begin with.
+    pub fn keep(&self) -> Kept {
+        Kept {
+            objects: self.lock().clone(),
+            age: self.now().duration_since(SystemTime::UNIX_EPOCH + EPOCH).unwrap(),
+        }
+    }
+
+    /// A store that begins with what was kept.
+    pub fn of(kept: &Kept) -> Arc<Self> {
+        let shared = Self::new();
+        shared.lock().clone_from(&kept.objects);
+        shared.turn_clock(kept.age.as_secs() as i64 + 1);
+        shared
+    }
+
+    /// The store's clock.
+    pub fn now(&self) -> SystemTime {
+        let ahead = *self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = SystemTime::UNIX_EPOCH + EPOCH + self.begun.elapsed();
+        let by = Duration::from_secs(ahead.unsigned_abs());
+        if ahead < 0 { now - by } else { now + by }
+    }
+
+    /// Moves the store's clock by so many seconds.
+    pub fn turn_clock(&self, by: i64) {
+        *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) += by;
+    }
+
+    /// When an object was written, by the store's clock.
+    pub fn modified(&self, key: &str) -> Option<SystemTime> {
+        self.lock().get(key).map(|object| object.modified)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Object>> {
@@ -139,20 +179,39 @@ impl Weather {
 /// One node's way to the bucket.
 pub struct View {
     shared: Arc<Shared>,
+    name: u64,
     chance: Mutex<StdRng>,
     weather: Mutex<Weather>,
     /// Frozen while false: no call begins or ends. Dropped: the node is dead.
     runs: watch::Sender<bool>,
     dead: Mutex<bool>,
     calls: Mutex<u64>,
-    /// The call that fails, and whether after its effect.
-    pub nth: Mutex<Option<(u64, bool)>>,
+    /// The call that fails, and how.
+    pub nth: Mutex<Option<(u64, Fate)>>,
+}
+
+/// What becomes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    FailsBefore,
+    FailsAfter,
+    /// The node ends, as with kill -9, before the store hears of it.
+    DiesBefore,
+    /// And before it hears of the store again.
+    DiesAfter,
+}
+
+impl Fate {
+    pub const ALL: [Self; 4] = [Self::FailsBefore, Self::FailsAfter, Self::DiesBefore, Self::DiesAfter];
 }
 
 enum Ill {
     Before,
     After,
+    /// The node hears of nothing any more.
+    Dies,
     Conflict,
+    /// At this part of a thousand: flipped if odd, cut if even.
     Spoilt(usize),
     CutShort(usize),
 }
@@ -161,6 +220,7 @@ impl View {
     pub fn of(shared: &Arc<Shared>, seed: u64) -> Arc<Self> {
         Arc::new(Self {
             shared: shared.clone(),
+            name: seed,
             chance: Mutex::new(StdRng::seed_from_u64(seed)),
             weather: Mutex::default(),
             runs: watch::Sender::new(true),
@@ -200,7 +260,8 @@ impl View {
     }
 
     /// What comes before a call, and what is wrong with it.
-    async fn begin(&self) -> Option<Ill> {
+    async fn begin(&self, what: &str, key: &str) -> Option<Ill> {
+        note(|| format!("{} {what} {key}", self.name));
         let number = {
             let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
             *calls += 1;
@@ -230,7 +291,7 @@ impl View {
             } else if hit(weather.conflict) {
                 Some(Ill::Conflict)
             } else if hit(weather.spoilt) {
-                Some(Ill::Spoilt(chance.random_range(0..1 << 20)))
+                Some(Ill::Spoilt(chance.random_range(0..1000)))
             } else if hit(weather.cut_short) {
                 Some(Ill::CutShort(chance.random_range(0..20)))
             } else {
@@ -242,7 +303,13 @@ impl View {
         self.wait(wait).await;
         self.passes().await;
         match planned {
-            Some((n, after)) if n == number => Some(if after { Ill::After } else { Ill::Before }),
+            Some((n, Fate::FailsBefore)) if n == number => Some(Ill::Before),
+            Some((n, Fate::FailsAfter)) if n == number => Some(Ill::After),
+            Some((n, Fate::DiesAfter)) if n == number => Some(Ill::Dies),
+            Some((n, Fate::DiesBefore)) if n == number => {
+                self.kill();
+                std::future::pending().await
+            }
             _ => ill,
         }
     }
@@ -259,6 +326,9 @@ impl View {
     }
 
     async fn end<T>(&self, ill: &Option<Ill>, result: T) -> Result<T> {
+        if matches!(ill, Some(Ill::Dies)) {
+            self.kill();
+        }
         self.passes().await;
         if matches!(ill, Some(Ill::After)) { Err(broken("the reply was lost")) } else { Ok(result) }
     }
@@ -315,7 +385,7 @@ impl fmt::Display for Store {
 #[async_trait]
 impl ObjectStore for Store {
     async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let ill = self.0.begin().await;
+        let ill = self.0.begin("put", path.as_ref()).await;
         before(&ill)?;
         if matches!(ill, Some(Ill::Conflict)) && options.mode != PutMode::Overwrite {
             return Err(exists(path.as_ref()));
@@ -329,14 +399,14 @@ impl ObjectStore for Store {
         path: &Path,
         _: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        let ill = self.0.begin().await;
+        let ill = self.0.begin("begin", path.as_ref()).await;
         before(&ill)?;
         let upload = Upload { view: self.0.clone(), key: path.to_string(), parts: Arc::default() };
         self.0.end(&ill, Box::new(upload) as Box<dyn MultipartUpload>).await
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        let ill = self.0.begin().await;
+        let ill = self.0.begin("get", path.as_ref()).await;
         before(&ill)?;
         let key = path.as_ref();
         let object = self.0.shared.lock().get(key).cloned().ok_or_else(|| missing(key))?;
@@ -353,11 +423,11 @@ impl ObjectStore for Store {
             && !bytes.is_empty()
         {
             let mut spoilt = bytes.to_vec();
-            let at = at % spoilt.len();
+            let place = spoilt.len() * at / 1000;
             if at % 2 == 0 {
-                spoilt.truncate(at)
+                spoilt.truncate(place)
             } else {
-                spoilt[at] ^= 1
+                spoilt[place] ^= 1
             };
             bytes = spoilt.into();
         }
@@ -385,7 +455,7 @@ impl ObjectStore for Store {
                 async move {
                     let path = path?;
                     let signed = Instant::now();
-                    let ill = view.begin().await;
+                    let ill = view.begin("delete", path.as_ref()).await;
                     before(&ill)?;
                     // As S3 does with what arrives long after it was signed.
                     if signed.elapsed() > SKEW {
@@ -401,7 +471,7 @@ impl ObjectStore for Store {
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let (view, prefix) = (self.0.clone(), prefix.map(Path::to_string).unwrap_or_default());
         let listing = async move {
-            let ill = view.begin().await;
+            let ill = view.begin("list", &prefix).await;
             before(&ill)?;
             let metas = view.metas(&prefix, &ill);
             view.end(&ill, metas).await
@@ -416,7 +486,7 @@ impl ObjectStore for Store {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        let ill = self.0.begin().await;
+        let ill = self.0.begin("folders", prefix.map(Path::as_ref).unwrap_or_default()).await;
         before(&ill)?;
         let prefix = prefix.map(Path::to_string).unwrap_or_default();
         let mut folders = std::collections::BTreeSet::new();
@@ -437,7 +507,7 @@ impl ObjectStore for Store {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, _: CopyOptions) -> Result<()> {
-        let ill = self.0.begin().await;
+        let ill = self.0.begin("copy", from.as_ref()).await;
         before(&ill)?;
         let object =
             self.0.shared.lock().get(from.as_ref()).cloned().ok_or_else(|| missing(from.as_ref()))?;
@@ -460,7 +530,7 @@ impl MultipartUpload for Upload {
         let number = parts.lock().unwrap_or_else(PoisonError::into_inner).len();
         parts.lock().unwrap_or_else(PoisonError::into_inner).push((number, data.into()));
         async move {
-            let ill = view.begin().await;
+            let ill = view.begin("part", "").await;
             before(&ill)?;
             view.end(&ill, ()).await
         }
@@ -468,7 +538,7 @@ impl MultipartUpload for Upload {
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        let ill = self.view.begin().await;
+        let ill = self.view.begin("complete", &self.key).await;
         before(&ill)?;
         let whole: Vec<u8> = self
             .parts

@@ -114,7 +114,7 @@ async fn collect_if_due(work: &Work) -> Result<Option<Report>, CollectError> {
     }
     bucket.say_collecting().await?;
     let _saying = AbortOnDropHandle::new(tokio::spawn(say(bucket.clone())));
-    let terms = Terms { grace: work.grace, dry_run: false };
+    let terms = Terms { grace: work.grace, gone_after: work.gone_after, dry_run: false };
     let report = round(bucket, &terms, &|_, _, _| {}).await;
     // If this fails, others wait until it is void.
     let _ = bucket.end_collecting().await;

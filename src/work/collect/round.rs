@@ -4,12 +4,14 @@
 //! it is still the old one; all newest records are read again and none names it; not too much time has passed; it is deleted by
 //! one request. Writers look at the marks after they have created a record (`work::publish`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::boot::Boot;
+use crate::mirror::health::nodes;
+use crate::mirror::remove::remove_if;
 use crate::store::{Bucket, Listed, MARK_HOLDS, MARK_IS_VOID, Name, RECORDS_KEPT, StoreError, Tomb, nonce};
 use crate::telemetry::metrics as names;
 use crate::work::collect::CollectError;
@@ -22,6 +24,8 @@ const AT_ONCE: usize = 16;
 const BATCH: usize = 1024;
 /// What nodes write over again and again is dead if it is older than this, and than the grace.
 const DEAD: Duration = Duration::from_secs(3600);
+/// A node that says that it keeps data for longer than this, in seconds, is not believed: a year.
+const MOST_GRACE: u64 = 366 * 86_400;
 /// The exactness of a store's times.
 const EXACT: Duration = Duration::from_secs(1);
 
@@ -30,6 +34,8 @@ const EXACT: Duration = Duration::from_secs(1);
 pub struct Terms {
     /// How long data stays after it was named last.
     pub grace: Duration,
+    /// How long a repository stays that the primary does not have any more; zero: for ever.
+    pub gone_after: Duration,
     /// Change nothing.
     pub dry_run: bool,
 }
@@ -40,7 +46,10 @@ pub type Told<'a> = &'a (dyn Fn(&str, u64, u64) + Send + Sync);
 /// Collects once. With `dry_run` nothing changes but the object by which the store's clock is read.
 pub async fn round(bucket: &Bucket, terms: &Terms, told: Told<'_>) -> Result<Report, CollectError> {
     let mut report = Report { dry_run: terms.dry_run, ..Report::default() };
-    let grace = terms.grace + EXACT;
+    // The most careful node decides: it may have promised its clients more than this one.
+    let nodes = nodes(bucket).await?;
+    let longest = nodes.iter().map(|node| Duration::from_secs(node.grace_s.min(MOST_GRACE))).max();
+    let grace = terms.grace.max(longest.unwrap_or_default()) + EXACT;
     told("reading records", 0, 0);
     let now = bucket.clock().await?;
     let before = bucket.last_round().await?.map(|(last, _)| last.newest).unwrap_or_default();
@@ -49,7 +58,7 @@ pub async fn round(bucket: &Bucket, terms: &Terms, told: Told<'_>) -> Result<Rep
     report.repositories = roots.newest.len();
     told("listing blobs", 0, 0);
     // The blobs before the marks: a mark whose blob is not in this listing is not needed.
-    let blobs: HashMap<Name, Listed> = bucket
+    let blobs: BTreeMap<Name, Listed> = bucket
         .list_all("blobs")
         .await?
         .into_iter()
@@ -61,6 +70,7 @@ pub async fn round(bucket: &Bucket, terms: &Terms, told: Told<'_>) -> Result<Rep
     let roots = round.bury(ripe, &blobs, (roots, &mut known), &mut report).await?;
     round.records(&roots, &mut report).await?;
     round.leftovers(&roots, &mut report).await?;
+    round.gone(&roots, &mut report).await?;
     if !terms.dry_run {
         bucket.round_is_over(roots.newest).await?;
     }
@@ -89,7 +99,7 @@ impl Round<'_> {
     async fn mark(
         &self,
         roots: &Roots,
-        blobs: &HashMap<Name, Listed>,
+        blobs: &BTreeMap<Name, Listed>,
         tombs: &BTreeMap<Name, Tomb>,
         report: &mut Report,
     ) -> Result<Vec<Name>, CollectError> {
@@ -162,7 +172,7 @@ impl Round<'_> {
     async fn bury(
         &self,
         ripe: Vec<Name>,
-        blobs: &HashMap<Name, Listed>,
+        blobs: &BTreeMap<Name, Listed>,
         (mut roots, known): (Roots, &mut Known),
         report: &mut Report,
     ) -> Result<Roots, CollectError> {
@@ -255,7 +265,26 @@ impl Round<'_> {
         Ok(())
     }
 
-    /// Deletes what the dead have left: heartbeats, notes of work, what probes left, marks of repositories that came back.
+    /// Takes out what the primary has not had for long. Its blobs are collected like those of every repository taken out.
+    async fn gone(&self, roots: &Roots, report: &mut Report) -> Result<(), CollectError> {
+        let after = self.terms.gone_after;
+        let is_due = |since: &Duration| !after.is_zero() && *since > after + EXACT;
+        for (repo, since) in roots.gone.iter().filter(|(_, since)| is_due(since)) {
+            report.gone += 1;
+            if self.terms.dry_run {
+                continue;
+            }
+            // It may have come back at this moment.
+            if remove_if(self.bucket, repo, |newest| newest.gone.is_some()).await?.is_some() {
+                count("gone", 0);
+                tracing::info!(%repo, ?since, "taken out: the primary has not had it for long");
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes what the dead have left: heartbeats, notes of work, uploads in parts, what probes left, marks of repositories that
+    /// came back.
     async fn leftovers(&self, roots: &Roots, report: &mut Report) -> Result<(), CollectError> {
         let is_dead = |object: &Listed| age(self.now, object.modified) > self.grace.max(DEAD);
         let last = |object: &Listed| object.key.filename().unwrap_or_default().to_owned();
@@ -271,6 +300,14 @@ impl Round<'_> {
             roots.newest.contains_key(&repo) && !roots.removed.contains(&repo)
         };
         dead.extend(self.bucket.list_all("removed").await?.into_iter().filter(came_back));
+        let uploads = self.bucket.list_all("uploads").await?;
+        for note in uploads.iter().filter(|note| is_dead(note)) {
+            report.other.add(note.size);
+            if !self.terms.dry_run {
+                self.bucket.abort_noted(note).await?;
+                count("upload", note.size);
+            }
+        }
         for object in dead.iter().filter(|object| is_dead(object)) {
             report.other.add(object.size);
             if !self.terms.dry_run {

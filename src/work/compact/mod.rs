@@ -146,13 +146,14 @@ pub async fn run(work: Arc<Work>, stop: CancellationToken) {
     let mut day = tokio::time::Instant::now() + first / 2 + Dice::random().up_to(first);
     loop {
         let (path, is_due) = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
-            next = work.compaction.next() => next,
             () = tokio::time::sleep_until(day) => {
                 day = tokio::time::Instant::now() + every;
                 ask_all(&work);
                 continue;
             }
+            next = work.compaction.next() => next,
         };
         let Some(repo) = work.mirror.repo(&path) else { continue };
         let begun = Instant::now();
@@ -169,7 +170,7 @@ fn ask_all(work: &Work) {
     let division = work.mirror.division();
     for repo in work.mirror.repos() {
         if division.is_ours(repo.path.as_str())
-            && repo.known().is_some_and(|known| may_be_due(work, &known, true))
+            && repo.known().is_some_and(|known| known.gone.is_none() && may_be_due(work, &known, true))
         {
             work.compaction.ask_due(&repo.path);
         }
@@ -200,9 +201,13 @@ fn record(work: &Work, repo: &Repo, begun: Instant, outcome: Result<Outcome, Com
         metrics::counter!(names::COMPACTIONS, "result" => result).increment(1);
         metrics::histogram!(names::COMPACTION_SECONDS).record(begun.elapsed().as_secs_f64());
     }
-    let Err(error) = outcome else { return work.compaction.went_well(&repo.path) };
+    let Err(error) = outcome else {
+        repo.health().unmerged = None;
+        return work.compaction.went_well(&repo.path);
+    };
     let next_try_in = work.compaction.went_wrong(&repo.path);
     let words = chain(&error);
+    repo.health().unmerged = Some(words.clone());
     if let CompactError::Seal(_) = error {
         tracing::error!(repo = %repo.path, error = words, "a merged layer is not what it should be");
     } else {
@@ -310,7 +315,7 @@ async fn compact(
         hash: open.refs.hash,
     };
     let scratch = work.mirror.local.scratch()?;
-    let made = tokio::task::spawn_blocking(move || {
+    let made = crate::threads::spawn_blocking(move || {
         let made = merge(&job, scratch.path(), &cost).map_err(CompactError::from)?;
         let Some(new) = made else { return Ok(None) };
         let keep = job.keep.as_ref();

@@ -5,7 +5,7 @@
 //! and what is pushed again meanwhile is at hand. Where something about them cannot be read, or there are too many, nothing is
 //! left out this time.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use gix_hash::ObjectId;
@@ -81,7 +81,7 @@ async fn tips(work: &Work, repo: &Repo, newest: &Generation) -> Result<Vec<Objec
             return Err(format!("more than {MOST_STATES} states of the refs are retained"));
         }
     }
-    let mut tips = HashSet::new();
+    let mut tips = BTreeSet::new();
     for record in states.values().filter(|record| !record.removed) {
         let text = local.mapped(&record.refs).await.map_err(words)?;
         let hash = object_format(record).map_err(|e| e.to_string())?;
@@ -97,7 +97,7 @@ async fn tips(work: &Work, repo: &Repo, newest: &Generation) -> Result<Vec<Objec
 /// What `tips` reach, off the async threads.
 async fn reached(open: &Arc<Snapshot>, tips: Vec<ObjectId>, cost: &Arc<Cost>) -> Result<Kept, TreeError> {
     let (open, cost) = (Arc::clone(open), Arc::clone(cost));
-    let job = tokio::task::spawn_blocking(move || {
+    let job = crate::threads::spawn_blocking(move || {
         let stack = &open.stack;
         // What a newer generation does not have any more was left out before, or belonged to another repository of this name.
         let tips: Vec<ObjectId> = tips.into_iter().filter(|tip| stack.lookup(tip).is_some()).collect();
