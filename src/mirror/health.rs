@@ -45,8 +45,15 @@ pub struct NodeHealth {
     /// The last texts that it had read of other nodes when it composed this one, by number.
     #[serde(default)]
     pub heard: BTreeMap<String, u64>,
+    /// The highest number of an order to forget up to which it has obeyed all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub obeyed: u64,
     /// The repositories that it compares, and those of which it has something to say.
     pub repos: Vec<RepoHealth>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The first bytes of a zstd frame; earlier versions wrote plain JSON.
@@ -80,6 +87,7 @@ impl NodeHealth {
             pace_ms: 0,
             grace_s: 0,
             heard: BTreeMap::new(),
+            obeyed: 0,
             repos: Vec::new(),
         }
     }
@@ -210,6 +218,7 @@ impl Mirror {
             pace_ms: self.beat_every.as_millis() as u64,
             grace_s: self.grace.as_secs(),
             heard,
+            obeyed: self.obeyed(),
             repos,
         };
         self.bucket.put_node(&self.node, health.encode().into()).await

@@ -5,7 +5,7 @@
 //!   where layers were merged meanwhile; `follow`: what others published with the same refs. `gone`: what the primary does not have any more.
 //! - [`compact`]: layers are merged. `lease`: which node does what one is enough for. `heal`: damage is mended, `lend`: also for others, `alone`: without the primary. `regraph`: graphs of an
 //!   older version, built again.
-//! - [`collect`]: what nobody names any more is deleted.
+//! - [`collect`]: what nobody names any more is deleted. [`purge`]: what no ref reaches any more, at once.
 //! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
 //!   `rotation`: a look at everything now and then.
 //! - [`trouble`]: repositories that cannot be taken in.
@@ -28,6 +28,7 @@ pub mod lanes;
 mod lease;
 mod lend;
 mod publish;
+pub mod purge;
 mod receive;
 mod regraph;
 mod rotation;
