@@ -182,6 +182,18 @@ impl RepoHealth {
     }
 }
 
+impl RepoHealth {
+    /// The same without what its node did then: that node has died, or has ended it without a word.
+    pub fn ended(self) -> Self {
+        let phase = match (self.phase, self.compared) {
+            (Phase::Syncing, Some(_)) => Phase::Current,
+            (Phase::Syncing, None) => Phase::New,
+            (phase, _) => phase,
+        };
+        Self { phase, sync: None, merge: None, ..self }
+    }
+}
+
 impl Mirror {
     /// Writes what this node knows into the bucket: of the repositories that it compares, and of those that it has asked the
     /// primary about lately or has trouble with.

@@ -170,6 +170,11 @@ impl Mirror {
         self.news.notified().await;
     }
 
+    /// Whether no sync runs that does more than compare, and no merge of layers.
+    pub fn is_idle(&self) -> bool {
+        self.syncs().is_empty() && self.repos().iter().all(|repo| repo.compaction().shown().is_none())
+    }
+
     /// The syncs that run and do more than compare, by repository.
     pub fn syncs(&self) -> Vec<(String, Sync)> {
         let running = |repo: &Arc<Repo>| {

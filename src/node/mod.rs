@@ -203,7 +203,7 @@ async fn obey(mirror: &Mirror) {
 /// ended; a little later while one runs.
 async fn pause(mirror: &Mirror, pace: Duration) {
     let begun = Instant::now();
-    let longest = if mirror.syncs().is_empty() { pace } else { pace.min(HEARTBEAT_SYNCING) };
+    let longest = if mirror.is_idle() { pace } else { pace.min(HEARTBEAT_SYNCING) };
     if tokio::time::timeout(longest, mirror.news()).await.is_ok() {
         tokio::time::sleep_until(begun + HEARTBEAT_NEWS).await;
     }

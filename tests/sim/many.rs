@@ -14,6 +14,7 @@ use crate::git::path::RepoPath;
 use crate::local::LocalOptions;
 use crate::mirror::repo::Repo;
 use crate::serve::listen::router;
+use crate::store::{Generation, Publish, nonce};
 
 /// Settings under which nothing runs but comparisons and heartbeats.
 fn quiet() -> Settings {
@@ -81,6 +82,28 @@ fn a_round_costs_the_primary_one_comparison_a_repository_and_the_store_nothing()
         );
         let beats = 2 * ROUNDS * quiet().compare_every.as_secs() / 30;
         assert!(calls <= beats * 12, "{calls} requests to the store in {beats} heartbeats");
+    });
+}
+
+#[test]
+fn many_open_repositories_are_looked_up_by_one_listing() {
+    const REPOS: usize = 40;
+    in_paused_time(async {
+        let (shared, host) = (Shared::new(), Host::new(1));
+        (0..REPOS).for_each(|n| host.set(&name(n), Some(0)));
+        let node = Node::start(&shared, &host, 1, &quiet()).await;
+        for n in 0..REPOS {
+            cloned(&node, n).await;
+        }
+        until("all syncs", || open(&node).len() == REPOS).await;
+        let repo = node.app.mirror.repo(&RepoPath::parse(&name(7)).unwrap()).unwrap();
+        // As somebody does who merges layers: the refs stay.
+        let before = Generation::clone(&repo.known().unwrap());
+        let (number, parent) = (before.number + 1, Some(before.id()));
+        let mut next = Generation { number, parent, writer: nonce(), stored: None, ..before };
+        assert_eq!(node.app.mirror.bucket.publish_next(&mut next).await.unwrap(), Publish::Won);
+        until("the newer record", || repo.snapshot().is_some_and(|open| open.generation.number == number))
+            .await;
     });
 }
 

@@ -168,10 +168,14 @@ pub async fn run(work: Arc<Work>, stop: CancellationToken) {
     }
 }
 
-/// Puts all repositories in line of which something may be merged or left out.
+/// Puts all repositories in line of which something may be merged or left out, and which this node looks after: to find out
+/// they are opened.
 fn ask_all(work: &Work) {
+    let division = work.mirror.division();
     for repo in work.mirror.repos() {
-        if repo.known().is_some_and(|known| known.gone.is_none() && may_be_due(work, &known, true)) {
+        if division.is_ours(repo.path.as_str())
+            && repo.known().is_some_and(|known| known.gone.is_none() && may_be_due(work, &known, true))
+        {
             work.compaction.ask_due(&repo.path);
         }
     }
