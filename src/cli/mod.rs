@@ -299,6 +299,11 @@ mod tests {
                 &["primary", "store", "credential_file", "limits.object"],
                 &["listen", "grant_ttl", "cache_dir"],
             ),
+            (
+                "purge",
+                &["primary", "store", "credential_file", "gc.grace"],
+                &["listen", "grant_ttl", "cache_dir"],
+            ),
             ("adopt", &["primary", "store", "primary_ca_file"], &["listen", "limits.object"]),
             ("demo", &["primary", "s3.endpoint"], &["store", "cache_dir", "listen"]),
             ("git-credential", &["primary"], &["store", "log_level", "credential_file"]),
