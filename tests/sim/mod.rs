@@ -7,6 +7,7 @@
 //! - [`store`]: the bucket, and each node's way to it. [`primary`]: the host. [`world`]: nodes and a farm. [`turns`]: the same seed is
 //!   the same run.
 //! - `many`: nodes with many repositories. `gone`: what the primary does not have any more. `nth`: each call of the store fails; `purge`: those of a purge.
+//!   `upon`: a push and a merge at once.
 //!   [`client`]: what a client sees. [`walker`]: what lies in the bucket. [`checks`]: what must be true.
 
 mod checks;
@@ -20,5 +21,6 @@ mod purge;
 mod schedules;
 pub mod store;
 pub mod turns;
+mod upon;
 mod walker;
 mod world;
