@@ -17,7 +17,7 @@ const MIB: u64 = 1 << 20;
 const MAIN: &str = "refs/heads/main";
 
 /// Asks for a fetch and reads nothing yet.
-fn ask(node: &Node, path: &str, arguments: &[&str]) -> TcpStream {
+pub fn ask(node: &Node, path: &str, arguments: &[&str]) -> TcpStream {
     let body = command("fetch", &[], arguments);
     let mut stream = TcpStream::connect(node.address()).expect("a connection");
     stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
@@ -31,7 +31,7 @@ fn ask(node: &Node, path: &str, arguments: &[&str]) -> TcpStream {
 }
 
 /// Waits until a stream has begun.
-fn begun(stream: &mut TcpStream) {
+pub fn begun(stream: &mut TcpStream) {
     let mut head = [0; 12];
     stream.read_exact(&mut head).expect("an answer");
     assert_eq!(&head, b"HTTP/1.1 200");
