@@ -96,8 +96,8 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         let Seen { refs: seen, left_out, capabilities } = seen;
         repo.health().capabilities = Some(work.shared(capabilities));
         let equal = |open: &Option<Arc<Snapshot>>| open.as_ref().is_some_and(|open| open.equals(&seen));
-        // After a start nothing is known yet, and mostly nothing is to be done.
-        if repo.known().is_none() && !repo.is_wanted() {
+        // After a start nothing is open, and mostly nothing is to be done.
+        if repo.is_first_look() && !repo.is_wanted() {
             work.mirror.learn(repo).await;
         }
         // Another node may have published already. The bucket is read only if the refs differ or damage is known.
