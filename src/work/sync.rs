@@ -78,10 +78,11 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
     let mut rounds = 0;
     while rounds < MAX_ROUNDS {
         rounds += 1;
+        // The place comes before the memory: of thousands that are due, those that wait hold nothing.
+        let mut comparing = work.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
         // Each round counts its memory from zero: what the last one held is given back.
         let cost = Arc::new(Cost::begin(&work.sync_memory).await?.of(repo.progress()));
         let end = StopOnDrop(Arc::clone(&cost));
-        let mut comparing = work.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
         let asked = Moment::now();
         repo.step(Step::Asking);
         let looking =
@@ -156,7 +157,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         let below = match &base {
             Some(record) if repairing => {
                 drop(comparing);
-                let place = work.lanes.first(repo).await.ok_or(SyncError::Stopped)?;
+                let place = cost.while_waiting(work.lanes.first(repo)).await?.ok_or(SyncError::Stopped)?;
                 let mended = heal(work, repo, record, &seen, &cost).await?;
                 drop(place);
                 if mended.restored {
@@ -171,14 +172,16 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                     }
                 }
                 lost = mended.lost;
-                comparing = work.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
+                let place = cost.while_waiting(work.lanes.compare(repo)).await?;
+                comparing = place.ok_or(SyncError::Stopped)?;
                 mended.below
             }
             Some(record) if !was_removed => match work.mirror.open(repo, record.clone()).await {
                 Ok(open) => Some(open),
                 Err(OpenError::Older { .. }) => {
                     drop(comparing);
-                    let _place = work.lanes.first(repo).await.ok_or(SyncError::Stopped)?;
+                    let place = cost.while_waiting(work.lanes.first(repo)).await?;
+                    let _place = place.ok_or(SyncError::Stopped)?;
                     regraph(work, repo, record, &cost).await?;
                     continue;
                 }

@@ -179,3 +179,29 @@ fn after_a_start_a_record_is_enough_to_compare() {
         }
     });
 }
+
+#[test]
+fn of_many_that_are_due_at_once_none_lacks_memory() {
+    const REPOS: usize = 150;
+    in_paused_time(async {
+        let (shared, host) = (Shared::new(), Host::new(1));
+        (0..REPOS).for_each(|n| host.set(&name(n), Some(n % 4)));
+        let mut settings = quiet();
+        // Less than all of them need to begin.
+        settings.limits.sync_memory = 256 << 20;
+        let node = Node::start(&shared, &host, 1, &settings).await;
+        until("a start", || node.app.ready.load(Ordering::SeqCst)).await;
+        for n in 0..REPOS {
+            node.app.mirror.adopt(&RepoPath::parse(&name(n)).unwrap());
+        }
+        until("all syncs", || {
+            let repos = node.app.mirror.repos();
+            for repo in &repos {
+                let health = repo.health();
+                assert_eq!(health.failures, 0, "{:?}", health.error);
+            }
+            repos.iter().filter(|repo| repo.known().is_some()).count() == REPOS
+        })
+        .await;
+    });
+}
