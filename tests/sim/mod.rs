@@ -6,14 +6,18 @@
 //!
 //! - [`store`]: the bucket, and each node's way to it. [`primary`]: the host. [`world`]: nodes and a farm. [`turns`]: the same seed is
 //!   the same run.
-//! - [`client`]: what a client sees. [`walker`]: what lies in the bucket. [`checks`]: what must be true.
+//! - [`client`]: what a client sees. [`walker`]: what lies in the bucket. [`checks`]: what must be true. [`mutants`]: that each
+//!   check can fail. [`nth`]: each call in turn.
 
 mod checks;
 mod client;
 mod compaction;
+mod healing;
+mod mutants;
 mod nth;
 mod primary;
 mod schedules;
+mod soak;
 pub mod store;
 pub mod turns;
 mod walker;
