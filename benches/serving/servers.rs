@@ -183,7 +183,7 @@ pub fn passed_on(address: &str) -> Result<f64> {
 }
 
 /// The sum of the series of a counter that have these labels.
-fn counter(text: &str, name: &str, labels: &[&str]) -> f64 {
+pub fn counter(text: &str, name: &str, labels: &[&str]) -> f64 {
     let series = text.lines().filter(|line| {
         line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
             && labels.iter().all(|label| line.contains(label))

@@ -14,7 +14,7 @@ Examples:
 
 What no record names any more is marked, and deleted by the first collection that comes when it has been marked for gc.grace.
 So two collections with the grace between them free what was there before the first. The nodes of a farm do the same by
-themselves (gc.every); it may run beside them. gc.grace must be what the nodes have. If a record cannot be read nothing is
+themselves (gc.every); it may run beside them. The longest gc.grace of all nodes that run counts. If a record cannot be read nothing is
 deleted, and the exit status is 1.";
 
 /// Arguments of `gc`.
@@ -33,7 +33,8 @@ pub struct Args {
 pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let settings = &loaded.settings;
     let bucket = node::existing_bucket(settings).await.map_err(Failure::store)?;
-    let terms = Terms { grace: settings.gc.grace, dry_run: args.dry_run };
+    let gc = &settings.gc;
+    let terms = Terms { grace: gc.grace, gone_after: gc.gone_after, dry_run: args.dry_run };
     let board = Board::new();
     let task = board.task("collecting");
     let collected = round(&bucket, &terms, &|phase, done, total| task.objects(phase, done, total)).await;

@@ -18,7 +18,7 @@ Examples:
 
 Columns: repository, state (new, syncing, current, behind, failing, damaged, gone), generation, refs, size and
 objects in the bucket, when it was last compared with the primary, how old what is served may be
-(lag), when a failed sync is tried again.";
+(lag), when a failed sync is tried again, which node compares it (the first letters of its name, which is new at each start).";
 
 /// Arguments of `status`.
 #[derive(Debug, clap::Args)]

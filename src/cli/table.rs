@@ -7,13 +7,16 @@ use std::time::{Duration, SystemTime};
 use indicatif::HumanBytes;
 
 use crate::mirror::evidence::Finding;
-use crate::mirror::progress::Sync;
+use crate::mirror::progress::{Step, Sync};
 pub use crate::mirror::standing::{RepoStatus, State, escaped, json};
 use crate::text::line as one_line;
 pub use crate::text::safe;
 
 /// The widest column that all rows are aligned to; a longer name stands out of line.
 const WIDEST: usize = 80;
+
+/// So many letters of a node's name are shown.
+const NODE: usize = 8;
 
 /// Which columns a table has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +36,7 @@ pub fn table(rows: &[RepoStatus], columns: Columns, now: SystemTime, bold: bool)
     let mut head = vec!["REPOSITORY", "GENERATION", "REFS", "OBJECTS", "SIZE"];
     if standing {
         head.insert(1, "STATE");
-        head.extend(["COMPARED", "LAG", "NEXT TRY"]);
+        head.extend(["COMPARED", "LAG", "NEXT TRY", "BY"]);
     }
     let cells: Vec<Vec<String>> = rows.iter().map(|row| cells(row, standing, now)).collect();
     let widths: Vec<usize> = (0..head.len())
@@ -56,13 +59,17 @@ pub fn table(rows: &[RepoStatus], columns: Columns, now: SystemTime, bold: bool)
     for (row, texts) in rows.iter().zip(&cells) {
         out.push_str(&line(texts));
         out.push('\n');
-        let running = row.sync.as_ref().map(|sync| running(sync, now));
+        let sync = row.sync.as_ref().map(|sync| running(sync, now));
+        let merge = row.merge.as_ref().map(|merge| running(merge, now));
+        let unmerged = row.unmerged.as_ref().map(|words| format!("layers not merged: {words}"));
         let damage = row.damage.as_ref().map(|words| format!("damaged: {words}"));
         let mended = row.mended.as_ref().map(|m| format!("mended {}: {}", ago(m.at, now), m.what));
         let differed = row.differences.first().map(|finding| difference(finding, now));
-        for words in running
+        for words in sync
             .iter()
+            .chain(&merge)
             .chain(&row.error)
+            .chain(&unmerged)
             .chain(&row.left_out)
             .chain(&damage)
             .chain(&mended)
@@ -92,6 +99,9 @@ fn cells(row: &RepoStatus, standing: bool, now: SystemTime) -> Vec<String> {
             row.last_compared.map_or_else(|| "never".into(), |then| ago(then, now)),
             row.lag.map_or_else(|| "-".into(), short),
             row.next_try.map_or_else(|| "-".into(), |then| ahead(then, now)),
+            row.compared_by
+                .as_ref()
+                .map_or_else(|| "-".into(), |node| safe(node).chars().take(NODE).collect()),
         ]);
     }
     cells
@@ -106,12 +116,11 @@ fn running(sync: &Sync, now: SystemTime) -> String {
     };
     let since = |then: SystemTime| short(now.duration_since(then).unwrap_or_default());
     let words = if sync.words.is_empty() { String::new() } else { format!(" ({})", sync.words) };
-    format!(
-        "{}{percent}{words}{received}, for {}; the sync began {} ago",
-        sync.phase.words(),
-        since(sync.since),
-        since(sync.begun)
-    )
+    let (phase, so_far) = (sync.phase.words(), since(sync.since));
+    if sync.phase == Step::Compacting {
+        return format!("{phase}{percent}{words}, for {so_far}");
+    }
+    format!("{phase}{percent}{words}{received}, for {so_far}; the sync began {} ago", since(sync.begun))
 }
 
 /// Says what differed from the primary, since when, and what became of it.
@@ -166,7 +175,6 @@ mod tests {
     use super::*;
     use crate::mirror::evidence::RefChange;
     use crate::mirror::health::Mended;
-    use crate::mirror::progress::Step;
 
     const NOW: Duration = Duration::from_secs(1_800_000_000);
 
@@ -186,6 +194,7 @@ mod tests {
                 last_compared: Some(now() - Duration::from_secs(125)),
                 lag: Some(Duration::from_secs(125)),
                 next_try: None,
+                compared_by: Some("0123456789abcdef".into()),
                 left_out: Some("left out: refs/heads/a: it names no object".into()),
                 error: None,
                 sync: Some(Sync {
@@ -197,6 +206,8 @@ mod tests {
                     received_bytes: 3 << 20,
                     words: String::new(),
                 }),
+                merge: None,
+                unmerged: Some("the disk is too small".into()),
                 damage: None,
                 mended: None,
                 differences: vec![Finding {
@@ -223,8 +234,19 @@ mod tests {
                 lag: None,
                 next_try: Some(now() + Duration::from_secs(30)),
                 left_out: None,
+                compared_by: None,
                 error: Some("the primary said\r\n500".into()),
                 sync: None,
+                merge: Some(Sync {
+                    phase: Step::Compacting,
+                    since: now() - Duration::from_secs(7),
+                    begun: now() - Duration::from_secs(7),
+                    done: 1,
+                    total: 2,
+                    received_bytes: 0,
+                    words: String::new(),
+                }),
+                unmerged: None,
                 damage: Some("a.pack is missing or damaged".into()),
                 mended: Some(Mended {
                     at: now() - Duration::from_secs(9),
@@ -238,12 +260,14 @@ mod tests {
     #[test]
     fn status_is_aligned_and_safe() {
         let want = "\
-REPOSITORY                 STATE    GENERATION  REFS  OBJECTS      SIZE  COMPARED   LAG    NEXT TRY
-team/app.git               current          12  1234   845012  3.00 GiB  2m 5s ago  2m 5s  -
+REPOSITORY                 STATE    GENERATION  REFS  OBJECTS      SIZE  COMPARED   LAG    NEXT TRY  BY
+team/app.git               current          12  1234   845012  3.00 GiB  2m 5s ago  2m 5s  -         01234567
   fetching 25 %, 3.00 MiB received, for 4s; the sync began 1m 5s ago
+  layers not merged: the disk is too small
   left out: refs/heads/a: it names no object
   differed from the primary 1m ago: 12 refs (refs/heads/a\\u{1b}, …); equal again after 2s: fetched 3 objects, published generation 12
-evil\\u{1b}[2J\\u{202e}name  failing           -     0        0       0 B  never      -      in 30s
+evil\\u{1b}[2J\\u{202e}name  failing           -     0        0       0 B  never      -      in 30s    -
+  merging layers 50 %, for 7s
   the primary said 500
   damaged: a.pack is missing or damaged
   mended 9s ago: b.idx from its pack

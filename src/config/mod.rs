@@ -152,6 +152,9 @@ pub struct Gc {
     /// How long data stays after it was named last.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
+    /// How long a repository stays that the primary does not have any more; zero: for ever.
+    #[serde(with = "humantime_serde")]
+    pub gone_after: Duration,
 }
 
 /// Bounds against oversized or slow input.

@@ -88,7 +88,12 @@ impl Inner {
 
     fn remember(&self, blob: BlobRef, held: &Arc<Held>) {
         let mut live = self.live.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        live.retain(|_, held| held.strong_count() > 0);
+        // Now and then, so that it costs little for each however many there are.
+        if live.len() == live.capacity() {
+            live.retain(|_, held| held.strong_count() > 0);
+            let used = live.len();
+            live.reserve(used.max(1));
+        }
         live.insert(blob, Arc::downgrade(held));
     }
 

@@ -17,7 +17,8 @@ const USUAL: usize = 65_530;
 #[derive(Debug, Clone)]
 pub(super) struct Maps {
     count: Arc<AtomicUsize>,
-    most: usize,
+    /// How many there may be.
+    pub(super) most: usize,
 }
 
 /// A mapped file.

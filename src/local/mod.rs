@@ -28,6 +28,7 @@ mod order;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,7 +38,7 @@ use tempfile::TempDir;
 
 use crate::budget::Budget;
 use crate::folder::Folder;
-use crate::store::{BlobRef, Bucket};
+use crate::store::{BlobRef, Bucket, Name};
 use blocks::Fetching;
 use disk::Disk;
 use flight::Flights;
@@ -228,12 +229,34 @@ impl Local {
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
+    /// Files that may be mapped at the same time.
+    pub fn mappings(&self) -> usize {
+        self.inner.disk.most_maps()
+    }
+
     /// Puts bytes aside for somebody who is slow to take them: into a nameless file of the scratch space, mapped.
     pub fn set_aside(&self, bytes: &[u8]) -> std::io::Result<Bytes> {
         let folder = self.scratch()?;
         let path = folder.path().join("aside");
         std::fs::write(&path, bytes)?;
         map_file(&path)
+    }
+
+    /// Removes what is cached of `blobs`, and keeps nothing of them from now on, until [`Local::allow`]. Returns how many files
+    /// those were; an error says that some may have stayed. For blocking threads.
+    pub fn purge(&self, blobs: &HashSet<Name>) -> std::io::Result<usize> {
+        let ids = blobs.iter().map(|(id, _)| *id).collect();
+        self.inner.disk.purge(Some(&ids))
+    }
+
+    /// Removes all that is cached. For blocking threads.
+    pub fn purge_all(&self) -> std::io::Result<usize> {
+        self.inner.disk.purge(None)
+    }
+
+    /// Keeps what is fetched of `blobs` again: a record names them that may be served.
+    pub fn allow(&self, blobs: impl IntoIterator<Item = BlobRef>) {
+        self.inner.disk.allow(blobs.into_iter().map(|blob| blob.id));
     }
 
     /// Remembers in which order the files of the cache were used, so that after a restart the right ones go first.

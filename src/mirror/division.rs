@@ -5,10 +5,33 @@
 
 use sha2::{Digest, Sha256};
 
-/// Says whether `me` comes first for a repository among itself and `others`.
-pub fn is_first<'a>(me: &str, others: impl IntoIterator<Item = &'a str>, repo: &str) -> bool {
-    let mine = (weight(me, repo), me);
-    others.into_iter().all(|other| (weight(other, repo), other) <= mine)
+/// The nodes that divide the repositories at a moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Division {
+    me: String,
+    others: Vec<String>,
+}
+
+impl Division {
+    /// A division among `me` and `others`.
+    pub fn new(me: String, others: impl IntoIterator<Item = String>) -> Self {
+        let others = others.into_iter().filter(|other| *other != me).collect();
+        Self { me, others }
+    }
+
+    /// The node that compares a repository.
+    pub fn owner(&self, repo: &str) -> &str {
+        if self.others.is_empty() {
+            return &self.me;
+        }
+        let nodes = self.others.iter().chain([&self.me]).map(String::as_str);
+        nodes.max_by_key(|node| (weight(node, repo), *node)).unwrap_or(&self.me)
+    }
+
+    /// Says whether it is this node.
+    pub fn is_ours(&self, repo: &str) -> bool {
+        self.owner(repo) == self.me
+    }
 }
 
 fn weight(node: &str, repo: &str) -> [u8; 32] {
@@ -24,8 +47,8 @@ mod tests {
     use super::*;
 
     fn owner<'a>(nodes: &[&'a str], repo: &str) -> &'a str {
-        let first: Vec<&str> =
-            nodes.iter().filter(|node| is_first(node, nodes.iter().copied(), repo)).copied().collect();
+        let among = |me: &str| Division::new(me.to_owned(), nodes.iter().map(|node| (*node).to_owned()));
+        let first: Vec<&str> = nodes.iter().filter(|node| among(node).is_ours(repo)).copied().collect();
         assert_eq!(first.len(), 1, "{repo} has one owner");
         first[0]
     }
@@ -46,7 +69,8 @@ mod tests {
 
     #[test]
     fn a_node_alone_owns_all() {
-        assert!(is_first("a", [], "r"));
-        assert!(is_first("a", ["a"], "r"), "its own name changes nothing");
+        assert!(Division::new("a".into(), []).is_ours("r"));
+        let twice = Division::new("a".into(), ["a".to_owned()]);
+        assert!(twice.is_ours("r") && twice == Division::new("a".into(), []), "its own name changes nothing");
     }
 }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::boot::time_of_day;
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
-use crate::mirror::division::is_first;
+use crate::mirror::division::Division;
 use crate::mirror::health::{NodeHealth, RepoHealth};
 use crate::mirror::repo::{Moment, Phase, Repo};
 use crate::store::StoreError;
@@ -111,9 +111,14 @@ impl Mirror {
 
     /// Says whether it is this node that compares a repository at the set pace.
     pub fn is_ours(&self, repo: &RepoPath) -> bool {
+        self.division().is_ours(repo.as_str())
+    }
+
+    /// Who compares what, as this node sees it now.
+    pub fn division(&self) -> Division {
         let farm = self.farm();
         let live = farm.others.iter().filter(|(_, other)| other.is_live());
-        is_first(&self.node, live.map(|(name, _)| name.as_str()), repo.as_str())
+        Division::new(self.node.clone(), live.map(|(name, _)| name.clone()))
     }
 
     /// Reads the heartbeats that changed, and takes part in what their nodes found: newer records are read, repositories that

@@ -38,11 +38,22 @@ pub struct NodeHealth {
     /// How often it writes at least, in milliseconds.
     #[serde(default)]
     pub pace_ms: u64,
+    /// How long data stays in the bucket after it was named last as far as it goes by this node, in seconds; 0 in those of
+    /// earlier versions.
+    #[serde(default)]
+    pub grace_s: u64,
     /// The last texts that it had read of other nodes when it composed this one, by number.
     #[serde(default)]
     pub heard: BTreeMap<String, u64>,
+    /// The highest number of an order to forget up to which it has obeyed all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub obeyed: u64,
     /// The repositories that it compares, and those of which it has something to say.
     pub repos: Vec<RepoHealth>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The first bytes of a zstd frame; earlier versions wrote plain JSON.
@@ -74,7 +85,9 @@ impl NodeHealth {
             node: String::new(),
             beat: 1,
             pace_ms: 0,
+            grace_s: 0,
             heard: BTreeMap::new(),
+            obeyed: 0,
             repos: Vec::new(),
         }
     }
@@ -109,6 +122,12 @@ pub struct RepoHealth {
     /// The comparison or sync that runs.
     #[serde(default)]
     pub sync: Option<Sync>,
+    /// The merge of its layers that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Sync>,
+    /// Why its layers could not be merged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unmerged: Option<String>,
     /// What is known to be wrong with its stored data, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
@@ -154,10 +173,24 @@ impl RepoHealth {
             error: health.error.clone(),
             left_out: health.left_out.clone(),
             sync,
+            merge: repo.compaction().shown(),
+            unmerged: health.unmerged.clone(),
             damage,
             mended,
             difference,
         }
+    }
+}
+
+impl RepoHealth {
+    /// The same without what its node did then: that node has died, or has ended it without a word.
+    pub fn ended(self) -> Self {
+        let phase = match (self.phase, self.compared) {
+            (Phase::Syncing, Some(_)) => Phase::Current,
+            (Phase::Syncing, None) => Phase::New,
+            (phase, _) => phase,
+        };
+        Self { phase, sync: None, merge: None, ..self }
     }
 }
 
@@ -170,8 +203,9 @@ impl Mirror {
             (farm.beat(), farm.heard())
         };
         let mut repos: Vec<RepoHealth> = Vec::new();
+        let division = self.division();
         for repo in self.repos() {
-            let ours = self.is_ours(&repo.path);
+            let ours = division.is_ours(repo.path.as_str());
             if ours || self.has_news_of(&repo) {
                 repos.push(RepoHealth { ours, ..RepoHealth::of(&repo) });
             }
@@ -182,7 +216,9 @@ impl Mirror {
             node: self.node.clone(),
             beat,
             pace_ms: self.beat_every.as_millis() as u64,
+            grace_s: self.grace.as_secs(),
             heard,
+            obeyed: self.obeyed(),
             repos,
         };
         self.bucket.put_node(&self.node, health.encode().into()).await
@@ -193,7 +229,11 @@ impl Mirror {
         let health = repo.health();
         let lately = |asked: Instant| asked.elapsed() < self.compare_every.saturating_mul(2);
         let asked = !health.by_others && health.asked.is_some_and(|asked| lately(asked.instant));
-        asked || health.error.is_some() || repo.progress().shown().is_some()
+        asked
+            || health.error.is_some()
+            || health.unmerged.is_some()
+            || repo.progress().shown().is_some()
+            || repo.compaction().shown().is_some()
     }
 }
 
@@ -211,10 +251,11 @@ pub async fn nodes(bucket: &crate::store::Bucket) -> Result<Vec<NodeHealth>, Sto
         let Some(mut health) = NodeHealth::decode(&words) else { continue };
         cut(&mut health.node);
         health.repos.retain_mut(|repo| {
-            repo.sync.iter_mut().for_each(|sync| cut(&mut sync.words));
+            repo.sync.iter_mut().chain(&mut repo.merge).for_each(|sync| cut(&mut sync.words));
             repo.difference = repo.difference.take().map(Finding::bounded);
             repo.mended.iter_mut().for_each(|mended| cut(&mut mended.what));
-            repo.error.iter_mut().chain(&mut repo.left_out).chain(&mut repo.damage).for_each(cut);
+            let words = repo.error.iter_mut().chain(&mut repo.left_out).chain(&mut repo.damage);
+            words.chain(&mut repo.unmerged).for_each(cut);
             RepoPath::parse(&repo.repo).is_ok()
         });
         let age = time_of_day().duration_since(health.at).unwrap_or_default();

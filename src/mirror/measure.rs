@@ -3,7 +3,6 @@
 use crate::boot::time_of_day;
 use crate::mirror::Mirror;
 use crate::mirror::progress::Step;
-use crate::mirror::repo::Phase;
 use crate::mirror::standing::{RepoStatus, State};
 use crate::telemetry::metrics as names;
 
@@ -17,7 +16,8 @@ pub fn measure(mirror: &Mirror) {
     }
     let (now, repos) = (time_of_day(), mirror.repos());
     let rows: Vec<RepoStatus> = repos.iter().map(|repo| RepoStatus::of(repo, now)).collect();
-    let owned = repos.iter().filter(|repo| mirror.is_ours(&repo.path)).count();
+    let division = mirror.division();
+    let owned = repos.iter().filter(|repo| division.is_ours(repo.path.as_str())).count();
     metrics::gauge!(names::OWNED).set(owned as f64);
     metrics::gauge!(names::LIVE_NODES).set(mirror.live_nodes() as f64);
     for state in [State::New, State::Syncing, State::Current, State::Failing, State::Damaged, State::Gone] {
@@ -32,8 +32,7 @@ pub fn measure(mirror: &Mirror) {
     }
     let layers = repos.iter().filter_map(|repo| Some(repo.known()?.layers.len())).max();
     metrics::gauge!(names::LAYERS).set(layers.unwrap_or(0) as f64);
-    let there = repos.iter().zip(&rows).filter(|(repo, _)| repo.health().phase != Phase::Gone);
-    let ages = there.filter_map(|(_, row)| row.lag);
+    let ages = rows.iter().filter(|row| row.state != State::Gone).filter_map(|row| row.lag);
     metrics::gauge!(names::STALENESS).set(ages.max().unwrap_or_default().as_secs_f64());
     let waiting = rows.iter().filter(|row| row.error.is_some()).count();
     metrics::gauge!(names::BACKOFF_REPOS).set(waiting as f64);

@@ -4,8 +4,9 @@
 //!   [`blocks`]: the bytes of its packs; [`carry`](mod@carry): the cache of them over a merge. [`damage`]: what is wrong with them. [`evidence`]: what differed from the primary.
 //! - [`opening`]: what the bucket holds is opened. [`newest`]: the newest record. `memory`: what of it outlives a restart.
 //! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
-//! - [`remove`](mod@remove): taking one out. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
+//! - [`remove`](mod@remove): taking one out. [`gone`]: one that the primary does not have any more. [`orders`]: what is to be forgotten at once. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
 //!   `farm`: the other nodes and what they found. `division`: which node compares which repository.
+//!   `closing`: what is open is bounded.
 //!   [`progress`]: how far a sync is. [`standing`]: how a repository stands. [`measure`](mod@measure): gauges.
 //!
 //! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: what
@@ -13,11 +14,13 @@
 
 pub mod blocks;
 pub mod carry;
+mod closing;
 pub mod damage;
-mod division;
+pub mod division;
 pub mod evidence;
 pub mod export;
 mod farm;
+pub mod gone;
 pub mod health;
 pub mod measure;
 mod memory;
@@ -25,6 +28,7 @@ pub mod names;
 pub mod newcomers;
 pub mod newest;
 pub mod opening;
+pub mod orders;
 pub mod progress;
 pub mod remove;
 pub mod repo;
@@ -32,6 +36,7 @@ pub mod snapshot;
 pub mod standing;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -48,13 +53,12 @@ use crate::mirror::names::{Repos, folded, with_suffix};
 use crate::mirror::newcomers::Newcomers;
 use crate::mirror::newest::NotFound;
 use crate::mirror::opening::Opening;
+use crate::mirror::orders::Obeyed;
 use crate::mirror::progress::{Step, Sync};
 use crate::mirror::repo::Repo;
 use crate::primary::{Grant, Naming, Primary};
 use crate::store::{Bucket, StoreError, nonce};
 
-/// A repository from which no client was served for so long is closed.
-const IDLE: Duration = Duration::from_secs(1800);
 /// How often a node tells the others what it knows.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// How often at the most, where comparisons are frequent: findings are heard of well within a round.
@@ -82,6 +86,8 @@ pub struct Mirror {
     /// The pace of heartbeats and of comparisons.
     beat_every: Duration,
     compare_every: Duration,
+    /// How long data stays in the bucket after it was named last.
+    grace: Duration,
     farm: Mutex<Farm>,
     selection: Selection,
     /// The channel to `work` for repositories that are entered here, and its other end until it is taken.
@@ -92,6 +98,10 @@ pub struct Mirror {
     naming: tokio::sync::Mutex<HostKnown>,
     repos: Mutex<Repos>,
     absent: Mutex<HashMap<RepoPath, Instant>>,
+    /// Orders to forget that were obeyed.
+    obeyed: Mutex<Obeyed>,
+    /// Files of snapshots that were opened since those that are open were counted last, and those that were counted.
+    opened: AtomicUsize,
     /// Repositories that are being opened.
     opening: Mutex<HashMap<RepoPath, watch::Receiver<Opening>>>,
     /// Woken at each step of a sync.
@@ -124,6 +134,7 @@ impl Mirror {
             node: nonce(),
             beat_every: (settings.compare_every / 4).clamp(BEAT_LEAST, HEARTBEAT).min(settings.compare_every),
             compare_every: settings.compare_every,
+            grace: settings.gc.grace,
             farm: Mutex::default(),
             selection: settings.selection()?,
             enter,
@@ -132,6 +143,8 @@ impl Mirror {
             naming: tokio::sync::Mutex::default(),
             repos: Mutex::default(),
             absent: Mutex::default(),
+            obeyed: Mutex::default(),
+            opened: AtomicUsize::new(0),
             opening: Mutex::default(),
             news: Arc::default(),
             tasks: TaskTracker::new(),
@@ -157,6 +170,11 @@ impl Mirror {
         self.news.notified().await;
     }
 
+    /// Whether no sync runs that does more than compare, and no merge of layers.
+    pub fn is_idle(&self) -> bool {
+        self.syncs().is_empty() && self.repos().iter().all(|repo| repo.compaction().shown().is_none())
+    }
+
     /// The syncs that run and do more than compare, by repository.
     pub fn syncs(&self) -> Vec<(String, Sync)> {
         let running = |repo: &Arc<Repo>| {
@@ -172,11 +190,14 @@ impl Mirror {
         self.selection.selects(self.lock_repos().own(path).as_str())
     }
 
-    /// The repositories this node has open or is syncing.
+    /// The repositories that this node mirrors, by their paths.
     pub fn repos(&self) -> Vec<Arc<Repo>> {
-        let mut repos: Vec<_> = self.lock_repos().by_path.values().cloned().collect();
-        repos.sort_by(|a, b| a.path.cmp(&b.path));
-        repos
+        self.lock_repos().by_path.values().cloned().collect()
+    }
+
+    /// The repository that this node mirrors under a path.
+    pub fn repo(&self, path: &RepoPath) -> Option<Arc<Repo>> {
+        self.lock_repos().by_path.get(path).cloned()
     }
 
     fn lock_repos(&self) -> std::sync::MutexGuard<'_, Repos> {
@@ -187,7 +208,11 @@ impl Mirror {
     ///
     /// Each spelling has grants of its own, for only the primary knows what it says to which.
     pub fn under_own_name(&self, grant: Grant) -> Grant {
-        let own = self.lock_repos().own(grant.repo()).clone();
+        let (own, known) = {
+            let repos = self.lock_repos();
+            (repos.own(grant.repo()).clone(), repos.get(grant.repo()).cloned())
+        };
+        known.iter().for_each(|repo| repo.show());
         grant.known_as(own)
     }
 
@@ -195,6 +220,7 @@ impl Mirror {
     /// named it and once however many ask. `None`: it is new here, and is taken up if there is room for it.
     pub fn adopt(self: &Arc<Self>, path: &RepoPath) -> Option<Arc<Repo>> {
         let known = self.lock_repos().get(path).cloned();
+        known.iter().for_each(|repo| repo.show());
         match &known {
             Some(repo) if repo.snapshot().is_some() => return known,
             Some(repo) => _ = repo.ask(),
@@ -254,8 +280,9 @@ impl Mirror {
     async fn own_name(&self, path: &RepoPath, naming: Naming) -> Result<RepoPath, StoreError> {
         let Naming::AnyCase(interface) = naming else { return Ok(path.clone()) };
         // Another node, or an older version, may have published it under the spelling that it knew.
-        let stored = self.bucket.repos_beside(&self.keys()).await?;
-        let alike = stored.into_iter().filter(|known| folded(known) == folded(path));
+        let stored = self.bucket.current_beside(&self.keys()).await?;
+        let alike =
+            stored.into_iter().map(|newest| newest.repo).filter(|known| folded(known) == folded(path));
         if let Some(known) = alike.min_by_key(|known| (known != path, known != &with_suffix(known))) {
             return Ok(known);
         }
@@ -319,25 +346,19 @@ impl Mirror {
     /// Opens what the bucket holds already, so that comparisons begin without waiting for clients.
     pub async fn take_up_all(self: &Arc<Self>) -> Result<usize, NotFound> {
         // Repositories that are known here are not looked up: with thousands of them that is all but a few.
-        let paths = self.bucket.repos_beside(&self.keys()).await?;
+        let found = self.bucket.current_beside(&self.keys()).await?;
         let mut taken = 0;
-        for path in paths.iter().filter(|path| self.selects(path)) {
-            let known = self.lock_repos().get(path).is_some();
+        for newest in found.into_iter().filter(|newest| self.selects(&newest.repo)) {
+            let known = self.lock_repos().get(&newest.repo).is_some();
             if !known {
-                self.start(Arc::new(self.known(path.clone())));
+                let repo = self.start(Arc::new(self.known(newest.repo.clone())));
+                if self.is_ours_to_read(&newest) {
+                    repo.know(newest);
+                }
                 taken += 1;
             }
         }
         Ok(taken)
-    }
-
-    /// Closes repositories from which no client was served for a while: their records stay known, and the next client opens
-    /// them again out of this node's cache.
-    pub fn close_idle(&self) {
-        let closed = self.repos().iter().filter(|repo| repo.close_idle(IDLE)).count();
-        if closed > 0 {
-            tracing::debug!(repositories = closed, "closed: no client was served from them for a while");
-        }
     }
 
     /// The keys of the repositories that are known here.

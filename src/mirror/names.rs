@@ -5,7 +5,7 @@
 //! question tells that two paths lead to one repository, for equal refs may be a coincidence that ends tomorrow.
 //! Elsewhere: how a host names repositories (`primary`), when one is taken up (`mirror`).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::git::path::RepoPath;
@@ -15,8 +15,8 @@ use crate::store::Bucket;
 /// The repositories of a node.
 #[derive(Default)]
 pub(super) struct Repos {
-    /// By the spelling under which each is taken up.
-    pub by_path: HashMap<RepoPath, Arc<Repo>>,
+    /// By the spelling under which each is taken up, in order.
+    pub by_path: BTreeMap<RepoPath, Arc<Repo>>,
     /// The spelling that stands for all others; empty where the host minds spellings.
     by_folded: HashMap<String, RepoPath>,
     /// Whether the host does not mind them.
@@ -63,10 +63,8 @@ impl Repos {
     /// Takes note that the host does not mind spellings.
     pub fn fold(&mut self) {
         self.folds = true;
-        let mut paths: Vec<_> = self.by_path.keys().cloned().collect();
-        paths.sort();
-        for path in paths {
-            self.by_folded.entry(folded(&path)).or_insert(path);
+        for path in self.by_path.keys() {
+            self.by_folded.entry(folded(path)).or_insert_with(|| path.clone());
         }
     }
 }

@@ -57,9 +57,15 @@ impl Mirror {
         }
     }
 
-    /// The newest published record; the one that is known, if none is newer. None also if the repository was taken out.
+    /// The newest published record; the one that is known, if none is newer. None also if the repository was taken out, or is
+    /// gone at the primary.
     pub async fn newest(&self, repo: &Repo) -> Result<Option<Generation>, NotFound> {
-        Ok(self.newest_record(repo).await?.filter(|newest| !newest.removed))
+        let newest = self.newest_record(repo).await?.filter(|newest| !newest.removed);
+        if let Some(gone) = newest.as_ref().filter(|newest| newest.gone.is_some()) {
+            repo.know(gone.clone());
+            return Ok(None);
+        }
+        Ok(newest)
     }
 
     /// The same with the record that takes it out: what the next generation builds on.
@@ -72,22 +78,58 @@ impl Mirror {
             None => self.bucket.newest(&repo.path).await?,
         };
         match newest {
-            Some(found) if !self.bucket.is_record_of(&found.primary, &self.primary.name()) => {
+            Some(found) if !self.is_ours_to_read(&found) => {
                 Err(NotFound::OtherPrimary { found: found.primary })
             }
             newest => Ok(newest),
         }
     }
 
+    /// Says whether a record is one of this node's primary.
+    pub(super) fn is_ours_to_read(&self, found: &Generation) -> bool {
+        self.bucket.is_record_of(&found.primary, &self.primary.name())
+    }
+
+    /// Learns what is published of a repository of which nothing is known yet: the record alone, or the snapshot where few are
+    /// open. What fails is left to whoever needs it.
+    pub async fn learn(&self, repo: &Repo) {
+        if self.has_few_open() {
+            let _ = self.refresh(repo).await;
+        } else if let Ok(Some(newest)) = self.newest(repo).await {
+            repo.know(newest);
+        }
+    }
+
     /// Opens a generation, unless it or a newer one is open; what is wrong with its data is reported.
     pub async fn open(&self, repo: &Repo, generation: Generation) -> Result<Arc<Snapshot>, OpenError> {
         let open = repo.snapshot();
-        if let Some(open) = open.clone().filter(|open| open.generation.number >= generation.number) {
+        self.open_upon(repo, generation, open).await
+    }
+
+    /// The same, upon an older snapshot that may not be open any more.
+    pub(super) async fn open_upon(
+        &self,
+        repo: &Repo,
+        generation: Generation,
+        older: Option<Arc<Snapshot>>,
+    ) -> Result<Arc<Snapshot>, OpenError> {
+        if let Some(open) = older.clone().filter(|open| open.generation.number >= generation.number) {
             return Ok(open);
         }
-        match Snapshot::open(&self.local, generation.clone(), open.clone()).await {
-            Ok(snapshot) => Ok(repo.install(carried(open, Arc::new(snapshot)).await)),
+        let number = generation.number;
+        if !repo.unless_purged(number, || self.local.allow(generation.blobs())) {
+            return Err(OpenError::Purged { number });
+        }
+        match Snapshot::open(&self.local, generation.clone(), older.clone()).await {
+            Ok(snapshot) => {
+                let snapshot = repo.install(carried(older, Arc::new(snapshot)).await);
+                self.was_opened(&snapshot);
+                Ok(snapshot)
+            }
             Err(e) => {
+                if matches!(e, OpenError::Older { .. }) {
+                    repo.note_outdated(generation.number);
+                }
                 if repo.report_damage(&generation, &e) {
                     tracing::error!(repo = %repo.path, error = chain(&e), "stored data is missing or damaged");
                 }

@@ -131,6 +131,10 @@ impl Mirror {
                 }
                 None
             }
+            Some(gone) if gone.gone.is_some() => {
+                repo.know(gone);
+                None
+            }
             newest => newest,
         };
         let Some(generation) = generation else {

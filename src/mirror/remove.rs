@@ -16,8 +16,18 @@ use crate::store::{BlobId, BlobKind, Bucket, Generation, Publish, StoreError, no
 
 /// Takes a repository out of the bucket's mirror. None: it is not in it.
 pub async fn remove(bucket: &Bucket, repo: &RepoPath) -> Result<Option<Generation>, StoreError> {
+    remove_if(bucket, repo, |_| true).await
+}
+
+/// The same, if its newest generation is one that `is_meant`.
+pub async fn remove_if(
+    bucket: &Bucket,
+    repo: &RepoPath,
+    is_meant: impl Fn(&Generation) -> bool,
+) -> Result<Option<Generation>, StoreError> {
     loop {
         let newest = match bucket.newest(repo).await? {
+            Some(newest) if !newest.removed && !is_meant(&newest) => return Ok(None),
             Some(newest) if !newest.removed => newest,
             Some(_) => {
                 // An earlier removal may have ended before its mark was there.
@@ -39,6 +49,7 @@ pub async fn remove(bucket: &Bucket, repo: &RepoPath) -> Result<Option<Generatio
             layers: Vec::new(),
             created_at: since.map_or(0, |since| since.as_secs()),
             removed: true,
+            gone: None,
             stored: None,
             ..newest
         };

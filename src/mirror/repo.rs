@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use gix_hash::ObjectId;
@@ -19,6 +19,7 @@ use crate::git::caps::V2Caps;
 use crate::git::path::RepoPath;
 use crate::mirror::damage::{self, Damage};
 use crate::mirror::evidence::Evidence;
+use crate::mirror::gone::Missing;
 use crate::mirror::progress::{Progress, Step};
 use crate::mirror::snapshot::Snapshot;
 use crate::store::Generation;
@@ -59,6 +60,12 @@ pub struct Health {
     pub next: Option<Instant>,
     /// The last failure, in words.
     pub error: Option<String>,
+    /// Why its layers could not be merged, the last time that was tried.
+    pub unmerged: Option<String>,
+    /// When the primary last answered with an error, or not at all.
+    pub primary_failed: Option<Instant>,
+    /// The comparisons in a row for which the primary did not have it.
+    pub missing: Option<Missing>,
     /// What the primary said it can do, at the last comparison.
     pub capabilities: Option<Arc<V2Caps>>,
     /// Refs that the primary shows and that are not mirrored, in words.
@@ -80,6 +87,9 @@ impl Default for Health {
             not_before: None,
             next: None,
             error: None,
+            unmerged: None,
+            primary_failed: None,
+            missing: None,
             capabilities: None,
             left_out: None,
             refused: HashMap::new(),
@@ -167,14 +177,22 @@ pub struct Repo {
     compaction: Arc<Progress>,
     /// The last attempt failed, or waited long for the primary.
     unwell: AtomicBool,
+    /// The number of the generation that has graphs of an older version; 0: none is known to.
+    outdated: AtomicU64,
     /// The newest record that is known, also while nothing is open.
     known: RwLock<Option<Arc<Generation>>>,
     /// When a client was last served from it.
     used: Mutex<Instant>,
     /// A client asked for it when nobody mirrored it.
     wanted: AtomicBool,
+    /// The primary has shown it to a client.
+    shown: AtomicBool,
     /// It was taken out of the mirror.
     removed: AtomicBool,
+    /// Snapshots that were installed here and that somebody may still read.
+    opened: Mutex<Vec<Weak<Snapshot>>>,
+    /// Generations below this one were purged.
+    floor: AtomicU64,
 }
 
 impl Repo {
@@ -194,10 +212,14 @@ impl Repo {
             progress: Arc::default(),
             compaction: Arc::default(),
             unwell: AtomicBool::new(false),
+            outdated: AtomicU64::new(0),
             known: RwLock::new(None),
             used: Mutex::new(Instant::now()),
             wanted: AtomicBool::new(false),
+            shown: AtomicBool::new(false),
             removed: AtomicBool::new(false),
+            opened: Mutex::default(),
+            floor: AtomicU64::new(0),
         }
     }
 
@@ -211,12 +233,47 @@ impl Repo {
         self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Takes note that a generation has graphs of an older version, which are to be built again.
+    pub(super) fn note_outdated(&self, number: u64) {
+        self.outdated.fetch_max(number, Ordering::Relaxed);
+    }
+
+    /// Whether the generation that is known has graphs of an older version, as far as anybody looked.
+    pub fn is_outdated(&self) -> bool {
+        let outdated = self.outdated.load(Ordering::Relaxed);
+        outdated > 0 && self.known().is_none_or(|known| known.number <= outdated)
+    }
+
     /// Takes note of a record, unless a newer one is known.
     pub(super) fn know(&self, generation: Generation) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if known.as_ref().is_none_or(|known| known.number < generation.number) {
-            *known = Some(Arc::new(generation));
+        if known.as_ref().is_some_and(|known| known.number >= generation.number) {
+            return;
         }
+        let is_gone = generation.gone.is_some();
+        *known = Some(Arc::new(generation));
+        drop(known);
+        if is_gone {
+            self.current.write().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
+    /// Whether it is marked as one that the primary does not have any more: it is served to nobody.
+    pub fn is_gone(&self) -> bool {
+        self.known().is_some_and(|known| known.gone.is_some())
+    }
+
+    /// Takes note that the primary has shown it to a client: what says that it is gone is wrong.
+    pub fn show(&self) {
+        self.shown.store(true, Ordering::Relaxed);
+        if self.is_gone() {
+            self.health().not_before = None;
+        }
+    }
+
+    /// Says whether the primary has shown it to a client since the last such question.
+    pub fn was_shown(&self) -> bool {
+        self.shown.swap(false, Ordering::Relaxed)
     }
 
     /// Takes note that a client asked for it when nobody mirrored it: it may be published also if it was taken out before.
@@ -246,21 +303,63 @@ impl Repo {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Closes its snapshot if no client was served from it for so long. A request that reads it goes on. Says whether it did.
-    pub fn close_idle(&self, idle: Duration) -> bool {
-        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        used.elapsed() >= idle && current.take().is_some()
+    /// When a client was last served from it.
+    pub(super) fn used(&self) -> Instant {
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Installs a snapshot, unless a newer one is there already (invariant I6): returns what is there afterwards.
+    /// Closes its snapshot if no client was served from it since `then`. A request that reads it goes on. Says whether it did.
+    pub(super) fn close_unused_since(&self, then: Instant) -> bool {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        *used <= then && current.take().is_some()
+    }
+
+    /// Installs a snapshot, unless a newer one is there already (invariant I6): returns what is there afterwards. One of a
+    /// repository that is gone is not installed; one that was purged while it was opened comes back without a byte to be read.
     pub fn install(&self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if snapshot.generation.number < self.floor() {
+            snapshot.revoke();
+            return snapshot;
+        }
+        opened.retain(|open| open.strong_count() > 0);
+        opened.push(Arc::downgrade(&snapshot));
         self.know(snapshot.generation.clone());
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         match &*current {
+            _ if self.is_gone() => snapshot,
             Some(now) if now.generation.number >= snapshot.generation.number => now.clone(),
             _ => current.insert(snapshot).clone(),
         }
+    }
+
+    /// The first generation that may be served: those below were purged.
+    pub fn floor(&self) -> u64 {
+        self.floor.load(Ordering::SeqCst)
+    }
+
+    /// Does `work` unless generation `number` was purged; no purge begins meanwhile. Says whether it did.
+    pub(super) fn unless_purged(&self, number: u64, work: impl FnOnce()) -> bool {
+        let _opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = number >= self.floor();
+        if may {
+            work();
+        }
+        may
+    }
+
+    /// Closes all generations below `number` for good: none is opened any more, and who reads one reads no further. Gives the
+    /// newest of them that was open, of which only what is carried over may be used.
+    pub(super) fn purge(&self, number: u64) -> Option<Arc<Snapshot>> {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        self.floor.fetch_max(number, Ordering::SeqCst);
+        let mut older: Vec<Arc<Snapshot>> = opened.iter().filter_map(Weak::upgrade).collect();
+        older.retain(|open| open.generation.number < number);
+        older.iter().for_each(|open| open.revoke());
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        current.take_if(|open| open.generation.number < number);
+        older.into_iter().max_by_key(|open| open.generation.number)
     }
 
     /// The worker's knowledge; hold it briefly.
@@ -311,6 +410,10 @@ impl Repo {
     /// Reports an error that was met while the data of `generation` was read. Says whether it shows that stored data is
     /// lost or of no use; the next sync then looks whether it still is, and makes everything anew if so.
     pub fn report_damage(&self, generation: &Generation, error: &(dyn Error + 'static)) -> bool {
+        if generation.number < self.floor() {
+            // What was purged is meant to be gone.
+            return false;
+        }
         let faults = damage::faults(generation, error);
         let is_damage = !faults.is_empty();
         if is_damage && self.damage().note(faults) {
@@ -341,8 +444,8 @@ impl Repo {
 
     /// Begins a step of the running sync.
     pub fn step(&self, step: Step) {
-        // Of what is published a comparison mostly finds that nothing is to be done: that is no news.
-        self.progress.step(step, step > Step::Asking || self.known().is_none());
+        // Of what is published a comparison mostly finds that nothing is to be done: that is no news. So it is after a start.
+        self.progress.step(step, step > Step::Asking || self.known().is_none() && self.is_wanted());
     }
 
     /// Whether its last attempt went well, so that it gets a place of the well.

@@ -2,10 +2,12 @@
 //!
 //! Relies on: what a node knows or has said (`health`), what is published (`store`). Elsewhere: tables for people (`cli`).
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::mirror::Mirror;
 use crate::mirror::evidence::Finding;
 use crate::mirror::health::{Mended, RepoHealth};
 use crate::mirror::progress::Sync;
@@ -29,7 +31,7 @@ pub enum State {
     Failing,
     /// What is stored is damaged or missing; it is being mended, and requests that need it are passed on.
     Damaged,
-    /// The primary does not have it any more; what was published is kept.
+    /// The primary does not have it any more; what was published is kept for a while.
     Gone,
 }
 
@@ -75,11 +77,20 @@ pub struct RepoStatus {
     /// Refs of the primary that are not mirrored: the first, and how many more.
     #[serde(default)]
     pub left_out: Option<String>,
+    /// The name of the node that compares it with the primary, if a live one says so.
+    #[serde(default)]
+    pub compared_by: Option<String>,
     /// Why the last sync failed.
     pub error: Option<String>,
     /// The comparison or sync that runs.
     #[serde(default)]
     pub sync: Option<Sync>,
+    /// The merge of its layers that runs.
+    #[serde(default)]
+    pub merge: Option<Sync>,
+    /// Why its layers could not be merged; what is published is as it was.
+    #[serde(default)]
+    pub unmerged: Option<String>,
     /// What is known to be wrong with its stored data, in words.
     #[serde(default)]
     pub damage: Option<String>,
@@ -91,6 +102,10 @@ pub struct RepoStatus {
     pub differences: Vec<Finding>,
 }
 
+/// What is told of a repository that is marked as gone.
+const GONE: &str = "the primary does not have it any more; it is served to nobody, and kept for gc.gone_after in case it \
+    comes back";
+
 impl RepoStatus {
     /// A repository of this node.
     pub fn of(repo: &Repo, now: SystemTime) -> Self {
@@ -100,6 +115,16 @@ impl RepoStatus {
             None => Self::unpublished(health),
         };
         Self { differences: repo.evidence().all(), ..standing }
+    }
+
+    /// All repositories of a node.
+    pub fn of_all(mirror: &Mirror, now: SystemTime) -> Vec<Self> {
+        let owners = mirror.division();
+        let row = |repo: &Arc<Repo>| {
+            let by = owners.owner(repo.path.as_str()).to_owned();
+            Self { compared_by: Some(by), ..Self::of(repo, now) }
+        };
+        mirror.repos().iter().map(row).collect()
     }
 
     /// A repository of which `generation` is the newest, with what a node said of it.
@@ -121,19 +146,32 @@ impl RepoStatus {
             lag: Some(now.duration_since(compared).unwrap_or_default()),
             next_try: None,
             left_out: None,
+            compared_by: None,
             error: None,
             sync: None,
+            merge: None,
+            unmerged: None,
             damage: None,
             mended: None,
             differences: Vec::new(),
         };
+        let current = match generation.gone {
+            Some(_) => Self { state: State::Gone, error: Some(GONE.into()), ..current },
+            None => current,
+        };
         let Some(health) = health else { return current };
         Self {
-            state: if behind { State::Behind } else { state(&health) },
+            state: match current.state {
+                State::Gone => State::Gone,
+                _ if behind => State::Behind,
+                _ => state(&health),
+            },
             next_try: health.next,
             left_out: health.left_out,
-            error: health.error,
+            error: current.error.or(health.error),
             sync: health.sync,
+            merge: health.merge,
+            unmerged: health.unmerged,
             damage: health.damage,
             mended: health.mended,
             differences: health.difference.into_iter().collect(),
@@ -155,8 +193,11 @@ impl RepoStatus {
             lag: None,
             next_try: health.next,
             left_out: health.left_out,
+            compared_by: None,
             error: health.error,
             sync: health.sync,
+            merge: health.merge,
+            unmerged: health.unmerged,
             damage: health.damage,
             mended: health.mended,
             differences: health.difference.into_iter().collect(),

@@ -46,8 +46,7 @@ pub async fn metrics(State(app): State<App>) -> Response {
 /// How this node's repositories stand: JSON as `packmirror status --json` prints it for all nodes.
 pub async fn status(State(app): State<App>) -> Response {
     let now = SystemTime::now();
-    let rows: Vec<_> = app.mirror.repos().iter().map(|repo| RepoStatus::of(repo, now)).collect();
-    match json(&rows) {
+    match json(&RepoStatus::of_all(&app.mirror, now)) {
         Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }

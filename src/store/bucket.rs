@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{
     Error as Foreign, GetOptions, GetRange, GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode,
@@ -50,6 +51,8 @@ pub(super) struct Inner {
     pub(super) known: Mutex<HashMap<String, Boot>>,
     /// Blobs that were stored through this bucket where there was none, and when that began ([`super::tombs`]).
     pub(super) fresh: Mutex<HashMap<Name, Boot>>,
+    /// Blobs that are about to be deleted however fresh they are, and since when that is known.
+    pub(super) doubted: Mutex<HashMap<Name, Boot>>,
     /// Addresses that the primary had before ([`super::owner`]).
     pub(super) former: Mutex<Vec<String>>,
 }
@@ -69,6 +72,8 @@ pub(super) struct Parts {
     pub(super) store: Arc<dyn ObjectStore>,
     /// For uploads in parts: the same store with retries of its own, since a part cannot be sent again from outside.
     pub(super) uploads: Arc<dyn ObjectStore>,
+    /// The same, where what is never ended must be aborted by its number.
+    pub(super) numbered: Option<Arc<dyn MultipartStore>>,
     pub(super) prefix: Path,
     pub(super) name: String,
     /// Listings come in order of keys, so the first entry is the newest generation.
@@ -108,6 +113,7 @@ impl Bucket {
         let name = format!("{store}/{prefix}");
         Self::build(Parts {
             uploads: store.clone(),
+            numbered: None,
             store,
             prefix: Path::from(prefix),
             name,
@@ -125,6 +131,7 @@ impl Bucket {
                 in_flight: Semaphore::new(PARTS_IN_FLIGHT),
                 known: Mutex::default(),
                 fresh: Mutex::default(),
+                doubted: Mutex::default(),
                 former: Mutex::default(),
             }),
         }

@@ -71,6 +71,10 @@ pub struct Generation {
     /// The repository is taken out of the mirror: this state is not to be served, and names no layers.
     #[serde(default, skip_serializing_if = "is_false")]
     pub removed: bool,
+    /// The primary does not have it any more, as was believed at this time, Unix seconds: this state is kept and served to
+    /// nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone: Option<u64>,
     /// SHA-256 of the bytes as read from the bucket; none in a record that was not read.
     #[serde(skip)]
     pub stored: Option<BlobId>,
@@ -171,7 +175,7 @@ impl Generation {
         if !matches!(self.object_format.as_str(), "sha1" | "sha256") {
             return Err("its object format is not known".into());
         }
-        if self.created_at.max(self.verified_at) > LAST_SECOND {
+        if self.created_at.max(self.verified_at).max(self.gone.unwrap_or(0)) > LAST_SECOND {
             return Err("its times cannot be".into());
         }
         let is_name = |name: &BString| refname::is_ref(name);
@@ -257,6 +261,7 @@ pub(crate) mod tests {
             created_at: 1,
             verified_at: 2,
             removed: false,
+            gone: None,
             stored: None,
         }
     }

@@ -202,13 +202,7 @@ impl Bucket {
 
     /// The paths of all repositories with at least one generation, sorted. Costs one listing and two requests for each.
     pub async fn repos(&self) -> Result<Vec<RepoPath>, StoreError> {
-        self.repos_beside(&HashSet::new()).await
-    }
-
-    /// The same but for those whose keys are `known`, which cost no request of their own.
-    pub async fn repos_beside(&self, known: &HashSet<String>) -> Result<Vec<RepoPath>, StoreError> {
-        let unknown = self.current_of(|key| !known.contains(key)).await?;
-        let mut repos: Vec<_> = unknown.into_iter().map(|generation| generation.repo).collect();
+        let mut repos: Vec<_> = self.current().await?.into_iter().map(|newest| newest.repo).collect();
         repos.sort();
         Ok(repos)
     }
@@ -217,6 +211,11 @@ impl Bucket {
     /// warning: its trouble is not the others'.
     pub async fn current(&self) -> Result<Vec<Generation>, StoreError> {
         self.current_of(|_| true).await
+    }
+
+    /// The same but for those whose keys are `known`, which cost no request of their own.
+    pub async fn current_beside(&self, known: &HashSet<String>) -> Result<Vec<Generation>, StoreError> {
+        self.current_of(|key| !known.contains(key)).await
     }
 
     /// The same of the repositories whose keys are asked for.

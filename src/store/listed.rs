@@ -4,7 +4,7 @@
 //! object which was written a moment ago ([`Bucket::clock`]): no node's clock is compared with the store's.
 //! Elsewhere: marks of blobs ([`super::tombs`]), what is done about it (`work::collect`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -81,6 +81,16 @@ impl Bucket {
             Ok(found)
         })
         .await
+    }
+
+    /// The number of the newest record of each repository, by its key, out of one listing.
+    pub async fn newest_numbers_of_all(&self) -> Result<HashMap<String, u64>, StoreError> {
+        let mut newest = HashMap::new();
+        for (repo, number) in self.list_all("repos").await?.iter().filter_map(Listed::record) {
+            let known = newest.entry(repo).or_insert(number);
+            *known = number.max(*known);
+        }
+        Ok(newest)
     }
 
     /// The store's time of now, by an object that is written for it.

@@ -45,7 +45,7 @@ fn count<T>(op: &'static str, begun: Instant, answer: &Result<T>) {
 }
 
 /// Waits for an answer and counts it.
-async fn counted<T>(op: &'static str, asking: impl Future<Output = Result<T>>) -> Result<T> {
+pub(super) async fn counted<T>(op: &'static str, asking: impl Future<Output = Result<T>>) -> Result<T> {
     let begun = Instant::now();
     let answer = asking.await;
     count(op, begun, &answer);
@@ -134,8 +134,9 @@ impl ObjectStore for Metered {
     }
 }
 
+/// An upload in parts that is counted.
 #[derive(Debug)]
-struct MeteredUpload(Box<dyn MultipartUpload>);
+pub(super) struct MeteredUpload(pub(super) Box<dyn MultipartUpload>);
 
 #[async_trait]
 impl MultipartUpload for MeteredUpload {

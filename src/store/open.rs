@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use aws_config::BehaviorVersion;
 use object_store::ClientOptions;
-use object_store::aws::{AmazonS3Builder, Checksum, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, Checksum, S3ConditionalPut};
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{BackoffConfig, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, RetryConfig};
 use url::Url;
 
 use super::aws::Asking;
@@ -96,11 +96,13 @@ async fn open(text: &str, options: &StoreOptions, env: Env<'_>) -> Result<Bucket
         }
         "memory" => {
             let prefix = prefix(&url).map_err(|error| bad(&error))?;
-            let store = Metered::around(Arc::new(InMemory::new()));
+            let memory = Arc::new(InMemory::new());
+            let (store, numbered) = (Metered::around(memory.clone()), Some(memory as _));
             let (uploads, name, policy) = (store.clone(), "memory".into(), options.retry.clone());
             Ok(Bucket::build(Parts {
                 store,
                 uploads,
+                numbered,
                 prefix,
                 name,
                 ordered: true,
@@ -128,6 +130,7 @@ fn directory(path: &FilePath, options: &StoreOptions) -> Result<Bucket, StoreErr
     let path = std::fs::canonicalize(path).map_err(|error| StoreError::local(path, error))?;
     Ok(Bucket::build(Parts {
         uploads: store.clone(),
+        numbered: None,
         store,
         prefix: Path::default(),
         name: path.display().to_string(),
@@ -208,15 +211,25 @@ async fn s3(url: &Url, options: &StoreOptions, env: Env<'_>) -> Result<Bucket, S
     }
     let region_is_assumed = region.is_none() && at_amazon;
     builder = builder.with_region(region.unwrap_or_else(|| ASSUMED_REGION.into()));
-    let build = |retry| -> Result<Arc<dyn ObjectStore>, StoreError> {
-        let built = builder.clone().with_retry(retry).build().map_err(|error| bad(error.to_string()))?;
-        Ok(Metered::around(Arc::new(built)))
+    let build = |retry| -> Result<Arc<AmazonS3>, StoreError> {
+        let built = builder.clone().with_retry(retry).build();
+        built.map(Arc::new).map_err(|error| bad(error.to_string()))
     };
     let policy = options.retry.clone();
     // Requests are repeated by our policy, which signs each one anew; only parts of uploads need the library's retries.
-    let store = build(RetryConfig { max_retries: 0, ..RetryConfig::default() })?;
+    let store = Metered::around(build(RetryConfig { max_retries: 0, ..RetryConfig::default() })?);
     let uploads = build(part_retries(&policy))?;
-    Ok(Bucket::build(Parts { store, uploads, prefix, name, ordered: true, policy, region_is_assumed, renew }))
+    Ok(Bucket::build(Parts {
+        store,
+        numbered: Some(uploads.clone()),
+        uploads: Metered::around(uploads),
+        prefix,
+        name,
+        ordered: true,
+        policy,
+        region_is_assumed,
+        renew,
+    }))
 }
 
 /// An own endpoint for addresses with the bucket in the host name.

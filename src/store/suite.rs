@@ -3,8 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use object_store::ObjectStore;
-use object_store::memory::InMemory;
 use tempfile::TempDir;
 
 use super::generation::tests::sample;
@@ -20,12 +18,15 @@ pub(crate) struct Case {
 
 /// All stores that can be had here, each empty.
 pub(crate) async fn stores() -> Vec<Case> {
-    let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path().join("bucket");
     let options = StoreOptions::default();
     let mut cases = vec![
-        Case { name: "memory", bucket: Bucket::over(memory, "some/prefix"), _directory: None },
+        Case {
+            name: "memory",
+            bucket: Bucket::open("memory:///some/prefix", &options).await.unwrap(),
+            _directory: None,
+        },
         Case {
             name: "directory",
             bucket: Bucket::open(at.to_str().unwrap(), &options).await.unwrap(),

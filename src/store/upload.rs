@@ -2,14 +2,14 @@
 //!
 //! Each part carries its SHA-256 to stores that check it (S3), and the bytes that are read for sending are hashed again,
 //! so a file that changes while it goes up is never stored under a wrong name. An upload that fails or is dropped is
-//! aborted as far as possible; what a crash leaves is for the bucket's rule on incomplete uploads.
+//! aborted as far as possible; what a crash leaves is found by its note ([`super::numbered`]).
 
 use std::io::Read;
 use std::path::Path as FilePath;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
-use object_store::{MultipartUpload, ObjectStoreExt};
+use object_store::MultipartUpload;
 use sha2::{Digest, Sha256};
 
 use super::blobs::blocking;
@@ -76,8 +76,22 @@ impl Bucket {
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<(), StoreError> {
         let key = blob.key();
-        let sort = |error| self.sort("upload", &key, error);
-        let mut upload = Upload(Some(self.inner.uploads.put_multipart(&self.at(&key)).await.map_err(sort)?));
+        let (upload, note) = self.begin_upload(&key).await?;
+        let ended = self.put_through(Upload(Some(upload)), blob, path, progress).await;
+        if let Some(note) = note {
+            // If this fails, a collection does it.
+            let _ = self.remove(&note).await;
+        }
+        ended
+    }
+
+    async fn put_through(
+        &self,
+        mut upload: Upload,
+        blob: &BlobRef,
+        path: &FilePath,
+        progress: &(dyn Fn(u64, u64) + Send + Sync),
+    ) -> Result<(), StoreError> {
         match self.send_parts(&mut upload, blob, path, progress).await {
             Ok(()) => {}
             Err(error) => {
@@ -90,7 +104,7 @@ impl Bucket {
             // The store may have put it together although the reply was lost.
             Err(error) => match self.head(blob).await {
                 Ok(()) => Ok(()),
-                Err(_) => Err(sort(error)),
+                Err(_) => Err(self.sort("upload", &blob.key(), error)),
             },
         }
     }
@@ -231,7 +245,7 @@ impl Upload {
 
     async fn abort(mut self) {
         if let Some(mut upload) = self.0.take() {
-            // Best effort: the store's own rule on incomplete uploads takes the rest.
+            // Best effort: its note tells of it otherwise.
             let _ = upload.abort().await;
         }
     }

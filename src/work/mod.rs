@@ -2,10 +2,10 @@
 //!
 //! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
 //! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it; `upon`: the same
-//!   where layers were merged meanwhile; `follow`: what others published with the same refs.
-//! - [`compact`]: layers are merged. `lease`: which node does what one is enough for. `heal`: damage is mended, `lend`: also for others. `regraph`: graphs of an
+//!   where layers were merged meanwhile; `follow`: what others published with the same refs. `gone`: what the primary does not have any more.
+//! - [`compact`]: layers are merged. `lease`: which node does what one is enough for. `heal`: damage is mended, `lend`: also for others, `alone`: without the primary. `regraph`: graphs of an
 //!   older version, built again.
-//! - [`collect`]: what nobody names any more is deleted.
+//! - [`collect`]: what nobody names any more is deleted. [`purge`]: what no ref reaches any more, at once.
 //! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
 //!   `rotation`: a look at everything now and then.
 //! - [`trouble`]: repositories that cannot be taken in.
@@ -14,18 +14,21 @@
 //! Relies on: `mirror` for repositories and what is known of them, `primary`, `store` and `pack`. Elsewhere: clients (`serve`),
 //! which ask for a comparison and wait for it (`Repo::ask`); a node without this room serves what others published.
 
+mod alone;
 pub mod collect;
 pub mod compact;
 pub mod cost;
 pub mod error;
 pub mod examine;
 mod follow;
+mod gone;
 mod heal;
 pub mod ingest;
 pub mod lanes;
 mod lease;
 mod lend;
 mod publish;
+pub mod purge;
 mod receive;
 mod regraph;
 mod rotation;
@@ -46,6 +49,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::budget::Budget;
 use crate::config::{Freshness, Limits, OnPrimaryDown, Settings, Vet};
+use crate::git::caps::V2Caps;
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::retry::Policy;
@@ -84,12 +88,16 @@ pub struct Work {
     compaction_memory: Budget,
     /// How long data stays in the bucket after it was named last.
     grace: Duration,
+    /// How long a repository stays in the bucket that the primary does not have any more.
+    gone_after: Duration,
     /// How often this farm collects.
     collect_every: Duration,
     /// Files that were stored as blobs lately, for storing them again.
     sources: Mutex<HashMap<Name, PathBuf>>,
     /// What this node alone cannot take in.
     here: Mutex<HashMap<RepoPath, Trouble>>,
+    /// What the primary said last that it can do: mostly the same of all repositories.
+    capabilities: Mutex<Arc<V2Caps>>,
     tasks: TaskTracker,
 }
 
@@ -115,9 +123,11 @@ impl Work {
                 "limits.sync_memory",
             ),
             grace: settings.gc.grace,
+            gone_after: settings.gc.gone_after,
             collect_every: settings.gc.every,
             sources: Mutex::default(),
             here: Mutex::default(),
+            capabilities: Mutex::default(),
             tasks: TaskTracker::new(),
             mirror,
         })
@@ -152,6 +162,15 @@ impl Work {
     pub async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// The same capabilities once in memory, as long as the primary says the same of one repository after the other.
+    fn shared(&self, capabilities: V2Caps) -> Arc<V2Caps> {
+        let mut last = self.capabilities.lock().unwrap_or_else(PoisonError::into_inner);
+        if **last != capabilities {
+            *last = Arc::new(capabilities);
+        }
+        Arc::clone(&last)
     }
 
     fn sources(&self) -> MutexGuard<'_, HashMap<Name, PathBuf>> {

@@ -68,6 +68,7 @@ pub(super) async fn publish(work: &Work, repo: &Repo, draft: Draft<'_>) -> Resul
         created_at: seconds(time_of_day()),
         verified_at: asked,
         removed: false,
+        gone: None,
         stored: None,
     };
     let named: HashSet<Name> = base.iter().flat_map(|base| base.blobs()).map(|blob| blob.name()).collect();

@@ -24,12 +24,14 @@ use crate::primary::{Auth, PrimaryError, Seen};
 use crate::store::{LayerRef, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
+use crate::work::alone::mend_alone;
 use crate::work::cost::Cost;
 use crate::work::error::SyncError;
+use crate::work::gone::came_back;
 use crate::work::heal::heal;
 use crate::work::ingest::NewLayer;
 use crate::work::lease::{Asked, Lease};
-use crate::work::lend::ask_others;
+use crate::work::lend::{WORTH, ask_others};
 use crate::work::publish::{Draft, Published, seconds, store_layer};
 use crate::work::receive::{PATIENCE, beside_others, receive};
 use crate::work::regraph::regraph;
@@ -85,19 +87,32 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         repo.step(Step::Asking);
         let looking =
             async { Ok(work.mirror.primary.look(&repo.path, Auth::Service, &absent, &*cost).await?) };
-        let seen =
-            beside_others(repo, &mut comparing, looking, || asked.instant.elapsed() > PATIENCE).await?;
+        let looked =
+            beside_others(repo, &mut comparing, looking, || asked.instant.elapsed() > PATIENCE).await;
+        if matches!(&looked, Err(SyncError::Primary(_))) && repo.damage().is_known() {
+            drop((comparing, end, cost));
+            mend_alone(work, repo).await;
+            return looked.and(Err(SyncError::Moving));
+        }
+        let seen = looked?;
         if seen.refs.refs.is_empty() && !absent.is_empty() {
             // What is missing is not a ref or two: that is no state to publish.
             repo.health().absent = None;
             return Err(last);
         }
         let Seen { refs: seen, left_out, capabilities } = seen;
-        repo.health().capabilities = Some(Arc::new(capabilities));
+        repo.health().capabilities = Some(work.shared(capabilities));
         let equal = |open: &Option<Arc<Snapshot>>| open.as_ref().is_some_and(|open| open.equals(&seen));
+        // After a start nothing is known yet, and mostly nothing is to be done.
+        if repo.known().is_none() && !repo.is_wanted() {
+            work.mirror.learn(repo).await;
+        }
         // Another node may have published already. The bucket is read only if the refs differ or damage is known.
         let known = repo.known();
-        if !repo.damage().is_known() && known.as_ref().is_some_and(|known| publishes(known, &seen)) {
+        if !repo.damage().is_known()
+            && !repo.is_outdated()
+            && known.as_ref().is_some_and(|known| known.gone.is_none() && publishes(known, &seen))
+        {
             confirmed(work, repo, asked, &left_out);
             return Ok(if seen_elsewhere { Synced::Followed } else { Synced::Unchanged });
         }
@@ -129,6 +144,11 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             work.mirror.take_out(repo);
             return Err(SyncError::Removed);
         }
+        if base.as_ref().is_some_and(|base| base.gone.is_some()) {
+            // The next round compares with what is served again.
+            came_back(work, repo).await?;
+            continue;
+        }
         let repairing = stands(&work.mirror, repo, base.as_ref()).await?;
         if repairing && repair.is_none() {
             // Then the round starts over, since another node may have repaired it. The wait holds no place that others need.
@@ -153,7 +173,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                 }
                 if !mended.missing.is_empty() && !std::mem::replace(&mut asked_others, true) {
                     // What they have stored again is found whole in the next round.
-                    if ask_others(work, repo, mended.missing).await? {
+                    if ask_others(work, repo, mended.missing, WORTH).await? {
                         continue;
                     }
                 }
@@ -321,7 +341,7 @@ fn confirmed(work: &Work, repo: &Repo, asked: Moment, left_out: &LeftOut) {
 }
 
 /// Takes note that what was damaged is whole again; `words` say what else was done for it.
-fn repaired(repo: &Repo, words: Option<String>) {
+pub(super) fn repaired(repo: &Repo, words: Option<String>) {
     metrics::counter!(names::REPAIRS).increment(1);
     let mut damage = repo.damage();
     damage.over(words);

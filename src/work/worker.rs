@@ -22,6 +22,7 @@ use crate::telemetry::metrics as names;
 use crate::text::chain;
 use crate::work::Work;
 use crate::work::error::SyncError;
+use crate::work::gone::{answered, missed};
 use crate::work::sync::{Synced, sync};
 
 /// How often a running sync is mentioned in the log.
@@ -96,9 +97,11 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
         let mut well = false;
         if !held_off {
             let started = Instant::now();
+            // Nearly all workers wait at any time: what a sync needs is there while it runs.
+            let syncing = Box::pin(sync(&work, &repo, false));
             let outcome = tokio::select! {
                 biased;
-                outcome = sync(&work, &repo, false) => outcome,
+                outcome = syncing => outcome,
                 // This future never ends: it only writes to the log.
                 () = tell(&repo) => Err(SyncError::Stopped),
                 () = stop.cancelled() => Err(SyncError::Stopped),
@@ -107,6 +110,14 @@ async fn attend(work: Arc<Work>, repo: Arc<Repo>, stop: CancellationToken) {
                 .increment(repo.progress().received().swap(0, Ordering::Relaxed));
             metrics::histogram!(names::SYNC_SECONDS).record(started.elapsed().as_secs_f64());
             well = outcome.is_ok();
+            match &outcome {
+                Err(SyncError::Primary(PrimaryError::NotFound)) => {
+                    if stop.run_until_cancelled(Box::pin(missed(&work, &repo))).await.is_none() {
+                        return;
+                    }
+                }
+                outcome => answered(&repo, outcome),
+            }
             record(&work, &repo, outcome);
             repo.progress().end();
             if repo.is_removed() {
@@ -201,7 +212,7 @@ fn record(work: &Work, repo: &Repo, outcome: Result<Synced, SyncError>) {
                     health.next = Some(now + work.patience.at_least_half(health.failures));
                 }
                 if before != Phase::Gone && is_published {
-                    tracing::info!(repo = %repo.path, "gone: the primary does not have it; what is published is kept, and it is looked for now and then");
+                    tracing::info!(repo = %repo.path, "gone: the primary does not have it; what is published is kept for now, and it is looked for now and then");
                 }
             } else if let SyncError::Stuck { known, .. } = e {
                 // A comparison costs little, and finds out whether the primary's refs have changed.
@@ -228,6 +239,18 @@ mod tests {
     use super::*;
     use crate::git::path::RepoPath;
     use std::sync::atomic::AtomicU32;
+
+    /// The size of what a call of `f` waits in.
+    fn size<F: Future>(_: impl FnOnce(Arc<Work>, Arc<Repo>, CancellationToken) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_worker_that_waits_takes_little_memory() {
+        // There is one for each repository, and nearly all of them wait.
+        let (worker, repo) = (size(run), size_of::<Repo>());
+        assert!(worker <= 1024 && repo <= 1024, "{worker} and {repo} bytes");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_worker_that_panics_starts_again_and_nobody_waits_for_it() {

@@ -114,13 +114,19 @@ fn clients_notice_nothing_of_a_merge() {
             assert!(reader.join().unwrap() > 1);
         }
     });
-    eventually("both have merged", || (nodes.iter().map(merges).sum::<f64>() >= 4.0).then_some(()));
-    for node in &nodes {
-        same(&world, &primary, node, &repo.path);
-        eventually("its cache over a merge", || {
-            node.log().contains("carried into merged packs").then_some(())
-        });
+    // Which node merges what is chance; each has carried its cache over a merge after a few.
+    let has_carried = |node: &Node| node.log().contains("carried into merged packs");
+    let mut n = 40;
+    while !(nodes.iter().all(has_carried) && nodes.iter().map(merges).sum::<f64>() >= 4.0) {
+        n += 1;
+        assert!(n <= 120, "{}\n\n{}", nodes[0].log(), nodes[1].log());
+        push(&world, &nodes[n % 2], &repo, n);
+        for (node, folder) in nodes.iter().zip(&folders) {
+            let url = node.repo(&repo.path);
+            git(folder).args(&["clone", "-q", "--mirror", &url, &format!("more-{n}")]);
+        }
     }
+    nodes.iter().for_each(|node| same(&world, &primary, node, &repo.path));
     world.store.audit();
 }
 
@@ -136,13 +142,11 @@ fn a_node_that_dies_in_a_merge_leaves_garbage_and_nothing_else() {
     let mut n = 0;
     for _ in 0..4 {
         let begun = |node: &Node| node.log().matches("merging layers").count();
-        let before = begun(&node);
-        while layers(&world, &repo).len() < 7 {
+        let (before, end) = (begun(&node), n + 20);
+        while begun(&node) == before {
             n += 1;
+            assert!(n <= end, "no merge begins\n{}", node.log());
             push(&world, &node, &repo, n);
-        }
-        if merges(&node) == 0.0 {
-            eventually("a merge begins", || (begun(&node) > before).then_some(()));
         }
         node.kill();
         world.store.audit();
@@ -153,9 +157,14 @@ fn a_node_that_dies_in_a_merge_leaves_garbage_and_nothing_else() {
         }
         node.restart();
         from_bucket(&node, || same(&world, &primary, &node, &repo.path));
-        n += 1;
-        push(&world, &node, &repo, n);
-        eventually("what was begun is done", || (layers(&world, &repo).len() < 7).then_some(()));
+        // What was begun is done, if not by this push then by one of the next: which layers are due depends on where it died.
+        let end = n + 20;
+        while merges(&node) == 0.0 {
+            n += 1;
+            assert!(n <= end, "{} layers\n{}", layers(&world, &repo).len(), node.log());
+            push(&world, &node, &repo, n);
+        }
+        eventually("few layers", || (layers(&world, &repo).len() < 10).then_some(()));
     }
     stock_git_takes_each_pack(&world, &repo);
 }

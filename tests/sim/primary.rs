@@ -9,6 +9,7 @@ use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -234,6 +235,8 @@ pub struct Host {
     chance: Mutex<StdRng>,
     /// Bytes of packs that it sent, by repository.
     pub sent: Mutex<HashMap<String, u64>>,
+    /// Requests that it got.
+    pub asked: AtomicU64,
 }
 
 impl fmt::Debug for Host {
@@ -245,7 +248,13 @@ impl fmt::Debug for Host {
 impl Host {
     pub fn new(seed: u64) -> Arc<Self> {
         let chance = Mutex::new(StdRng::seed_from_u64(seed));
-        Arc::new(Self { repos: Mutex::default(), mood: Mutex::default(), chance, sent: Mutex::default() })
+        Arc::new(Self {
+            repos: Mutex::default(),
+            mood: Mutex::default(),
+            chance,
+            sent: Mutex::default(),
+            asked: AtomicU64::new(0),
+        })
     }
 
     /// Puts a repository into a state; `None` deletes it.
@@ -294,6 +303,7 @@ impl Play for Arc<Line> {
         let line = Arc::clone(self);
         async move {
             let host = &line.host;
+            host.asked.fetch_add(1, Ordering::Relaxed);
             let _ = line.runs.subscribe().wait_for(|runs| *runs).await;
             let (wait, roll, at) = {
                 let mut chance = host.chance.lock().unwrap_or_else(PoisonError::into_inner);

@@ -80,15 +80,22 @@ pub fn settings() -> Settings {
 impl Node {
     /// Starts a node as `node::run` does.
     pub async fn start(shared: &Arc<Shared>, host: &Arc<Host>, seed: u64, settings: &Settings) -> Self {
+        let options = LocalOptions { max_bytes: 64 << 20, ..Default::default() };
+        Self::start_with(shared, host, seed, settings, &options).await
+    }
+
+    /// The same with bounds of its cache.
+    pub async fn start_with(
+        shared: &Arc<Shared>,
+        host: &Arc<Host>,
+        seed: u64,
+        settings: &Settings,
+        options: &LocalOptions,
+    ) -> Self {
         let view = View::of(shared, seed);
         let bucket = Bucket::over(Arc::new(Store(view.clone())), "farm");
         let dir = scratch();
-        let local = Local::open(
-            dir.path(),
-            &LocalOptions { max_bytes: 64 << 20, ..Default::default() },
-            bucket.clone(),
-        )
-        .unwrap();
+        let local = Local::open(dir.path(), options, bucket.clone()).unwrap();
         let line =
             Arc::new(Line { host: host.clone(), runs: tokio::sync::watch::Sender::new(true), name: seed });
         let location = Location::Directory("/primary".into());

@@ -4,11 +4,12 @@
 //! Nothing is deleted by what this node remembers: roots are read from the bucket in each round, times are the store's, and
 //! whatever cannot be read ends the round.
 //!
-//! - `roots`: what is kept. [`round`]: what is marked and deleted. [`report`]: what was done, for people.
+//! - `roots`: what is kept. [`round`]: what is marked and deleted. [`purge`]: the same at once, of one repository. [`report`]: what was done, for people.
 //!
 //! Relies on: `store` for listings and marks; writers that look at the marks (`publish`). Elsewhere: why two looks and two marks
 //! are enough (decision 15).
 
+pub mod purge;
 pub mod report;
 mod roots;
 pub mod round;
@@ -114,7 +115,7 @@ async fn collect_if_due(work: &Work) -> Result<Option<Report>, CollectError> {
     }
     bucket.say_collecting().await?;
     let _saying = AbortOnDropHandle::new(tokio::spawn(say(bucket.clone())));
-    let terms = Terms { grace: work.grace, dry_run: false };
+    let terms = Terms { grace: work.grace, gone_after: work.gone_after, dry_run: false };
     let report = round(bucket, &terms, &|_, _, _| {}).await;
     // If this fails, others wait until it is void.
     let _ = bucket.end_collecting().await;

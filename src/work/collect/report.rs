@@ -37,6 +37,8 @@ pub struct Report {
     pub records: Amount,
     /// Other things that were deleted: heartbeats, notes and marks of the dead, what probes left.
     pub other: Amount,
+    /// Repositories that were taken out since the primary has not had them for long.
+    pub gone: u64,
     /// Blobs that nobody names now, and that are marked since this time.
     pub marked: Amount,
     /// Blobs that were marked before and whose time has not come.
@@ -76,6 +78,13 @@ impl Report {
         row("blobs that nobody names any more", &self.marked, marked);
         row("blobs marked before", &self.waiting, "wait for their time");
         row("blobs", &self.named, "are in use");
+        if self.gone > 0 {
+            let taken = if self.dry_run { "would be taken out" } else { "taken out" };
+            out.push_str(&format!(
+                "{:>9} repositories that the primary does not have any more {taken}\n",
+                self.gone
+            ));
+        }
         if let Some(seconds) = self.next_in_seconds {
             let when = humantime::format_duration(Duration::from_secs(seconds));
             out.push_str(&format!(

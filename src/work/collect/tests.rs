@@ -16,6 +16,7 @@ use crate::store::{
     BlobId, BlobKind, BlobRef, Bucket, Generation, LayerRef, Publish, StoreError, generation_for_tests, nonce,
 };
 
+const GONE_AFTER: Duration = Duration::from_secs(7 * 86_400);
 const GRACE: Duration = Duration::from_secs(7200);
 const LATER: Duration = Duration::from_secs(7300);
 
@@ -32,7 +33,7 @@ fn process(shared: &Arc<Shared>, seed: u64) -> Process {
 }
 
 async fn collect(bucket: &Bucket) -> Result<Report, CollectError> {
-    round(bucket, &Terms { grace: GRACE, dry_run: false }, &|_, _, _| {}).await
+    round(bucket, &Terms { grace: GRACE, gone_after: GONE_AFTER, dry_run: false }, &|_, _, _| {}).await
 }
 
 fn layer_of(text: &str) -> (LayerRef, [(BlobKind, String); 3]) {
@@ -136,7 +137,10 @@ async fn what_nobody_names_goes_with_the_second_collection() {
     let second = collect(&one.bucket).await.unwrap();
     assert_eq!((second.blobs.objects, second.waiting.objects), (0, 4), "not before its time");
     tokio::time::advance(LATER).await;
-    let would = round(&one.bucket, &Terms { grace: GRACE, dry_run: true }, &|_, _, _| {}).await.unwrap();
+    let would =
+        round(&one.bucket, &Terms { grace: GRACE, gone_after: GONE_AFTER, dry_run: true }, &|_, _, _| {})
+            .await
+            .unwrap();
     assert_eq!((would.blobs.objects, blobs(&shared).len()), (4, all), "a dry run deletes nothing");
     let third = collect(&one.bucket).await.unwrap();
     assert_eq!(third.blobs, would.blobs);
@@ -145,6 +149,23 @@ async fn what_nobody_names_goes_with_the_second_collection() {
     assert_eq!(leftovers(&shared), [""; 0]);
     let newest = one.bucket.newest(&RepoPath::parse("a").unwrap()).await.unwrap().unwrap();
     assert_eq!(newest.number, 2, "numbers go on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_grace_of_all_nodes_counts() {
+    let (_shared, one) = farm().await;
+    let long = GRACE * 3;
+    let now = humantime::format_rfc3339(std::time::SystemTime::now());
+    let words = format!(
+        "{{\"at\":\"{now}\",\"version\":\"9\",\"node\":\"x\",\"beat\":1,\"grace_s\":{},\"repos\":[]}}",
+        long.as_secs()
+    );
+    one.bucket.put_node("x", words.into_bytes().into()).await.unwrap();
+    collect(&one.bucket).await.unwrap();
+    tokio::time::advance(LATER).await;
+    assert_eq!(collect(&one.bucket).await.unwrap().blobs.objects, 0, "the other node keeps it for longer");
+    tokio::time::advance(long).await;
+    assert_eq!(collect(&one.bucket).await.unwrap().blobs.objects, 4);
 }
 
 #[tokio::test(start_paused = true)]

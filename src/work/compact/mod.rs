@@ -6,16 +6,18 @@
 //! middle leaves blobs that no record names, and nothing else.
 //!
 //! - [`policy`]: which layers. [`queue`]: which repositories. `roots`: what is kept. `merge`: the merged layer. `seal`: the last
-//!   check before it replaces anything.
+//!   check before it replaces anything. `purge`: all layers become one at once, of what the newest refs reach alone.
 //!
 //! Relies on: `publish` for the generation, `lease` so that two nodes do not do the same. Elsewhere: what nobody names any
 //! more is deleted by others.
 
 mod merge;
 pub mod policy;
+pub(super) mod purge;
 pub mod queue;
 mod roots;
 mod seal;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use gix_hash::ObjectId;
 use indicatif::HumanBytes;
+use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::git::path::RepoPath;
@@ -45,6 +48,7 @@ use crate::work::publish::{Draft, Published, publish, put_file};
 use crate::work::sync::StopOnDrop;
 use merge::{Layers, Merge, merge};
 use policy::{Bounds, Size, choose};
+use roots::Kept;
 
 /// How often all repositories are looked at where `gc.every` says nothing.
 const DAY: Duration = Duration::from_secs(86_400);
@@ -69,7 +73,7 @@ const MAX_ROUNDS: usize = 8;
 
 /// Why layers were not merged. What is published is as it was.
 #[derive(Debug, thiserror::Error)]
-enum CompactError {
+pub enum CompactError {
     /// The bucket did not answer as it should.
     #[error("the bucket: {0}")]
     Store(#[from] StoreError),
@@ -155,7 +159,7 @@ pub async fn run(work: Arc<Work>, stop: CancellationToken) {
             }
             next = work.compaction.next() => next,
         };
-        let Some(repo) = work.mirror.repos().into_iter().find(|repo| repo.path == path) else { continue };
+        let Some(repo) = work.mirror.repo(&path) else { continue };
         let begun = Instant::now();
         let looking = stop.run_until_cancelled(look(&work, &repo, is_due));
         let Some(outcome) = looking.await else { return };
@@ -164,10 +168,14 @@ pub async fn run(work: Arc<Work>, stop: CancellationToken) {
     }
 }
 
-/// Puts all repositories in line of which something may be merged or left out.
+/// Puts all repositories in line of which something may be merged or left out, and which this node looks after: to find out
+/// they are opened.
 fn ask_all(work: &Work) {
+    let division = work.mirror.division();
     for repo in work.mirror.repos() {
-        if repo.known().is_some_and(|known| may_be_due(work, &known, true)) {
+        if division.is_ours(repo.path.as_str())
+            && repo.known().is_some_and(|known| known.gone.is_none() && may_be_due(work, &known, true))
+        {
             work.compaction.ask_due(&repo.path);
         }
     }
@@ -197,9 +205,13 @@ fn record(work: &Work, repo: &Repo, begun: Instant, outcome: Result<Outcome, Com
         metrics::counter!(names::COMPACTIONS, "result" => result).increment(1);
         metrics::histogram!(names::COMPACTION_SECONDS).record(begun.elapsed().as_secs_f64());
     }
-    let Err(error) = outcome else { return work.compaction.went_well(&repo.path) };
+    let Err(error) = outcome else {
+        repo.health().unmerged = None;
+        return work.compaction.went_well(&repo.path);
+    };
     let next_try_in = work.compaction.went_wrong(&repo.path);
     let words = chain(&error);
+    repo.health().unmerged = Some(words.clone());
     if let CompactError::Seal(_) = error {
         tracing::error!(repo = %repo.path, error = words, "a merged layer is not what it should be");
     } else {
@@ -256,7 +268,7 @@ async fn is_lean(work: &Work, repo: &Arc<Repo>, newest: &Generation) -> Result<b
 }
 
 /// Says whether much of the packs would be left out.
-fn is_wasteful(generation: &Generation, kept: &roots::Kept) -> bool {
+fn is_wasteful(generation: &Generation, kept: &Kept) -> bool {
     let all: u64 = generation.layers.iter().map(|layer| layer.pack.len).sum();
     all.saturating_sub(kept.bytes) > all / MOST_WASTE + SMALL_WASTE
 }
@@ -291,13 +303,38 @@ async fn compact(
     let read: u64 = inputs.named.iter().map(|layer| layer.pack.len).sum();
     tracing::info!(repo = %repo.path, layers = count, of = layers.len(), bytes = read, "merging layers");
 
+    let drops = kept.is_some();
+    let made = make(work, repo, &open, (&below, &inputs), kept, cost).await?;
+    let Some((new, _scratch)) = made else { return Ok(Outcome::Nothing) };
+
+    let merged = store(work, repo, &new).await?;
+    if inputs.named == [merged] {
+        return Ok(Outcome::Nothing);
+    }
+    let outcome = replace(work, repo, open, (&below.named, &inputs.named), merged, drops).await?;
+    if outcome == Outcome::Merged {
+        metrics::counter!(names::COMPACTION_READ).increment(read);
+        metrics::counter!(names::COMPACTION_WRITTEN).increment(merged.pack.len);
+    }
+    Ok(outcome)
+}
+
+/// Makes the layer that `inputs` become upon `below`, of what is kept, and seals it. `None`: nothing is left. Its files lie in the
+/// folder beside it.
+async fn make(
+    work: &Work,
+    repo: &Repo,
+    open: &Arc<Snapshot>,
+    (below, inputs): (&Layers, &Layers),
+    kept: Option<Kept>,
+    cost: Arc<Cost>,
+) -> Result<Option<(NewLayer, TempDir)>, CompactError> {
     repo.compaction().step(Step::Compacting, true);
     let mut tips = open.refs.tips();
     let keep = kept.map(|kept| {
         tips.extend(kept.tips);
         kept.objects
     });
-    let drops = keep.is_some();
     let stack = Arc::clone(&open.stack);
     let job = Merge {
         inputs: (inputs.clone(), inputs.blocks(&work.mirror.local)),
@@ -317,22 +354,10 @@ async fn compact(
         Ok(Some((new, scratch)))
     });
     let made: Result<_, CompactError> = made.await.map_err(io::Error::other)?;
-    let made = made.inspect_err(|e| {
+    made.inspect_err(|e| {
         // Lost and damaged blobs are made anew by a sync.
         repo.report_damage(&open.generation, e);
-    })?;
-    let Some((new, _scratch)) = made else { return Ok(Outcome::Nothing) };
-
-    let merged = store(work, repo, &new).await?;
-    if inputs.named == [merged] {
-        return Ok(Outcome::Nothing);
-    }
-    let outcome = replace(work, repo, open, (&below.named, &inputs.named), merged, drops).await?;
-    if outcome == Outcome::Merged {
-        metrics::counter!(names::COMPACTION_READ).increment(read);
-        metrics::counter!(names::COMPACTION_WRITTEN).increment(merged.pack.len);
-    }
-    Ok(outcome)
+    })
 }
 
 /// Makes sure that the scratch space takes the merged layer.
