@@ -270,6 +270,8 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                 work.published(&repo.path);
                 if repairing {
                     repo.damage().repaired(&snapshot.generation);
+                    // What was made anew may have the same bytes, and so the name that was reported.
+                    let _ = stands(&work.mirror, repo, Some(&snapshot.generation)).await;
                     let from = |layers| format!("{layers} layers from the primary: {new_objects} objects");
                     repaired(repo, (lost > 0).then(|| from(lost)));
                     drop(repair.take());
