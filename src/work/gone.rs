@@ -24,7 +24,11 @@ pub(super) fn answered(repo: &Repo, outcome: &Result<Synced, SyncError>) {
             health.missing = None;
             health.primary_failed = None;
         }
-        Err(SyncError::Primary(_)) => health.primary_failed = Some(Instant::now()),
+        Err(SyncError::Primary(_)) => {
+            // What is counted are answers in a row that it is not there.
+            health.missing = None;
+            health.primary_failed = Some(Instant::now());
+        }
         Err(_) => {}
     }
 }

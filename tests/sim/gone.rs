@@ -85,9 +85,10 @@ fn it_is_marked_after_an_hour_served_to_nobody_and_back_at_once() {
             assert!(!matches!(clone(&router(node.app.clone()), REPO).await, Outcome::Whole(_)));
         }
         assert!(farm.is_served(OTHER).await);
-        let records = walker::records(&unprefixed(&farm.shared), REPO).len();
+        // Older records may be collected meanwhile.
+        let newest = walker::records(&unprefixed(&farm.shared), REPO)[0].number;
         tokio::time::sleep(HOUR * 24).await;
-        assert_eq!(walker::records(&unprefixed(&farm.shared), REPO).len(), records, "marked once");
+        assert_eq!(walker::records(&unprefixed(&farm.shared), REPO)[0].number, newest, "marked once");
 
         let one = Node::start(&farm.shared, &farm.host, 3, &settings()).await;
         tokio::time::sleep(HOUR / 10).await;
