@@ -67,6 +67,7 @@ fn flag(key: &'static Key, name: &'static str) -> Arg {
 const USES: &[(&str, &[Part])] = &[
     ("sync", &[Part::Store, Part::Primary, Part::Sync, Part::Collect]),
     ("vet", &[Part::Store, Part::Primary, Part::Sync, Part::Collect]),
+    ("purge", &[Part::Store, Part::Primary, Part::Sync, Part::Collect]),
     ("gc", &[Part::Store, Part::Collect]),
     ("adopt", &[Part::Store, Part::Primary]),
     ("ls", &[Part::Store]),

@@ -17,6 +17,7 @@ pub mod gc;
 pub mod git_credential;
 pub mod ls;
 pub mod progress;
+pub mod purge;
 pub mod rm;
 pub mod rows;
 pub mod serve;
@@ -99,6 +100,8 @@ pub enum Command {
     Vet(vet::Args),
     /// Delete from the bucket what nobody names any more
     Gc(gc::Args),
+    /// Make history that no ref reaches any more unreadable on every node, and delete it
+    Purge(purge::Args),
     /// Write a repository from the bucket as a plain bare repository; needs no primary
     Export(export::Args),
     /// Tell the store that its primary has another address now
@@ -167,6 +170,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Status(args) => status::run(args, &loaded).await,
             Command::Vet(args) => vet::run(args, &loaded).await,
             Command::Gc(args) => gc::run(args, &loaded).await,
+            Command::Purge(args) => purge::run(args, &loaded).await,
             Command::Export(args) => export::run(args, &loaded).await,
             Command::Adopt(args) => adopt::run(args, &loaded).await,
             Command::Doctor(args) => doctor::run(args, &loaded).await,

@@ -6,7 +6,7 @@
 //! opened or mapped at the moment is not damaged: it stays, and the caller gets nothing. All calls block: they belong on
 //! a blocking thread. Relies on: a directory that is ours ([`super::home`]), and this process alone writing below it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::PathBuf;
@@ -21,6 +21,7 @@ use super::home::{Home, keep_private};
 use super::listing::{empty_temp, list};
 use super::maps::{Map, Maps};
 use crate::folder::{Facts, Folder, Kind, is_foreign};
+use crate::store::BlobId;
 
 /// How long nothing is written that need not be, after the disk refused a write.
 const REST: Duration = Duration::from_secs(10);
@@ -243,6 +244,9 @@ impl Disk {
 
     /// Keeps proven bytes. An error means only that they are not kept.
     pub(super) fn write(&self, name: Name, bytes: &[u8]) -> io::Result<()> {
+        if self.is_forbidden(name) {
+            return Ok(());
+        }
         let fill = || -> io::Result<Temp> {
             let mut temp = self.fresh()?;
             temp.file.write_all(bytes)?;
@@ -269,6 +273,9 @@ impl Disk {
 
     /// Takes over a finished, proven file of `len` bytes from [`Disk::temp`]; it is gone from there in any case.
     pub(super) fn adopt(&self, name: Name, temp: Temp, len: u64) -> io::Result<()> {
+        if self.is_forbidden(name) {
+            return Ok(());
+        }
         let kept = self.reserve(len).and_then(|()| {
             let placed = self.place(temp, name);
             self.settle(name, len, placed)
@@ -307,17 +314,51 @@ impl Disk {
         self.remove_file(name);
     }
 
-    fn remove_file(&self, name: Name) {
-        let removed = || -> io::Result<()> {
-            let folder = self.shard(name)?;
-            match folder.look(name.file())?.kind {
-                Kind::File => folder.remove(name.file()),
-                // Not made by us.
-                Kind::Folder | Kind::Other => Ok(()),
-            }
+    /// Removes all files of `blobs`, or of all blobs if none are named, and keeps none of the named ones from now on. An error
+    /// says that something may have stayed.
+    pub(super) fn purge(&self, blobs: Option<&HashSet<BlobId>>) -> io::Result<usize> {
+        let gone: Vec<Name> = {
+            let mut state = self.lock();
+            state.forbidden.extend(blobs.into_iter().flatten());
+            let is_meant = |name: &Name| blobs.is_none_or(|blobs| blobs.contains(&name.blob()));
+            let gone: Vec<Name> = state.entries.keys().copied().filter(is_meant).collect();
+            gone.iter().for_each(|name| state.remove(*name));
+            gone
         };
+        let mut removed = Ok(gone.len());
+        for name in gone {
+            match self.unlink(name) {
+                Err(error) if error.kind() != ErrorKind::NotFound => removed = Err(error),
+                _ => {}
+            }
+        }
+        removed
+    }
+
+    /// Keeps files of `blobs` again.
+    pub(super) fn allow(&self, blobs: impl IntoIterator<Item = BlobId>) {
+        let mut state = self.lock();
+        if !state.forbidden.is_empty() {
+            blobs.into_iter().for_each(|blob| _ = state.forbidden.remove(&blob));
+        }
+    }
+
+    fn is_forbidden(&self, name: Name) -> bool {
+        self.lock().forbidden.contains(&name.blob())
+    }
+
+    fn unlink(&self, name: Name) -> io::Result<()> {
+        let folder = self.shard(name)?;
+        match folder.look(name.file())?.kind {
+            Kind::File => folder.remove(name.file()),
+            // Not made by us.
+            Kind::Folder | Kind::Other => Ok(()),
+        }
+    }
+
+    fn remove_file(&self, name: Name) {
         // A file that stays shows at the next start.
-        let _ = removed();
+        let _ = self.unlink(name);
     }
 
     fn roots(&self) -> Arc<Roots> {
@@ -473,6 +514,11 @@ impl Disk {
         let mut state = self.lock();
         state.bytes -= len;
         let stamp = placed?;
+        if state.forbidden.contains(&name.blob()) {
+            // It was purged while it was on its way here.
+            drop(state);
+            return self.unlink(name);
+        }
         state.insert(name, len, Some(stamp));
         Ok(())
     }

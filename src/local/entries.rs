@@ -2,7 +2,7 @@
 //!
 //! Elsewhere: the files themselves (`disk`), what a start finds (`listing`).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -21,10 +21,15 @@ pub(super) enum Name {
 }
 
 impl Name {
+    /// The blob that it is of.
+    pub(super) fn blob(self) -> BlobId {
+        let (Self::Block(id, _) | Self::Whole(id, _)) = self;
+        id
+    }
+
     /// The name of its folder: the first two digits of the hash.
     pub(super) fn folder(self) -> String {
-        let (Self::Block(id, _) | Self::Whole(id, _)) = self;
-        hex::encode(&id.as_bytes()[..1])
+        hex::encode(&self.blob().as_bytes()[..1])
     }
 
     /// The name in that folder.
@@ -85,6 +90,8 @@ pub(super) struct State {
     pub bytes: u64,
     pub clock: u64,
     pub refused: Option<Instant>,
+    /// Blobs of which nothing is kept.
+    pub forbidden: HashSet<BlobId>,
     /// Mappings of files used lately, the latest last: mapping and faulting in costs more than reading a small entry.
     pub kept: VecDeque<Arc<Map>>,
 }

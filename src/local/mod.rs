@@ -28,6 +28,7 @@ mod order;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,7 +38,7 @@ use tempfile::TempDir;
 
 use crate::budget::Budget;
 use crate::folder::Folder;
-use crate::store::{BlobRef, Bucket};
+use crate::store::{BlobRef, Bucket, Name};
 use blocks::Fetching;
 use disk::Disk;
 use flight::Flights;
@@ -239,6 +240,23 @@ impl Local {
         let path = folder.path().join("aside");
         std::fs::write(&path, bytes)?;
         map_file(&path)
+    }
+
+    /// Removes what is cached of `blobs`, and keeps nothing of them from now on, until [`Local::allow`]. Returns how many files
+    /// those were; an error says that some may have stayed. For blocking threads.
+    pub fn purge(&self, blobs: &HashSet<Name>) -> std::io::Result<usize> {
+        let ids = blobs.iter().map(|(id, _)| *id).collect();
+        self.inner.disk.purge(Some(&ids))
+    }
+
+    /// Removes all that is cached. For blocking threads.
+    pub fn purge_all(&self) -> std::io::Result<usize> {
+        self.inner.disk.purge(None)
+    }
+
+    /// Keeps what is fetched of `blobs` again: a record names them that may be served.
+    pub fn allow(&self, blobs: impl IntoIterator<Item = BlobRef>) {
+        self.inner.disk.allow(blobs.into_iter().map(|blob| blob.id));
     }
 
     /// Remembers in which order the files of the cache were used, so that after a restart the right ones go first.

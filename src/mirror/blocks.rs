@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use futures::{TryStreamExt, stream};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use crate::local::{Local, PackBlob};
 use crate::pack::Source;
@@ -42,12 +43,32 @@ pub struct Blocks {
     local: Local,
     packs: Arc<[PackBlob]>,
     runtime: Handle,
+    /// Cancelled once nothing may be read any more.
+    revoked: CancellationToken,
 }
 
 impl Blocks {
     /// Joins the packs of a stack, lowest layer first, to this node's cache. Must be called inside a runtime.
     pub fn new(local: Local, packs: Vec<PackBlob>) -> Self {
-        Self { local, packs: packs.into(), runtime: Handle::current() }
+        Self { local, packs: packs.into(), runtime: Handle::current(), revoked: CancellationToken::new() }
+    }
+
+    /// Lets nothing be read from now on, also by jobs and streams that have begun.
+    pub(super) fn revoke(&self) {
+        self.revoked.cancel();
+    }
+
+    /// Waits until nothing may be read any more.
+    pub async fn until_revoked(&self) {
+        self.revoked.cancelled().await;
+    }
+
+    /// An error if nothing may be read any more.
+    fn readable(&self) -> io::Result<()> {
+        match self.revoked.is_cancelled() {
+            true => Err(io::Error::other("this state of the repository was purged")),
+            false => Ok(()),
+        }
     }
 
     /// The pack of a layer, or an error that names a layer which the stack does not have.
@@ -60,6 +81,7 @@ impl Blocks {
     /// Makes sure that no pack is missing that sending `plan` reads: of each, all bytes that are needed lie on this node's
     /// disk, or the first block that does not could be fetched just now. Blocks that are there are not asked for.
     pub async fn at_hand(&self, plan: &Plan, stack: &Stack) -> Result<(), StoreError> {
+        self.readable().map_err(|e| StoreError::unavailable("read a pack", e.to_string()))?;
         let absent = self.first_absent(plan, stack);
         stream::iter(absent.into_iter().map(Ok))
             .try_for_each_concurrent(FIRST_BLOCKS, |(pack, n)| async move {
@@ -123,6 +145,7 @@ impl Blocks {
 
     /// Block `n` of the pack of a layer, and whether it is mapped and not in memory.
     fn block(&self, layer: usize, n: u64) -> io::Result<(Bytes, bool)> {
+        self.readable()?;
         let pack = self.pack(layer)?;
         match self.local.cached_block(pack, n) {
             Some(block) => Ok((block, true)),
@@ -268,6 +291,7 @@ impl Reader {
     }
 
     fn held(&self, layer: usize, n: u64) -> io::Result<Bytes> {
+        self.blocks.readable()?;
         let at = (layer, n);
         if let Some(block) = lock(&self.held).get(&at) {
             return Ok(block.clone());

@@ -45,8 +45,15 @@ pub struct NodeHealth {
     /// The last texts that it had read of other nodes when it composed this one, by number.
     #[serde(default)]
     pub heard: BTreeMap<String, u64>,
+    /// The highest number of an order to forget up to which it has obeyed all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub obeyed: u64,
     /// The repositories that it compares, and those of which it has something to say.
     pub repos: Vec<RepoHealth>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The first bytes of a zstd frame; earlier versions wrote plain JSON.
@@ -80,6 +87,7 @@ impl NodeHealth {
             pace_ms: 0,
             grace_s: 0,
             heard: BTreeMap::new(),
+            obeyed: 0,
             repos: Vec::new(),
         }
     }
@@ -174,6 +182,18 @@ impl RepoHealth {
     }
 }
 
+impl RepoHealth {
+    /// The same without what its node did then: that node has died, or has ended it without a word.
+    pub fn ended(self) -> Self {
+        let phase = match (self.phase, self.compared) {
+            (Phase::Syncing, Some(_)) => Phase::Current,
+            (Phase::Syncing, None) => Phase::New,
+            (phase, _) => phase,
+        };
+        Self { phase, sync: None, merge: None, ..self }
+    }
+}
+
 impl Mirror {
     /// Writes what this node knows into the bucket: of the repositories that it compares, and of those that it has asked the
     /// primary about lately or has trouble with.
@@ -198,6 +218,7 @@ impl Mirror {
             pace_ms: self.beat_every.as_millis() as u64,
             grace_s: self.grace.as_secs(),
             heard,
+            obeyed: self.obeyed(),
             repos,
         };
         self.bucket.put_node(&self.node, health.encode().into()).await

@@ -4,7 +4,7 @@
 //!   [`blocks`]: the bytes of its packs; [`carry`](mod@carry): the cache of them over a merge. [`damage`]: what is wrong with them. [`evidence`]: what differed from the primary.
 //! - [`opening`]: what the bucket holds is opened. [`newest`]: the newest record. `memory`: what of it outlives a restart.
 //! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
-//! - [`remove`](mod@remove): taking one out. [`gone`]: one that the primary does not have any more. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
+//! - [`remove`](mod@remove): taking one out. [`gone`]: one that the primary does not have any more. [`orders`]: what is to be forgotten at once. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
 //!   `farm`: the other nodes and what they found. `division`: which node compares which repository.
 //!   `closing`: what is open is bounded.
 //!   [`progress`]: how far a sync is. [`standing`]: how a repository stands. [`measure`](mod@measure): gauges.
@@ -28,6 +28,7 @@ pub mod names;
 pub mod newcomers;
 pub mod newest;
 pub mod opening;
+pub mod orders;
 pub mod progress;
 pub mod remove;
 pub mod repo;
@@ -52,6 +53,7 @@ use crate::mirror::names::{Repos, folded, with_suffix};
 use crate::mirror::newcomers::Newcomers;
 use crate::mirror::newest::NotFound;
 use crate::mirror::opening::Opening;
+use crate::mirror::orders::Obeyed;
 use crate::mirror::progress::{Step, Sync};
 use crate::mirror::repo::Repo;
 use crate::primary::{Grant, Naming, Primary};
@@ -96,6 +98,8 @@ pub struct Mirror {
     naming: tokio::sync::Mutex<HostKnown>,
     repos: Mutex<Repos>,
     absent: Mutex<HashMap<RepoPath, Instant>>,
+    /// Orders to forget that were obeyed.
+    obeyed: Mutex<Obeyed>,
     /// Files of snapshots that were opened since those that are open were counted last, and those that were counted.
     opened: AtomicUsize,
     /// Repositories that are being opened.
@@ -139,6 +143,7 @@ impl Mirror {
             naming: tokio::sync::Mutex::default(),
             repos: Mutex::default(),
             absent: Mutex::default(),
+            obeyed: Mutex::default(),
             opened: AtomicUsize::new(0),
             opening: Mutex::default(),
             news: Arc::default(),
@@ -163,6 +168,11 @@ impl Mirror {
     /// Waits until a sync has begun, goes on to its next step, or has ended.
     pub async fn news(&self) {
         self.news.notified().await;
+    }
+
+    /// Whether no sync runs that does more than compare, and no merge of layers.
+    pub fn is_idle(&self) -> bool {
+        self.syncs().is_empty() && self.repos().iter().all(|repo| repo.compaction().shown().is_none())
     }
 
     /// The syncs that run and do more than compare, by repository.

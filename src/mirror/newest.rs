@@ -105,12 +105,26 @@ impl Mirror {
     /// Opens a generation, unless it or a newer one is open; what is wrong with its data is reported.
     pub async fn open(&self, repo: &Repo, generation: Generation) -> Result<Arc<Snapshot>, OpenError> {
         let open = repo.snapshot();
-        if let Some(open) = open.clone().filter(|open| open.generation.number >= generation.number) {
+        self.open_upon(repo, generation, open).await
+    }
+
+    /// The same, upon an older snapshot that may not be open any more.
+    pub(super) async fn open_upon(
+        &self,
+        repo: &Repo,
+        generation: Generation,
+        older: Option<Arc<Snapshot>>,
+    ) -> Result<Arc<Snapshot>, OpenError> {
+        if let Some(open) = older.clone().filter(|open| open.generation.number >= generation.number) {
             return Ok(open);
         }
-        match Snapshot::open(&self.local, generation.clone(), open.clone()).await {
+        let number = generation.number;
+        if !repo.unless_purged(number, || self.local.allow(generation.blobs())) {
+            return Err(OpenError::Purged { number });
+        }
+        match Snapshot::open(&self.local, generation.clone(), older.clone()).await {
             Ok(snapshot) => {
-                let snapshot = repo.install(carried(open, Arc::new(snapshot)).await);
+                let snapshot = repo.install(carried(older, Arc::new(snapshot)).await);
                 self.was_opened(&snapshot);
                 Ok(snapshot)
             }

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use gix_hash::ObjectId;
@@ -191,6 +191,10 @@ pub struct Repo {
     shown: AtomicBool,
     /// It was taken out of the mirror.
     removed: AtomicBool,
+    /// Snapshots that were installed here and that somebody may still read.
+    opened: Mutex<Vec<Weak<Snapshot>>>,
+    /// Generations below this one were purged.
+    floor: AtomicU64,
 }
 
 impl Repo {
@@ -217,6 +221,8 @@ impl Repo {
             wanted: AtomicBool::new(false),
             shown: AtomicBool::new(false),
             removed: AtomicBool::new(false),
+            opened: Mutex::default(),
+            floor: AtomicU64::new(0),
         }
     }
 
@@ -318,8 +324,15 @@ impl Repo {
     }
 
     /// Installs a snapshot, unless a newer one is there already (invariant I6): returns what is there afterwards. One of a
-    /// repository that is gone is not installed.
+    /// repository that is gone is not installed; one that was purged while it was opened comes back without a byte to be read.
     pub fn install(&self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if snapshot.generation.number < self.floor() {
+            snapshot.revoke();
+            return snapshot;
+        }
+        opened.retain(|open| open.strong_count() > 0);
+        opened.push(Arc::downgrade(&snapshot));
         self.know(snapshot.generation.clone());
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         match &*current {
@@ -327,6 +340,34 @@ impl Repo {
             Some(now) if now.generation.number >= snapshot.generation.number => now.clone(),
             _ => current.insert(snapshot).clone(),
         }
+    }
+
+    /// The first generation that may be served: those below were purged.
+    pub fn floor(&self) -> u64 {
+        self.floor.load(Ordering::SeqCst)
+    }
+
+    /// Does `work` unless generation `number` was purged; no purge begins meanwhile. Says whether it did.
+    pub(super) fn unless_purged(&self, number: u64, work: impl FnOnce()) -> bool {
+        let _opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = number >= self.floor();
+        if may {
+            work();
+        }
+        may
+    }
+
+    /// Closes all generations below `number` for good: none is opened any more, and who reads one reads no further. Gives the
+    /// newest of them that was open, of which only what is carried over may be used.
+    pub(super) fn purge(&self, number: u64) -> Option<Arc<Snapshot>> {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        self.floor.fetch_max(number, Ordering::SeqCst);
+        let mut older: Vec<Arc<Snapshot>> = opened.iter().filter_map(Weak::upgrade).collect();
+        older.retain(|open| open.generation.number < number);
+        older.iter().for_each(|open| open.revoke());
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        current.take_if(|open| open.generation.number < number);
+        older.into_iter().max_by_key(|open| open.generation.number)
     }
 
     /// The worker's knowledge; hold it briefly.
@@ -377,6 +418,10 @@ impl Repo {
     /// Reports an error that was met while the data of `generation` was read. Says whether it shows that stored data is
     /// lost or of no use; the next sync then looks whether it still is, and makes everything anew if so.
     pub fn report_damage(&self, generation: &Generation, error: &(dyn Error + 'static)) -> bool {
+        if generation.number < self.floor() {
+            // What was purged is meant to be gone.
+            return false;
+        }
         let faults = damage::faults(generation, error);
         let is_damage = !faults.is_empty();
         if is_damage && self.damage().note(faults) {

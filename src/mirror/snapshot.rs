@@ -72,6 +72,12 @@ pub enum OpenError {
         /// The version of its graph.
         version: u32,
     },
+    /// It was purged; a newer one is to be opened.
+    #[error("generation {number} was purged")]
+    Purged {
+        /// The generation's number.
+        number: u64,
+    },
 }
 
 /// How many layers of one repository are fetched at the same time.
@@ -138,6 +144,11 @@ impl Snapshot {
     /// the sources holds. For clients there is [`Snapshot::open_packs`].
     pub fn blocks_for_work(&self) -> &Blocks {
         &self.blocks
+    }
+
+    /// Lets nothing be read of it from now on, also by jobs and streams that have begun.
+    pub(super) fn revoke(&self) {
+        self.blocks.revoke();
     }
 
     /// Opens a generation through this node's cache.

@@ -147,6 +147,8 @@ pub(crate) async fn keep(
         }
         sound = probe(&app, &work).await.inspect_err(|_| stop.cancel())?;
     }
+    // Before this node goes on with what it has cached.
+    obey(mirror).await;
     let known = mirror.recall();
     if known > 0 {
         tracing::info!(repositories = known, "goes on with what was mirrored before");
@@ -166,6 +168,7 @@ pub(crate) async fn keep(
         if looked.is_none_or(|looked| looked.elapsed() >= beat) {
             looked = Some(Instant::now());
             still_ours(mirror).await.inspect_err(|_| stop.cancel())?;
+            obey(mirror).await;
             // Before this node tells what it has heard.
             if let Err(e) = mirror.listen().await {
                 tracing::warn!(error = e.chain(), "what the other nodes say could not be read");
@@ -189,11 +192,18 @@ pub(crate) async fn keep(
     }
 }
 
+/// Obeys orders to forget. What could not be obeyed is tried again at the next heartbeat, and the order waits for it.
+async fn obey(mirror: &Mirror) {
+    if let Err(e) = mirror.obey().await {
+        tracing::warn!(error = e.chain(), "orders of `packmirror purge` could not be obeyed yet");
+    }
+}
+
 /// Waits until the next heartbeat is due: after `pace`; a second after the last one where a sync began, went a step on or
 /// ended; a little later while one runs.
 async fn pause(mirror: &Mirror, pace: Duration) {
     let begun = Instant::now();
-    let longest = if mirror.syncs().is_empty() { pace } else { pace.min(HEARTBEAT_SYNCING) };
+    let longest = if mirror.is_idle() { pace } else { pace.min(HEARTBEAT_SYNCING) };
     if tokio::time::timeout(longest, mirror.news()).await.is_ok() {
         tokio::time::sleep_until(begun + HEARTBEAT_NEWS).await;
     }

@@ -104,7 +104,7 @@ async fn send(app: &App, repo: &Arc<Repo>, ready: Ready) -> Result<Response, Fai
         }
         Err(Cut::Write(e)) => _ = repo.report_damage(&generation, e),
         Err(Cut::Store(e)) => _ = repo.report_damage(&generation, e),
-        Err(Cut::Gone | Cut::TooLong | Cut::Job(_)) => {}
+        Err(Cut::Gone | Cut::TooLong | Cut::Purged | Cut::Job(_)) => {}
     };
     let limits = &app.terms.limits;
     let patience = (limits.client_timeout, limits.transfer);

@@ -94,6 +94,9 @@ pub enum Cut {
     /// It took longer than a stream may.
     #[error("it took longer than limits.transfer allows")]
     TooLong,
+    /// What it sends was purged.
+    #[error("it was purged")]
+    Purged,
     /// A block cannot be read.
     #[error("cannot read a stored pack")]
     Store(#[from] StoreError),
@@ -255,9 +258,22 @@ impl Run {
     /// Sends everything, and tells the client if that fails.
     async fn all(&mut self, out: Box<Outgoing>) -> Result<Written, Cut> {
         let framing = out.frame.framing();
-        let sent = self.pack(out).await;
-        if let Err(cut @ (Cut::Write(_) | Cut::Store(_) | Cut::Job(_))) = &sent {
-            tracing::error!(error = chain(cut), "a pack could not be sent to its end; the client was told");
+        let source = out.granted.source().clone();
+        let sent = tokio::select! {
+            // A stream whose last piece is out already has ended well.
+            biased;
+            sent = self.pack(out) => sent,
+            () = source.until_revoked() => Err(Cut::Purged),
+        };
+        if let Err(cut @ (Cut::Write(_) | Cut::Store(_) | Cut::Job(_) | Cut::Purged)) = &sent {
+            if matches!(cut, Cut::Purged) {
+                tracing::info!("a pack that was purged is not sent to its end; the client was told");
+            } else {
+                tracing::error!(
+                    error = chain(cut),
+                    "a pack could not be sent to its end; the client was told"
+                );
+            }
             let mut frame = Frame::new(framing);
             frame.fatal("packmirror: the pack could not be read to its end; try again\n");
             if !frame.is_empty() {

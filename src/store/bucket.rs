@@ -51,6 +51,8 @@ pub(super) struct Inner {
     pub(super) known: Mutex<HashMap<String, Boot>>,
     /// Blobs that were stored through this bucket where there was none, and when that began ([`super::tombs`]).
     pub(super) fresh: Mutex<HashMap<Name, Boot>>,
+    /// Blobs that are about to be deleted however fresh they are, and since when that is known.
+    pub(super) doubted: Mutex<HashMap<Name, Boot>>,
     /// Addresses that the primary had before ([`super::owner`]).
     pub(super) former: Mutex<Vec<String>>,
 }
@@ -129,6 +131,7 @@ impl Bucket {
                 in_flight: Semaphore::new(PARTS_IN_FLIGHT),
                 known: Mutex::default(),
                 fresh: Mutex::default(),
+                doubted: Mutex::default(),
                 former: Mutex::default(),
             }),
         }

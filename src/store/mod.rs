@@ -13,6 +13,7 @@
 //! <prefix>/removed/<repo>                  marks of repositories that were taken out
 //! <prefix>/damaged/<repo>                  marks of repositories of which a node has lost blobs
 //! <prefix>/tombs/<sha256>.<kind>/…          marks of blobs that nobody names
+//! <prefix>/purges/<number>                  orders to forget, created once
 //! <prefix>/gc/{clock,round,running}         of collections: the store's clock, the last one, the present one
 //! <prefix>/uploads/<nonce>                  uploads in parts under way
 //! <prefix>/nodes/<node>                     what each node last said of itself
@@ -42,6 +43,7 @@ mod nonce;
 mod notes;
 mod numbered;
 mod open;
+mod orders;
 mod owner;
 mod probe;
 mod retained;
@@ -65,6 +67,7 @@ pub use listed::{LastRound, Listed};
 pub use nonce::nonce;
 pub use notes::{Note, NoteKey};
 pub use open::{ASSUMED_REGION, StoreOptions};
+pub use orders::{MOST_BLOBS, ORDERS, Order};
 pub use owner::Owner;
 pub use probe::{Probe, ProbeFailed, Step};
-pub use tombs::{MARK_HOLDS, MARK_IS_VOID, Tomb};
+pub use tombs::{FRESH_FOR, MARK_HOLDS, MARK_IS_VOID, Tomb};

@@ -2,6 +2,7 @@
 //! comparisons. What is published never depends on it.
 
 use std::collections::HashMap;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -31,6 +32,8 @@ pub struct NodeWords {
     pub name: String,
     /// What tells its words from the next ones.
     pub tag: String,
+    /// When it said them, by the store's clock.
+    pub modified: SystemTime,
     /// Its words, if they are not those that were known.
     pub words: Option<Bytes>,
 }
@@ -71,7 +74,9 @@ impl Bucket {
                 && object.size <= MOST_WORDS
             {
                 let tag = format!("{:?} {} {}", object.e_tag, object.last_modified, object.size);
-                listed.push((object.last_modified, object.size, at, NodeWords { name, tag, words: None }));
+                let modified = object.last_modified.into();
+                let node = NodeWords { name, tag, modified, words: None };
+                listed.push((object.last_modified, object.size, at, node));
             }
             if seen >= MOST_NAMES {
                 break;

@@ -30,7 +30,10 @@ pub const MARK_IS_VOID: Duration = Duration::from_secs(1800);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A blob stored longer ago than this is looked at before it is named, whatever the grace is.
-const FRESH_FOR: Duration = Duration::from_secs(900);
+pub const FRESH_FOR: Duration = Duration::from_secs(900);
+
+/// For how long it is remembered that a blob is about to be deleted, for uploads that have begun before.
+const LONGEST_UPLOAD: Duration = Duration::from_secs(86_400);
 
 /// Fresh blobs that are remembered; beyond it all are looked at.
 const MOST_FRESH: usize = 100_000;
@@ -134,6 +137,11 @@ impl Bucket {
     /// Takes note that a blob was stored where there was none; the upload began at `begun`.
     pub(super) fn is_fresh(&self, blob: &BlobRef, begun: Boot) {
         let mut fresh = self.fresh();
+        let doubted = self.doubted();
+        if doubted.get(&blob.name()).is_some_and(|since| begun <= *since) {
+            return;
+        }
+        drop(doubted);
         if fresh.len() >= MOST_FRESH {
             fresh.clear();
         }
@@ -143,6 +151,23 @@ impl Bucket {
     /// Takes note that a blob was not stored where there was none.
     pub fn doubt(&self, blob: &BlobRef) {
         self.fresh().remove(&blob.name());
+    }
+
+    /// Takes note that blobs are about to be deleted, however lately they were stored, also by uploads that have begun: they
+    /// are looked at before they are named.
+    pub fn doubt_all<'a>(&self, names: impl IntoIterator<Item = &'a Name>) {
+        let mut fresh = self.fresh();
+        let mut doubted = self.doubted();
+        let now = Boot::now();
+        doubted.retain(|_, since| since.elapsed() < LONGEST_UPLOAD);
+        for name in names {
+            fresh.remove(name);
+            doubted.insert(*name, now);
+        }
+    }
+
+    fn doubted(&self) -> std::sync::MutexGuard<'_, HashMap<Name, Boot>> {
+        self.inner.doubted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fresh(&self) -> std::sync::MutexGuard<'_, HashMap<Name, Boot>> {
@@ -238,6 +263,15 @@ mod tests {
         assert_eq!(doubtful(&bucket, blob), []);
         bucket.restore_blob(BlobKind::Refs, "x".into()).await.unwrap();
         assert_eq!(doubtful(&bucket, blob), [blob], "it was written over");
+        // It is about to be deleted: an upload that began before that is of no account, a later one is.
+        let begun = Boot::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        bucket.doubt_all([&blob.name()]);
+        bucket.is_fresh(&blob, begun);
+        assert_eq!(doubtful(&bucket, blob), [blob]);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        bucket.is_fresh(&blob, Boot::now());
+        assert_eq!(doubtful(&bucket, blob), []);
     }
 
     #[tokio::test(start_paused = true)]

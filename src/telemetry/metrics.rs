@@ -106,6 +106,8 @@ pub const COLLECTIONS: &str = "packmirror_collections_total";
 pub const COLLECTED_OBJECTS: &str = "packmirror_collected_objects_total";
 /// Bytes that collections deleted.
 pub const COLLECTED_BYTES: &str = "packmirror_collected_bytes_total";
+/// No labels. Orders of `packmirror purge` that this node obeyed.
+pub const ORDERS_OBEYED: &str = "packmirror_purges_obeyed_total";
 /// No labels. Layers of the repository that has most.
 pub const LAYERS: &str = "packmirror_layers";
 
@@ -214,6 +216,7 @@ const TABLE: &[(&str, Kind, &str)] = &[
     (COLLECTIONS, Kind::Counter(Unit::Count), "Collections of what nobody names any more, by result"),
     (COLLECTED_OBJECTS, Kind::Counter(Unit::Count), "Objects that collections deleted, by kind"),
     (COLLECTED_BYTES, Kind::Counter(Unit::Bytes), "Bytes that collections deleted"),
+    (ORDERS_OBEYED, Kind::Counter(Unit::Count), "Orders of `packmirror purge` that this node obeyed"),
     (LAYERS, Kind::Gauge(Unit::Count), "Layers of the repository that has most"),
 ];
 

@@ -150,7 +150,7 @@ async fn bad(work: &Work, repo: &Repo, record: &Generation) -> Result<HashMap<Bl
 }
 
 /// The refs of a record, if they can be read.
-async fn refs_text(work: &Work, record: &Generation, hash: HashKind) -> Option<Refs> {
+pub(super) async fn refs_text(work: &Work, record: &Generation, hash: HashKind) -> Option<Refs> {
     let text = work.mirror.local.mapped(&record.refs).await.ok()?;
     refs_of(record, hash, &text).ok()
 }

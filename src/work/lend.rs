@@ -31,7 +31,7 @@ const WAIT: Duration = Duration::from_secs(45);
 /// How often the node that waits looks whether its mark is gone.
 const POLL: Duration = Duration::from_secs(1);
 /// Less than this is fetched from the primary sooner than others are asked.
-const WORTH: u64 = 16 << 20;
+pub(super) const WORTH: u64 = 16 << 20;
 
 /// A mark.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,12 +42,17 @@ struct Mark {
     blobs: Vec<BlobRef>,
 }
 
-/// Asks the other nodes for the `blobs` of a repository, if there are others and it is worth the time. Says whether one of
+/// Asks the other nodes for the `blobs` of a repository, if there are others and these are at least `worth` bytes. Says whether one of
 /// them has stored them again.
-pub(super) async fn ask_others(work: &Work, repo: &Repo, blobs: Vec<BlobRef>) -> Result<bool, StoreError> {
+pub(super) async fn ask_others(
+    work: &Work,
+    repo: &Repo,
+    blobs: Vec<BlobRef>,
+    worth: u64,
+) -> Result<bool, StoreError> {
     let bucket = &work.mirror.bucket;
     let bytes = blobs.iter().map(|blob| blob.len).fold(0, u64::saturating_add);
-    if bytes < WORTH || nodes(bucket).await?.len() < 2 {
+    if bytes < worth || nodes(bucket).await?.len() < 2 {
         return Ok(false);
     }
     tracing::info!(repo = %repo.path, bytes, "another node may have in its cache what is lost: it is waited for");

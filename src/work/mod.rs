@@ -3,9 +3,9 @@
 //! - [`worker`]: the loop that keeps one repository true. [`sync`]: one comparison and what follows.
 //! - [`receive`]: a pack from the primary. [`ingest`]: it becomes a layer. `publish`: the generation that names it; `upon`: the same
 //!   where layers were merged meanwhile; `follow`: what others published with the same refs. `gone`: what the primary does not have any more.
-//! - [`compact`]: layers are merged. `lease`: which node does what one is enough for. `heal`: damage is mended, `lend`: also for others. `regraph`: graphs of an
+//! - [`compact`]: layers are merged. `lease`: which node does what one is enough for. `heal`: damage is mended, `lend`: also for others, `alone`: without the primary. `regraph`: graphs of an
 //!   older version, built again.
-//! - [`collect`]: what nobody names any more is deleted.
+//! - [`collect`]: what nobody names any more is deleted. [`purge`]: what no ref reaches any more, at once.
 //! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
 //!   `rotation`: a look at everything now and then.
 //! - [`trouble`]: repositories that cannot be taken in.
@@ -14,6 +14,7 @@
 //! Relies on: `mirror` for repositories and what is known of them, `primary`, `store` and `pack`. Elsewhere: clients (`serve`),
 //! which ask for a comparison and wait for it (`Repo::ask`); a node without this room serves what others published.
 
+mod alone;
 pub mod collect;
 pub mod compact;
 pub mod cost;
@@ -27,6 +28,7 @@ pub mod lanes;
 mod lease;
 mod lend;
 mod publish;
+pub mod purge;
 mod receive;
 mod regraph;
 mod rotation;

@@ -24,13 +24,14 @@ use crate::primary::{Auth, PrimaryError, Seen};
 use crate::store::{LayerRef, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
+use crate::work::alone::mend_alone;
 use crate::work::cost::Cost;
 use crate::work::error::SyncError;
 use crate::work::gone::came_back;
 use crate::work::heal::heal;
 use crate::work::ingest::NewLayer;
 use crate::work::lease::{Asked, Lease};
-use crate::work::lend::ask_others;
+use crate::work::lend::{WORTH, ask_others};
 use crate::work::publish::{Draft, Published, seconds, store_layer};
 use crate::work::receive::{PATIENCE, beside_others, receive};
 use crate::work::regraph::regraph;
@@ -87,8 +88,14 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         repo.step(Step::Asking);
         let looking =
             async { Ok(work.mirror.primary.look(&repo.path, Auth::Service, &absent, &*cost).await?) };
-        let seen =
-            beside_others(repo, &mut comparing, looking, || asked.instant.elapsed() > PATIENCE).await?;
+        let looked =
+            beside_others(repo, &mut comparing, looking, || asked.instant.elapsed() > PATIENCE).await;
+        if matches!(&looked, Err(SyncError::Primary(_))) && repo.damage().is_known() {
+            drop((comparing, end, cost));
+            mend_alone(work, repo).await;
+            return looked.and(Err(SyncError::Moving));
+        }
+        let seen = looked?;
         if seen.refs.refs.is_empty() && !absent.is_empty() {
             // What is missing is not a ref or two: that is no state to publish.
             repo.health().absent = None;
@@ -167,7 +174,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                 }
                 if !mended.missing.is_empty() && !std::mem::replace(&mut asked_others, true) {
                     // What they have stored again is found whole in the next round.
-                    if ask_others(work, repo, mended.missing).await? {
+                    if ask_others(work, repo, mended.missing, WORTH).await? {
                         continue;
                     }
                 }
@@ -263,6 +270,8 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                 work.published(&repo.path);
                 if repairing {
                     repo.damage().repaired(&snapshot.generation);
+                    // What was made anew may have the same bytes, and so the name that was reported.
+                    let _ = stands(&work.mirror, repo, Some(&snapshot.generation)).await;
                     let from = |layers| format!("{layers} layers from the primary: {new_objects} objects");
                     repaired(repo, (lost > 0).then(|| from(lost)));
                     drop(repair.take());
@@ -335,7 +344,7 @@ fn confirmed(work: &Work, repo: &Repo, asked: Moment, left_out: &LeftOut) {
 }
 
 /// Takes note that what was damaged is whole again; `words` say what else was done for it.
-fn repaired(repo: &Repo, words: Option<String>) {
+pub(super) fn repaired(repo: &Repo, words: Option<String>) {
     metrics::counter!(names::REPAIRS).increment(1);
     let mut damage = repo.damage();
     damage.over(words);

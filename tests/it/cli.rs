@@ -94,9 +94,20 @@ fn help_and_version_go_to_stdout() {
     assert!(out.status.success() && help.contains("Exit codes:") && help.contains("insteadOf"), "{help}");
     let out = packmirror(dir.path(), &["--version"], &[]);
     assert_eq!(text(&out.stdout), format!("packmirror {}\n", env!("CARGO_PKG_VERSION")));
-    for command in
-        ["serve", "demo", "sync", "ls", "status", "vet", "export", "doctor", "adopt", "config", "completions"]
-    {
+    for command in [
+        "serve",
+        "demo",
+        "sync",
+        "ls",
+        "status",
+        "vet",
+        "purge",
+        "export",
+        "doctor",
+        "adopt",
+        "config",
+        "completions",
+    ] {
         let out = packmirror(dir.path(), &["help", command], &[]);
         let help = text(&out.stdout);
         assert!(out.status.success() && help.contains("Examples:"), "{command}: {help}");

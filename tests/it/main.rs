@@ -48,6 +48,7 @@ mod matrix;
 mod nodes;
 mod other_paths;
 mod own_name;
+mod purge;
 mod push;
 mod recipes;
 mod seen;

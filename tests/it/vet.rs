@@ -190,8 +190,15 @@ fn what_is_derived_is_made_again_without_a_fetch() {
         assert_eq!(layers(&world, &repo).len(), 2);
         assert_eq!(vet(&world, &primary, &["--deep"]).0, Some(0));
         // The sync that mended may have been followed by another one.
-        let row =
-            eventually("it is current again", || Some(status(&cold)).filter(|row| row["state"] == "current"));
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(40);
+        let row = loop {
+            let row = status(&cold);
+            if row["state"] == "current" {
+                break row;
+            }
+            assert!(std::time::Instant::now() < end, "it is not current again: {row}");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        };
         assert!(row["mended"]["what"].as_str().is_some_and(|what| what.contains(kind)), "{row}");
     }
 }
@@ -253,6 +260,35 @@ fn what_a_cache_has_whole_is_stored_again() {
         assert_eq!(vet(&world, &primary, &["--deep"]).0, Some(0));
         world.store.audit();
     }
+}
+
+/// The same while the primary does not answer, and of two nodes the one has lost what the other has.
+#[test]
+fn a_primary_that_is_down_is_not_needed_for_what_caches_have() {
+    mirror_only!();
+    let (world, primary, repo) = two_layers();
+    let warm = world.node(&primary);
+    from_bucket(&warm, || same(&world, &primary, &warm, &repo.path));
+    let looks = "vet.exists_every = \"1s\"";
+    let cold = world.setup(&primary).set(looks).set("compare_every = \"2s\"").start();
+    eventually("both to know the repository", || status(&cold)["compared_by"].is_string().then_some(()));
+    primary.down();
+    primary.forget_log();
+    for key in blobs(&world, &repo) {
+        let bytes = world.store.get(&key);
+        world.store.delete(&key);
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(120);
+        while world.store.try_get(&key).as_ref() != Some(&bytes) {
+            assert!(std::time::Instant::now() < end, "{key}\n{}\n\n{}", cold.log(), warm.log());
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+    primary.up();
+    mirrored(&world, &cold, &repo);
+    from_bucket(&cold, || same(&world, &primary, &cold, &repo.path));
+    assert_eq!(fetches(&primary), [""; 0]);
+    assert_eq!(vet(&world, &primary, &["--deep"]).0, Some(0));
+    world.store.audit();
 }
 
 /// A record that is spoilt is published again under the next number, with the layers that are there.

@@ -37,7 +37,8 @@ pub fn bucket(shared: &Arc<Shared>, host: &Host, repo: &str, grace: Option<Durat
     let dump = unprefixed(shared);
     let current = host.state(repo).unwrap();
     let records = walker::records(&dump, repo);
-    walker::check_chain(&records);
+    let rewritten = shared.rewritten();
+    assert!(rewritten.is_empty(), "{rewritten:?} was written over");
     let ever: Vec<_> = host.ever(repo).into_iter().map(|n| (n, &universe.states[n])).collect();
     for record in kept(shared, &records, grace) {
         walker::check_blobs(&dump, &record.value);
@@ -50,6 +51,7 @@ pub fn bucket(shared: &Arc<Shared>, host: &Host, repo: &str, grace: Option<Durat
         "{repo}: what is published is not the primary's state"
     );
     walker::check_closure(&dump, &newest.value);
+    walker::check_chain(&records);
 }
 
 /// Checks that a node has a generation of a repository open that was the newest a short while ago, knows of no damage, and that a clone is the primary's state.
@@ -65,7 +67,8 @@ pub async fn node(shared: &Arc<Shared>, host: &Host, repo: &str, node: &Node) {
     let health = known.as_ref().map(|known| known.health().clone());
     assert!(
         known.as_ref().is_none_or(|known| !known.damage().is_known()),
-        "{repo}: damage that nobody mended; {health:?}"
+        "{repo}: damage that nobody mended: {:?}; {health:?}",
+        known.as_ref().map(|known| known.damage().reported())
     );
     let known = known.and_then(|known| known.known()).map(|known| known.number);
     let now = tokio::time::Instant::now();

@@ -1,5 +1,7 @@
 //! A client of the simulation: one that clones over the router, and has git judge what it got.
 
+use std::panic::resume_unwind;
+
 use axum::Router;
 use axum::body::Body;
 use futures::StreamExt;
@@ -64,10 +66,15 @@ fn post(repo: &str, body: String) -> Request<Body> {
 
 /// Clones all refs.
 pub async fn clone(router: &Router, repo: &str) -> Outcome {
-    cloned(router, repo).await.unwrap_or_else(Outcome::Failed)
+    clone_of(router, repo, |_| {}).await
 }
 
-async fn cloned(router: &Router, repo: &str) -> Result<Outcome, String> {
+/// Clones all refs, with a pack that is changed on the way.
+pub async fn clone_of(router: &Router, repo: &str, change: impl FnOnce(&mut Vec<u8>)) -> Outcome {
+    cloned(router, repo, change).await.unwrap_or_else(Outcome::Failed)
+}
+
+async fn cloned(router: &Router, repo: &str, change: impl FnOnce(&mut Vec<u8>)) -> Result<Outcome, String> {
     let request = Request::get(format!("/{repo}/info/refs?service=git-upload-pack"))
         .header("git-protocol", "version=2");
     let (status, _) = ask(router, request.body(Body::empty()).unwrap()).await?;
@@ -112,8 +119,11 @@ async fn cloned(router: &Router, repo: &str) -> Result<Outcome, String> {
             _ => {}
         }
     }
+    change(&mut pack);
     let wants: Vec<_> = refs.iter().map(|(_, oid)| oid.clone()).collect();
-    crate::threads::spawn_blocking(move || judge(&pack, &wants)).await.map_err(|error| error.to_string())?;
+    crate::threads::spawn_blocking(move || judge(&pack, &wants))
+        .await
+        .unwrap_or_else(|why| resume_unwind(why.into_panic()));
     Ok(Outcome::Whole(refs))
 }
 

@@ -6,18 +6,24 @@
 //!
 //! - [`store`]: the bucket, and each node's way to it. [`primary`]: the host. [`world`]: nodes and a farm. [`turns`]: the same seed is
 //!   the same run.
-//! - `many`: nodes with many repositories. `gone`: what the primary does not have any more. `nth`: each call of the store fails.
-//!   [`client`]: what a client sees. [`walker`]: what lies in the bucket. [`checks`]: what must be true.
+//! - `many`: nodes with many repositories. `gone`: what the primary does not have any more. `nth`: each call of the store fails; `purge`: those of a purge.
+//!   `upon`: a push and a merge at once. `soak`: a long time. `healing`: what was lost.
+//! - [`client`]: what a client sees. [`walker`]: what lies in the bucket. [`checks`]: what must be true. [`mutants`]: that each check can fail.
 
 mod checks;
 mod client;
 mod compaction;
 mod gone;
+mod healing;
 mod many;
+mod mutants;
 mod nth;
 mod primary;
+mod purge;
 mod schedules;
+mod soak;
 pub mod store;
 pub mod turns;
+mod upon;
 mod walker;
 mod world;

@@ -178,6 +178,12 @@ impl Universe {
         self.dir.path().join(format!("{state}.git"))
     }
 
+    /// A pack of all that a state reaches.
+    pub fn pack(&self, state: usize) -> Vec<u8> {
+        let mut git = git(&self.repo(state));
+        run(git.args(["pack-objects", "--all", "--revs", "--stdout", "-q"]), b"")
+    }
+
     /// An empty repository.
     pub fn empty(&self) -> PathBuf {
         self.dir.path().join("empty.git")

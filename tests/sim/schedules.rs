@@ -31,7 +31,13 @@ fn simulate(seed: u64) -> Vec<String> {
     plan(seed);
     let mut asked = Vec::new();
     in_paused_time(async {
-        schedule(seed).await;
+        if let Err(why) = futures::FutureExt::catch_unwind(AssertUnwindSafe(schedule(seed))).await {
+            // The last of what was asked says where it went wrong.
+            if let Ok(file) = std::env::var("PACKMIRROR_TEST_TRACE") {
+                std::fs::write(file, turns::trace().join("\n")).unwrap();
+            }
+            resume_unwind(why);
+        }
         asked = turns::trace();
     });
     asked

@@ -21,6 +21,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::mutants::Mutant;
 use super::turns::note;
 
 /// The store's clock at the beginning.
@@ -48,11 +49,18 @@ pub struct Shared {
     begun: Instant,
     /// How far the store's clock is ahead, in seconds.
     ahead: Mutex<i64>,
+    /// Records and blobs that were written over with other bytes.
+    rewritten: Mutex<Vec<String>>,
 }
 
 impl Shared {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { objects: Mutex::default(), begun: Instant::now(), ahead: Mutex::default() })
+        Arc::new(Self {
+            objects: Mutex::default(),
+            begun: Instant::now(),
+            ahead: Mutex::default(),
+            rewritten: Mutex::default(),
+        })
     }
 
     /// All that is there, for many stores to begin with.
@@ -98,6 +106,11 @@ impl Shared {
         self.lock().iter().map(|(key, object)| (key.clone(), object.bytes.clone())).collect()
     }
 
+    /// Records that were written over.
+    pub fn rewritten(&self) -> Vec<String> {
+        self.rewritten.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Takes an object away behind everybody's back.
     pub fn lose(&self, key: &str) {
         self.lock().remove(key);
@@ -127,6 +140,9 @@ impl Shared {
                 Some(object) if version.e_tag.as_ref() == Some(&object.etag) => {}
                 _ => return Err(precondition(key)),
             },
+        }
+        if there.is_some_and(|there| there.bytes != bytes) && key.contains("/gen/") {
+            self.rewritten.lock().unwrap_or_else(PoisonError::into_inner).push(key.to_owned());
         }
         // As S3's of objects sent in one piece: equal bytes have equal tags.
         let etag = format!("\"{}\"", hex::encode(&<sha2::Sha256 as sha2::Digest>::digest(&bytes)[..16]));
@@ -186,8 +202,20 @@ pub struct View {
     runs: watch::Sender<bool>,
     dead: Mutex<bool>,
     calls: Mutex<u64>,
+    /// What the build of this node does wrong.
+    pub mutant: Mutex<Option<Mutant>>,
     /// The call that fails, and how.
     pub nth: Mutex<Option<(u64, Fate)>>,
+    /// Which record is held up on its way: the first to come, or one after it.
+    pub hold: Mutex<Option<Hold>>,
+}
+
+/// A record on its way that waits.
+pub struct Hold {
+    /// So many pass before.
+    pub after: u32,
+    pub arrived: Arc<tokio::sync::Notify>,
+    pub go: Arc<tokio::sync::Notify>,
 }
 
 /// What becomes of a call.
@@ -226,12 +254,32 @@ impl View {
             runs: watch::Sender::new(true),
             dead: Mutex::default(),
             calls: Mutex::default(),
+            mutant: Mutex::default(),
             nth: Mutex::default(),
+            hold: Mutex::default(),
         })
     }
 
     pub fn set_weather(&self, weather: Weather) {
         *self.weather.lock().unwrap_or_else(PoisonError::into_inner) = weather;
+    }
+
+    /// Waits if this record is to be held up.
+    async fn held(&self) {
+        let hold = {
+            let mut hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
+            match &mut *hold {
+                Some(one) if one.after > 0 => {
+                    one.after -= 1;
+                    None
+                }
+                _ => hold.take(),
+            }
+        };
+        if let Some(hold) = hold {
+            hold.arrived.notify_one();
+            hold.go.notified().await;
+        }
     }
 
     /// How many calls were made.
@@ -247,6 +295,10 @@ impl View {
     /// Stops the node's way out, also of calls under way, or lets it go on.
     pub fn freeze(&self, frozen: bool) {
         self.runs.send_replace(!frozen);
+    }
+
+    fn mutant(&self) -> Option<Mutant> {
+        *self.mutant.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn passes(&self) {
@@ -338,7 +390,10 @@ impl View {
         let below = |key: &&String| {
             prefix.is_empty() || key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
         };
-        let found = objects.iter().filter(|(key, _)| below(key)).map(|(key, object)| meta(key, object));
+        let mutant = self.mutant();
+        let shows = |key: &&String| mutant.is_none_or(|mutant| mutant.shows(prefix, key));
+        let found =
+            objects.iter().filter(|(key, _)| below(key) && shows(key)).map(|(key, object)| meta(key, object));
         match ill {
             Some(Ill::CutShort(most)) => found.take(*most).collect(),
             _ => found.collect(),
@@ -387,10 +442,20 @@ impl ObjectStore for Store {
     async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let ill = self.0.begin("put", path.as_ref()).await;
         before(&ill)?;
+        if options.mode == PutMode::Create && path.as_ref().contains("/gen/") {
+            self.0.held().await;
+        }
         if matches!(ill, Some(Ill::Conflict)) && options.mode != PutMode::Overwrite {
             return Err(exists(path.as_ref()));
         }
-        let result = self.0.shared.put(path.as_ref(), payload.into(), &options.mode)?;
+        let (mut bytes, mut mode) = (Bytes::from(payload), options.mode);
+        if let Some(mutant) = self.0.mutant() {
+            mutant.puts(&self.0.shared, path.as_ref(), &mut bytes, &mut mode);
+        }
+        let result = self.0.shared.put(path.as_ref(), bytes, &mode)?;
+        if let Some(mutant) = self.0.mutant() {
+            mutant.has_put(&self.0.shared, path.as_ref());
+        }
         self.0.end(&ill, result).await
     }
 

@@ -4,11 +4,12 @@
 //! Nothing is deleted by what this node remembers: roots are read from the bucket in each round, times are the store's, and
 //! whatever cannot be read ends the round.
 //!
-//! - `roots`: what is kept. [`round`]: what is marked and deleted. [`report`]: what was done, for people.
+//! - `roots`: what is kept. [`round`]: what is marked and deleted. [`purge`]: the same at once, of one repository. [`report`]: what was done, for people.
 //!
 //! Relies on: `store` for listings and marks; writers that look at the marks (`publish`). Elsewhere: why two looks and two marks
 //! are enough (decision 15).
 
+pub mod purge;
 pub mod report;
 mod roots;
 pub mod round;

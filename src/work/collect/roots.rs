@@ -22,7 +22,8 @@ pub(super) type Known = HashMap<(String, u64), Arc<Read>>;
 
 /// What counts of a record.
 pub(super) struct Read {
-    names: Vec<Name>,
+    /// The blobs that it names.
+    pub(super) names: Vec<Name>,
     /// It says that the repository was taken out.
     removed: bool,
     /// The repository that it says is gone at the primary.
@@ -60,12 +61,14 @@ pub(super) fn age(now: SystemTime, then: SystemTime) -> Duration {
     now.duration_since(then).unwrap_or_default()
 }
 
-/// Reads them. `before`: the newest numbers that an earlier listing showed; a listing that lacks one of them was cut short.
+/// Reads them. `before`: the newest numbers that an earlier listing showed; a listing that lacks one of them was cut short. Of
+/// the repository that is `purged`, if any, the newest record alone is kept.
 pub(super) async fn read(
     bucket: &Bucket,
     known: &mut Known,
     before: &BTreeMap<String, u64>,
     (now, grace): (SystemTime, Duration),
+    purged: Option<&str>,
 ) -> Result<Roots, CollectError> {
     let mut repos = BTreeMap::<String, BTreeMap<u64, Listed>>::new();
     let mut notes = Vec::new();
@@ -90,7 +93,7 @@ pub(super) async fn read(
         }
         for (number, record) in records.into_iter().rev() {
             let superseded = successor.replace(record.modified).map(|at| age(now, at));
-            if superseded.is_none_or(|since| since <= grace) {
+            if superseded.is_none_or(|since| since <= grace && purged != Some(&*repo)) {
                 wanted.push((repo.clone(), number));
             }
             if let Some(since) = superseded {

@@ -4,7 +4,7 @@
 //! it is still the old one; all newest records are read again and none names it; not too much time has passed; it is deleted by
 //! one request. Writers look at the marks after they have created a record (`work::publish`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -12,22 +12,26 @@ use futures::{StreamExt, TryStreamExt, stream};
 use crate::boot::Boot;
 use crate::mirror::health::nodes;
 use crate::mirror::remove::remove_if;
-use crate::store::{Bucket, Listed, MARK_HOLDS, MARK_IS_VOID, Name, RECORDS_KEPT, StoreError, Tomb, nonce};
+use crate::store::{
+    Bucket, FRESH_FOR, Listed, MARK_HOLDS, MARK_IS_VOID, Name, ORDERS, RECORDS_KEPT, StoreError, Tomb, nonce,
+};
 use crate::telemetry::metrics as names;
 use crate::work::collect::CollectError;
 use crate::work::collect::report::Report;
 use crate::work::collect::roots::{Known, Roots, age, read};
 
 /// Requests in flight.
-const AT_ONCE: usize = 16;
+pub(super) const AT_ONCE: usize = 16;
 /// Blobs that are marked as dying together, and then deleted.
 const BATCH: usize = 1024;
 /// What nodes write over again and again is dead if it is older than this, and than the grace.
 const DEAD: Duration = Duration::from_secs(3600);
+/// For how long orders to forget are kept. A node that comes back after that empties its cache.
+const ORDERS_KEPT: Duration = Duration::from_secs(90 * 86_400);
 /// A node that says that it keeps data for longer than this, in seconds, is not believed: a year.
 const MOST_GRACE: u64 = 366 * 86_400;
 /// The exactness of a store's times.
-const EXACT: Duration = Duration::from_secs(1);
+pub(super) const EXACT: Duration = Duration::from_secs(1);
 
 /// How to collect.
 #[derive(Debug, Clone, Copy)]
@@ -46,26 +50,18 @@ pub type Told<'a> = &'a (dyn Fn(&str, u64, u64) + Send + Sync);
 /// Collects once. With `dry_run` nothing changes but the object by which the store's clock is read.
 pub async fn round(bucket: &Bucket, terms: &Terms, told: Told<'_>) -> Result<Report, CollectError> {
     let mut report = Report { dry_run: terms.dry_run, ..Report::default() };
-    // The most careful node decides: it may have promised its clients more than this one.
-    let nodes = nodes(bucket).await?;
-    let longest = nodes.iter().map(|node| Duration::from_secs(node.grace_s.min(MOST_GRACE))).max();
-    let grace = terms.grace.max(longest.unwrap_or_default()) + EXACT;
+    let grace = careful(bucket, terms.grace).await?;
     told("reading records", 0, 0);
     let now = bucket.clock().await?;
     let before = bucket.last_round().await?.map(|(last, _)| last.newest).unwrap_or_default();
     let mut known = Known::default();
-    let roots = read(bucket, &mut known, &before, (now, grace)).await?;
+    let roots = read(bucket, &mut known, &before, (now, grace), None).await?;
     report.repositories = roots.newest.len();
     told("listing blobs", 0, 0);
     // The blobs before the marks: a mark whose blob is not in this listing is not needed.
-    let blobs: BTreeMap<Name, Listed> = bucket
-        .list_all("blobs")
-        .await?
-        .into_iter()
-        .filter_map(|object| Some((object.blob()?.name(), object)))
-        .collect();
+    let blobs = list_blobs(bucket).await?;
     let tombs = bucket.tombs().await?;
-    let round = Round { bucket, terms, now, grace, told };
+    let round = Round { bucket, terms, now, grace, told, purge: None };
     let ripe = round.mark(&roots, &blobs, &tombs, &mut report).await?;
     let roots = round.bury(ripe, &blobs, (roots, &mut known), &mut report).await?;
     round.records(&roots, &mut report).await?;
@@ -77,13 +73,39 @@ pub async fn round(bucket: &Bucket, terms: &Terms, told: Told<'_>) -> Result<Rep
     Ok(report)
 }
 
-struct Round<'a> {
-    bucket: &'a Bucket,
-    terms: &'a Terms,
+/// The grace that the most careful node has: it may have promised its clients more than this one.
+pub(super) async fn careful(bucket: &Bucket, grace: Duration) -> Result<Duration, StoreError> {
+    let nodes = nodes(bucket).await?;
+    let longest = nodes.iter().map(|node| Duration::from_secs(node.grace_s.min(MOST_GRACE))).max();
+    Ok(grace.max(longest.unwrap_or_default()) + EXACT)
+}
+
+/// All blobs by name.
+pub(super) async fn list_blobs(bucket: &Bucket) -> Result<BTreeMap<Name, Listed>, StoreError> {
+    let listed = bucket.list_all("blobs").await?.into_iter();
+    Ok(listed.filter_map(|object| Some((object.blob()?.name(), object))).collect())
+}
+
+/// A collection under way.
+pub(super) struct Round<'a> {
+    pub bucket: &'a Bucket,
+    pub terms: &'a Terms,
     /// The store's time when the round began: what happens later counts as young.
-    now: SystemTime,
-    grace: Duration,
-    told: Told<'a>,
+    pub now: SystemTime,
+    pub grace: Duration,
+    pub told: Told<'a>,
+    /// What is deleted before its time.
+    pub purge: Option<AtOnce<'a>>,
+}
+
+/// What a purge deletes without waiting for the grace.
+pub(super) struct AtOnce<'a> {
+    /// The key of the repository of which the newest record alone is kept.
+    pub repo: &'a str,
+    /// Blobs that every writer looks for before it names them, though they may have been stored a moment ago.
+    pub blobs: &'a HashSet<Name>,
+    /// If they were stored before this, by the store's clock.
+    pub before: SystemTime,
 }
 
 impl Round<'_> {
@@ -91,7 +113,17 @@ impl Round<'_> {
         age(self.now, then) > self.grace
     }
 
-    fn is_void(&self, then: SystemTime) -> bool {
+    /// Says whether a blob that was stored then, and that nobody names, may be deleted: no writer takes it for one that it
+    /// stored itself a moment ago.
+    pub(super) fn may_go(&self, name: &Name, stored: SystemTime) -> bool {
+        match &self.purge {
+            None => self.is_old(stored),
+            Some(purge) if purge.blobs.contains(name) && stored < purge.before => true,
+            Some(_) => age(self.now, stored) > FRESH_FOR + EXACT,
+        }
+    }
+
+    pub(super) fn is_void(&self, then: SystemTime) -> bool {
         age(self.now, then) > MARK_IS_VOID + EXACT
     }
 
@@ -169,7 +201,7 @@ impl Round<'_> {
     }
 
     /// Deletes what has been marked for the grace and is still named by nobody. Gives the roots as they were read last.
-    async fn bury(
+    pub(super) async fn bury(
         &self,
         ripe: Vec<Name>,
         blobs: &BTreeMap<Name, Listed>,
@@ -203,12 +235,13 @@ impl Round<'_> {
                 let alone: Vec<Name> = batch.iter().filter(|name| is_ours_alone(name)).copied().collect();
                 let stored = stream::iter(alone).map(|name| async move {
                     let stored = self.bucket.stored_at(name).await?;
-                    Ok::<_, StoreError>((name, stored.is_some_and(|at| self.is_old(at))))
+                    Ok::<_, StoreError>((name, stored.is_some_and(|at| self.may_go(&name, at))))
                 });
                 let stored: Vec<(Name, bool)> = stored.buffer_unordered(AT_ONCE).try_collect().await?;
-                let again = read(self.bucket, known, &roots.newest, (self.now, self.grace)).await?;
-                for (name, is_old) in stored {
-                    if !is_old || again.kept.contains(&name) {
+                let purged = self.purge.as_ref().map(|purge| purge.repo);
+                let again = read(self.bucket, known, &roots.newest, (self.now, self.grace), purged).await?;
+                for (name, may_go) in stored {
+                    if !may_go || again.kept.contains(&name) {
                         continue;
                     }
                     if begun.elapsed() >= MARK_HOLDS {
@@ -243,6 +276,15 @@ impl Round<'_> {
         let kept = self.grace.max(RECORDS_KEPT);
         let old = roots.old.iter().filter(|(_, since)| *since > kept);
         let old: Vec<Listed> = old.map(|(record, _)| record.clone()).collect();
+        self.delete_records(old, report).await
+    }
+
+    /// Deletes records.
+    pub(super) async fn delete_records(
+        &self,
+        old: Vec<Listed>,
+        report: &mut Report,
+    ) -> Result<(), CollectError> {
         let total = old.len() as u64;
         for object in &old {
             report.records.add(object.size);
@@ -300,6 +342,12 @@ impl Round<'_> {
             roots.newest.contains_key(&repo) && !roots.removed.contains(&repo)
         };
         dead.extend(self.bucket.list_all("removed").await?.into_iter().filter(came_back));
+        // The newest order stays, so that numbers go on, and nodes that come back see what they have missed.
+        let mut orders = self.bucket.list_all(ORDERS).await?;
+        orders.retain(|object| object.order().is_some());
+        orders.sort_by_key(Listed::order);
+        orders.pop();
+        orders.retain(|object| age(self.now, object.modified) > ORDERS_KEPT);
         let uploads = self.bucket.list_all("uploads").await?;
         for note in uploads.iter().filter(|note| is_dead(note)) {
             report.other.add(note.size);
@@ -308,7 +356,7 @@ impl Round<'_> {
                 count("upload", note.size);
             }
         }
-        for object in dead.iter().filter(|object| is_dead(object)) {
+        for object in dead.iter().filter(|object| is_dead(object)).chain(&orders) {
             report.other.add(object.size);
             if !self.terms.dry_run {
                 self.bucket.delete_listed(object).await?;

@@ -96,7 +96,7 @@ pub fn lay_out(part: &Stack, keep: Option<&RoaringBitmap>, meter: &dyn Meter) ->
 }
 
 /// The gids of all objects, each once.
-fn all(part: &Stack) -> RoaringBitmap {
+pub fn all(part: &Stack) -> RoaringBitmap {
     let mut objects = GidSet::new(part.len());
     for (n, layer) in part.layers().iter().enumerate() {
         let mut last = None;

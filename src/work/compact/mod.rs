@@ -6,16 +6,18 @@
 //! middle leaves blobs that no record names, and nothing else.
 //!
 //! - [`policy`]: which layers. [`queue`]: which repositories. `roots`: what is kept. `merge`: the merged layer. `seal`: the last
-//!   check before it replaces anything.
+//!   check before it replaces anything. `purge`: all layers become one at once, of what the newest refs reach alone.
 //!
 //! Relies on: `publish` for the generation, `lease` so that two nodes do not do the same. Elsewhere: what nobody names any
 //! more is deleted by others.
 
 mod merge;
 pub mod policy;
+pub(super) mod purge;
 pub mod queue;
 mod roots;
 mod seal;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use gix_hash::ObjectId;
 use indicatif::HumanBytes;
+use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::git::path::RepoPath;
@@ -45,6 +48,7 @@ use crate::work::publish::{Draft, Published, publish, put_file};
 use crate::work::sync::StopOnDrop;
 use merge::{Layers, Merge, merge};
 use policy::{Bounds, Size, choose};
+use roots::Kept;
 
 /// How often all repositories are looked at where `gc.every` says nothing.
 const DAY: Duration = Duration::from_secs(86_400);
@@ -69,7 +73,7 @@ const MAX_ROUNDS: usize = 8;
 
 /// Why layers were not merged. What is published is as it was.
 #[derive(Debug, thiserror::Error)]
-enum CompactError {
+pub enum CompactError {
     /// The bucket did not answer as it should.
     #[error("the bucket: {0}")]
     Store(#[from] StoreError),
@@ -264,7 +268,7 @@ async fn is_lean(work: &Work, repo: &Arc<Repo>, newest: &Generation) -> Result<b
 }
 
 /// Says whether much of the packs would be left out.
-fn is_wasteful(generation: &Generation, kept: &roots::Kept) -> bool {
+fn is_wasteful(generation: &Generation, kept: &Kept) -> bool {
     let all: u64 = generation.layers.iter().map(|layer| layer.pack.len).sum();
     all.saturating_sub(kept.bytes) > all / MOST_WASTE + SMALL_WASTE
 }
@@ -299,13 +303,38 @@ async fn compact(
     let read: u64 = inputs.named.iter().map(|layer| layer.pack.len).sum();
     tracing::info!(repo = %repo.path, layers = count, of = layers.len(), bytes = read, "merging layers");
 
+    let drops = kept.is_some();
+    let made = make(work, repo, &open, (&below, &inputs), kept, cost).await?;
+    let Some((new, _scratch)) = made else { return Ok(Outcome::Nothing) };
+
+    let merged = store(work, repo, &new).await?;
+    if inputs.named == [merged] {
+        return Ok(Outcome::Nothing);
+    }
+    let outcome = replace(work, repo, open, (&below.named, &inputs.named), merged, drops).await?;
+    if outcome == Outcome::Merged {
+        metrics::counter!(names::COMPACTION_READ).increment(read);
+        metrics::counter!(names::COMPACTION_WRITTEN).increment(merged.pack.len);
+    }
+    Ok(outcome)
+}
+
+/// Makes the layer that `inputs` become upon `below`, of what is kept, and seals it. `None`: nothing is left. Its files lie in the
+/// folder beside it.
+async fn make(
+    work: &Work,
+    repo: &Repo,
+    open: &Arc<Snapshot>,
+    (below, inputs): (&Layers, &Layers),
+    kept: Option<Kept>,
+    cost: Arc<Cost>,
+) -> Result<Option<(NewLayer, TempDir)>, CompactError> {
     repo.compaction().step(Step::Compacting, true);
     let mut tips = open.refs.tips();
     let keep = kept.map(|kept| {
         tips.extend(kept.tips);
         kept.objects
     });
-    let drops = keep.is_some();
     let stack = Arc::clone(&open.stack);
     let job = Merge {
         inputs: (inputs.clone(), inputs.blocks(&work.mirror.local)),
@@ -325,22 +354,10 @@ async fn compact(
         Ok(Some((new, scratch)))
     });
     let made: Result<_, CompactError> = made.await.map_err(io::Error::other)?;
-    let made = made.inspect_err(|e| {
+    made.inspect_err(|e| {
         // Lost and damaged blobs are made anew by a sync.
         repo.report_damage(&open.generation, e);
-    })?;
-    let Some((new, _scratch)) = made else { return Ok(Outcome::Nothing) };
-
-    let merged = store(work, repo, &new).await?;
-    if inputs.named == [merged] {
-        return Ok(Outcome::Nothing);
-    }
-    let outcome = replace(work, repo, open, (&below.named, &inputs.named), merged, drops).await?;
-    if outcome == Outcome::Merged {
-        metrics::counter!(names::COMPACTION_READ).increment(read);
-        metrics::counter!(names::COMPACTION_WRITTEN).increment(merged.pack.len);
-    }
-    Ok(outcome)
+    })
 }
 
 /// Makes sure that the scratch space takes the merged layer.

@@ -27,6 +27,7 @@ const MOST_STATES: usize = 2_000;
 const MOST_TIPS: usize = 4_000_000;
 
 /// What is kept of a stack.
+#[derive(Clone)]
 pub struct Kept {
     /// The objects.
     pub objects: RoaringBitmap,
@@ -39,6 +40,11 @@ pub struct Kept {
 /// Finds what the refs of `open` alone reach, and how many bytes that is.
 pub async fn of_newest(open: &Arc<Snapshot>, cost: &Arc<Cost>) -> Result<Kept, TreeError> {
     reached(open, open.refs.tips(), cost).await
+}
+
+/// Finds what `tips` alone reach, as far as the stack has them.
+pub async fn of_tips(open: &Arc<Snapshot>, tips: Vec<ObjectId>, cost: &Arc<Cost>) -> Result<Kept, TreeError> {
+    reached(open, tips, cost).await
 }
 
 /// Finds what the refs of all retained generations reach. `None`: it cannot be told, and all is to be kept.

@@ -18,13 +18,16 @@ pub enum Broken {
     /// An object that no input holds, or one that the result holds twice.
     #[error("object {0} of the result is in no merged layer, or stands there twice")]
     Foreign(ObjectId),
+    /// An object that was to be left out.
+    #[error("object {0} of the result was to be left out")]
+    Kept(ObjectId),
     /// What a ref names.
     #[error("object {0}, which a ref names, is neither in the result nor below it")]
     Tip(ObjectId),
 }
 
 /// Checks that `output` holds what the `inputs` hold, each object once, and that with what lies `below` it covers all `tips`.
-/// Where objects were left out on purpose, `is_kept` says which are not.
+/// Where objects were left out on purpose, `is_kept` says which are not; no other one is in it.
 pub fn check(
     inputs: &[Arc<Layer>],
     output: &Layer,
@@ -46,6 +49,9 @@ pub fn check(
         let is_new = last.is_none_or(|last| last < id);
         if !is_new || !inputs.iter().any(|layer| layer.idx.lookup(id).is_some()) {
             return Err(Broken::Foreign(id.to_owned()));
+        }
+        if !is_kept(&id.to_owned()) {
+            return Err(Broken::Kept(id.to_owned()));
         }
         last = Some(id);
     }

@@ -120,6 +120,8 @@ fn the_seal_finds_what_a_merge_lost_or_made_up() {
     let with = [Arc::new(with)];
     assert_eq!(check(&with, &made, below, &[], |_| true), Err(Broken::Lost(spare)));
     check(&with, &made, below, &[], |oid| *oid != spare).unwrap();
+    let kept = made.oid(0).unwrap();
+    assert_eq!(check(inputs, &made, below, &[], |oid| *oid != kept), Err(Broken::Kept(kept)));
     assert_eq!(check(inputs, &with[0], below, &[], |_| true), Err(Broken::Foreign(spare)));
     assert_eq!(check(inputs, &made, below, &[spare], |_| true), Err(Broken::Tip(spare)));
 }

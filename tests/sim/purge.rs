@@ -1,0 +1,165 @@
+//! A purge whose requests fail one after the other: nothing that is reachable is lost, and another purge ends it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::checks::unprefixed;
+use super::primary::{Host, Line, Universe, git, run};
+use super::schedules::{in_paused_time, on_all_cores};
+use super::store::{Fate, Kept, Shared, Store, View};
+use super::turns::note;
+use super::walker::{self, Dump};
+use super::world::{scratch, settings};
+use crate::git::path::RepoPath;
+use crate::local::{Local, LocalOptions};
+use crate::mirror::Mirror;
+use crate::mirror::repo::Repo;
+use crate::primary::{Location, Primary, PrimarySettings};
+use crate::retry::plan;
+use crate::store::Bucket;
+use crate::store::faulty::at_once;
+use crate::work::Work;
+use crate::work::collect::round::{Terms, round};
+use crate::work::purge::report::Report;
+use crate::work::purge::{PurgeError, Wish, purge};
+use crate::work::sync::sync;
+
+const REPO: &str = "team/app.git";
+const OTHER: &str = "team/other.git";
+/// After that no mark of a purge that failed counts any more, and nothing is fresh.
+const LATER: Duration = Duration::from_secs(7200);
+/// A purge that has not ended by then is dead.
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+/// One run of the program.
+struct Process {
+    work: Arc<Work>,
+    view: Arc<View>,
+    _dir: tempfile::TempDir,
+}
+
+impl Process {
+    fn start(shared: &Arc<Shared>, host: &Arc<Host>, tries: u32) -> Self {
+        let view = View::of(shared, 1);
+        let bucket = Bucket::over(Arc::new(Store(view.clone())), "farm").with_policy(at_once(tries));
+        let dir = scratch();
+        let options = LocalOptions { max_bytes: 64 << 20, ..Default::default() };
+        let local = Local::open(dir.path(), &options, bucket.clone()).unwrap();
+        let line =
+            Arc::new(Line { host: host.clone(), runs: tokio::sync::watch::Sender::new(true), name: 1 });
+        let primary =
+            Primary::played(PrimarySettings::new(Location::Directory("/primary".into())), Arc::new(line));
+        let mirror = Mirror::new(&settings(), bucket, local, primary, CancellationToken::new()).unwrap();
+        let work = Work::new(mirror, &settings());
+        work.store_is_sound();
+        Self { work, view, _dir: dir }
+    }
+
+    async fn purge(&self) -> Result<Report, PurgeError> {
+        let path = RepoPath::parse(REPO).unwrap();
+        let wish =
+            Wish { repo: path.clone(), oids: Vec::new(), dry_run: false, wait: Duration::from_secs(60) };
+        purge(&self.work, &Arc::new(Repo::new(path)), &wish, &|_, _, _| {}).await
+    }
+}
+
+/// A host that has gone back behind what was pushed to a repository, and that has another one.
+fn host() -> Arc<Host> {
+    let host = Host::new(1);
+    host.set(REPO, Some(1));
+    host.set(OTHER, Some(5));
+    host
+}
+
+/// A bucket with all that was pushed.
+fn before() -> Kept {
+    plan(1);
+    let mut kept = None;
+    in_paused_time(async {
+        let (shared, host) = (Shared::new(), host());
+        let process = Process::start(&shared, &host, 3);
+        for (name, state) in [(REPO, 0), (REPO, 1), (REPO, 2), (REPO, 3), (OTHER, 5)] {
+            host.set(name, Some(state));
+            let repo = Arc::new(Repo::new(RepoPath::parse(name).unwrap()));
+            sync(&process.work, &repo, true).await.unwrap();
+        }
+        process.work.ended().await;
+        kept = Some(shared.keep());
+    });
+    kept.unwrap()
+}
+
+/// What the newest records name is there, and what their refs reach.
+fn check(dump: &Dump) {
+    for repo in [REPO, OTHER] {
+        let newest = walker::records(dump, repo).swap_remove(0);
+        walker::check_blobs(dump, &newest.value);
+        walker::check_closure(dump, &newest.value);
+    }
+}
+
+/// Only what the refs of the primary reach is left.
+fn check_purged(dump: &Dump, context: &str) {
+    let records = walker::records(dump, REPO);
+    assert_eq!(records.len(), 1, "{context}: older records");
+    assert_eq!(walker::refs(dump, &records[0].value), Universe::get().states[1].refs, "{context}");
+    let others = walker::records(dump, OTHER);
+    let named = [&records[0], &others[0]].map(|record| walker::named(&record.value));
+    let named: BTreeSet<String> = named.into_iter().flatten().map(|(key, _)| key).collect();
+    let stored: BTreeSet<String> = dump.keys().filter(|key| key.starts_with("blobs/")).cloned().collect();
+    assert_eq!(stored, named, "{context}: blobs");
+    let left: Vec<&String> = dump.keys().filter(|key| key.starts_with("tombs/")).collect();
+    assert!(left.is_empty(), "{context}: {left:?}");
+    let objects: u64 =
+        records[0].value["layers"].as_array().unwrap().iter().map(|l| l["objects"].as_u64().unwrap()).sum();
+    let listed = run(git(&Universe::get().repo(1)).args(["rev-list", "--objects", "--all"]), b"");
+    assert_eq!(objects, listed.iter().filter(|byte| **byte == b'\n').count() as u64, "{context}: objects");
+}
+
+/// A purge meets `fate` with its `n`th call, and another purge ends it. Says whether it makes so many.
+fn once(kept: &Kept, n: u64, fate: Fate) -> bool {
+    plan(n);
+    let mut met = false;
+    in_paused_time(async {
+        let (shared, host, context) = (Shared::of(kept), host(), format!("call {n}: {fate:?}"));
+        let first = Process::start(&shared, &host, 1);
+        *first.view.nth.lock().unwrap() = Some((n, fate));
+        note(|| context.clone());
+        let purged = tokio::time::timeout(PATIENCE, first.purge()).await;
+        // Its leases are given up, unless it is dead.
+        let _ = tokio::time::timeout(PATIENCE, first.work.ended()).await;
+        met = first.view.calls() >= n;
+        check(&unprefixed(&shared));
+        if !met {
+            assert!(purged.unwrap().unwrap().is_whole(), "{context}");
+            return check_purged(&unprefixed(&shared), &context);
+        }
+        first.view.kill();
+        tokio::time::sleep(LATER).await;
+        let second = Process::start(&shared, &host, 3);
+        let report = second.purge().await.unwrap();
+        assert!(report.is_whole(), "{context}: {report:?}");
+        // A collection takes away the marks that the one that failed has left.
+        let terms = Terms { grace: settings().gc.grace, gone_after: Duration::ZERO, dry_run: false };
+        round(&second.work.mirror.bucket, &terms, &|_, _, _| {}).await.unwrap();
+        second.work.ended().await;
+        check(&unprefixed(&shared));
+        check_purged(&unprefixed(&shared), &context);
+    });
+    met
+}
+
+#[test]
+fn a_purge_that_fails_or_ends_at_any_call_loses_nothing_and_another_one_ends_it() {
+    let kept = before();
+    let calls = (1..).find(|n| n % 16 == 0 && !once(&kept, *n, Fate::FailsBefore)).unwrap();
+    eprintln!("up to {calls} calls");
+    on_all_cores(1..=calls, |n| {
+        for fate in Fate::ALL {
+            once(&kept, n, fate);
+        }
+    });
+}
