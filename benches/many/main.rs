@@ -233,7 +233,7 @@ impl Snapshot {
             store: node.metric("packmirror_store_requests_total", &[])?,
             primary: node.metric("packmirror_primary_requests_total", &[])?,
             cpu: node.usage()?.cpu,
-            primary_cpu: primary.procs.cpu()?,
+            primary_cpu: primary.procs.cpu_so_far()?,
         })
     }
 }

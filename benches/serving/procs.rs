@@ -54,6 +54,11 @@ impl Procs {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+        self.cpu_so_far()
+    }
+
+    /// The same while requests go on: without the processes that have not ended.
+    pub fn cpu_so_far(&self) -> Result<f64> {
         let ticks = |pid: &u32| stat(*pid).map(|stat| stat.ticks).ok_or("a server process has ended");
         let ticks = self.standing.iter().map(ticks).sum::<std::result::Result<u64, _>>()?;
         let text = match &self.log {
