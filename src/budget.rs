@@ -16,6 +16,8 @@ const UNIT: u64 = 1024;
 #[derive(Clone, Debug)]
 pub struct Budget {
     permits: Arc<Semaphore>,
+    /// For those who begin: together they leave half of it free.
+    entries: Arc<Semaphore>,
     most: u64,
     setting: &'static str,
 }
@@ -24,7 +26,8 @@ impl Budget {
     /// Allows `most` bytes; `setting` is the key that says how many.
     pub fn new(most: u64, setting: &'static str) -> Self {
         let permits = usize::try_from(most / UNIT).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        Self { permits: Arc::new(Semaphore::new(permits.max(1))), most, setting }
+        let entries = Arc::new(Semaphore::new((permits / 2).max(1)));
+        Self { permits: Arc::new(Semaphore::new(permits.max(1))), entries, most, setting }
     }
 
     /// Bytes allowed in all.
@@ -42,6 +45,15 @@ impl Budget {
         let units = self.units(bytes)?;
         let permit = Arc::clone(&self.permits).acquire_many_owned(units).await;
         permit.map(|permit| Room { permit, budget: self.clone() }).map_err(|_| Halt::Stopped)
+    }
+
+    /// Waits for room for `bytes` with which something begins. All that has begun leaves half of it free for what it needs
+    /// beside that, so it goes on however many wait. The room is given back no later than the [`Entry`].
+    pub async fn enter(&self, bytes: u64) -> Result<(Entry, Room), Halt> {
+        let permits = u32::try_from(self.most / UNIT).unwrap_or(u32::MAX);
+        let units = self.units(bytes)?.min(permits / 2).max(1);
+        let entry = Arc::clone(&self.entries).acquire_many_owned(units).await.map_err(|_| Halt::Stopped)?;
+        Ok((Entry { _permit: entry }, self.take(bytes).await?))
     }
 
     /// Room for `bytes` if it is there now.
@@ -66,6 +78,12 @@ impl Budget {
         self.fits(bytes)?;
         Ok(u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX))
     }
+}
+
+/// Something that has begun, see [`Budget::enter`].
+#[derive(Debug)]
+pub struct Entry {
+    _permit: OwnedSemaphorePermit,
 }
 
 /// Bytes of a budget that somebody holds; dropping it gives them back.
@@ -111,6 +129,25 @@ impl Room {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_has_begun_goes_on_however_many_wait() {
+        let budget = Budget::new(16 * UNIT, "limits.memory");
+        let mut begun = Vec::new();
+        for _ in 0..4 {
+            begun.push(budget.enter(2 * UNIT).await.unwrap());
+        }
+        let waits = tokio::spawn({
+            let budget = budget.clone();
+            async move { budget.enter(2 * UNIT).await.map(|(_, room)| room.bytes()) }
+        });
+        tokio::task::yield_now().await;
+        begun[0].1.grow_to(4 * UNIT).unwrap();
+        begun[0].1.shrink_to(2 * UNIT);
+        assert!(!waits.is_finished());
+        begun.pop();
+        assert_eq!(waits.await.unwrap(), Ok(2 * UNIT));
+    }
 
     #[tokio::test]
     async fn room_is_bounded_given_back_and_waited_for() {

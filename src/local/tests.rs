@@ -158,6 +158,40 @@ async fn a_reader_that_goes_away_disturbs_nobody() {
 }
 
 #[tokio::test]
+async fn what_is_purged_is_not_kept_until_it_is_allowed_again() {
+    let node = Node::new().await;
+    let local = node.open();
+    node.check(&local, 0..4).await;
+    let gate = Arc::new(Semaphore::new(0));
+    node.faulty.on(Op::Range, 5, Fault::Gate(gate.clone()));
+    let late = tokio::spawn({
+        let (local, pack) = (local.clone(), node.pack.clone());
+        async move { local.block(&pack, 4).await }
+    });
+    until(|| node.faulty.total() == 5).await;
+    let other = (BlobId::of(b"x"), BlobKind::Idx);
+    assert_eq!(local.purge(&[other].into()).unwrap(), 0);
+    assert_eq!(node.cached().len(), 4);
+    assert_eq!(local.purge(&[node.pack.blob.name()].into()).unwrap(), 4);
+    assert_eq!(node.cached().len(), 0);
+    gate.add_permits(1);
+    assert!(late.await.unwrap().unwrap() == node.wanted(4), "who has asked gets it");
+    node.check(&local, 0..6).await;
+    assert_eq!(
+        (node.cached().len(), local.stats().bytes, local.stats().refused),
+        (0, 0, 0),
+        "nothing is kept"
+    );
+    local.allow([node.pack.blob]);
+    node.check(&local, 0..6).await;
+    assert_eq!(node.cached().len(), 6);
+    assert_eq!(local.purge_all().unwrap(), 6);
+    assert_eq!(node.cached().len(), 0);
+    node.check(&local, 0..2).await;
+    assert_eq!(node.cached().len(), 2, "it is kept again");
+}
+
+#[tokio::test]
 async fn a_damaged_cached_block_is_fetched_again() {
     let node = Node::new().await;
     let mut local = node.open();

@@ -90,12 +90,14 @@ impl Mirror {
         self.bucket.is_record_of(&found.primary, &self.primary.name())
     }
 
-    /// Learns what is published of a repository of which nothing is known yet: the record alone, or the snapshot where few are
-    /// open. What fails is left to whoever needs it.
+    /// Learns what is published of a repository that is compared for the first time: the record, unless it is known, or the
+    /// snapshot where few are open. What fails is left to whoever needs it.
     pub async fn learn(&self, repo: &Repo) {
         if self.has_few_open() {
             let _ = self.refresh(repo).await;
-        } else if let Ok(Some(newest)) = self.newest(repo).await {
+        } else if repo.known().is_none()
+            && let Ok(Some(newest)) = self.newest(repo).await
+        {
             repo.know(newest);
         }
     }

@@ -183,6 +183,8 @@ pub struct Repo {
     known: RwLock<Option<Arc<Generation>>>,
     /// When a client was last served from it.
     used: Mutex<Instant>,
+    /// It was compared before.
+    looked: AtomicBool,
     /// A client asked for it when nobody mirrored it.
     wanted: AtomicBool,
     /// The primary has shown it to a client.
@@ -215,6 +217,7 @@ impl Repo {
             outdated: AtomicU64::new(0),
             known: RwLock::new(None),
             used: Mutex::new(Instant::now()),
+            looked: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             shown: AtomicBool::new(false),
             removed: AtomicBool::new(false),
@@ -274,6 +277,11 @@ impl Repo {
     /// Says whether the primary has shown it to a client since the last such question.
     pub fn was_shown(&self) -> bool {
         self.shown.swap(false, Ordering::Relaxed)
+    }
+
+    /// Says whether it is compared for the first time; asked again, it is not.
+    pub fn is_first_look(&self) -> bool {
+        !self.looked.swap(true, Ordering::Relaxed)
     }
 
     /// Takes note that a client asked for it when nobody mirrored it: it may be published also if it was taken out before.

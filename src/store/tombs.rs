@@ -263,6 +263,15 @@ mod tests {
         assert_eq!(doubtful(&bucket, blob), []);
         bucket.restore_blob(BlobKind::Refs, "x".into()).await.unwrap();
         assert_eq!(doubtful(&bucket, blob), [blob], "it was written over");
+        // It is about to be deleted: an upload that began before that is of no account, a later one is.
+        let begun = Boot::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        bucket.doubt_all([&blob.name()]);
+        bucket.is_fresh(&blob, begun);
+        assert_eq!(doubtful(&bucket, blob), [blob]);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        bucket.is_fresh(&blob, Boot::now());
+        assert_eq!(doubtful(&bucket, blob), []);
     }
 
     #[tokio::test(start_paused = true)]

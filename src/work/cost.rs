@@ -6,9 +6,9 @@
 //! quarters of it all, and an eighth is kept for those that need little, so that large syncs delay no comparison.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::budget::{Budget, Room};
+use crate::budget::{Budget, Entry, Room};
 use crate::mirror::progress::Progress;
 use crate::pack::meter::{Halt, Meter};
 
@@ -32,6 +32,8 @@ pub struct Cost {
 }
 
 struct State {
+    /// None while it waits for a place.
+    entry: Option<Entry>,
     room: Room,
     used: u64,
 }
@@ -39,9 +41,9 @@ struct State {
 impl Cost {
     /// Waits until there is room for a sync to begin.
     pub async fn begin(budget: &Budget) -> Result<Self, Halt> {
-        let room = budget.take(LEAST.min(budget.most())).await?;
+        let (entry, room) = budget.enter(LEAST.min(budget.most())).await?;
         Ok(Self {
-            state: Mutex::new(State { room, used: LEAST }),
+            state: Mutex::new(State { entry: Some(entry), room, used: LEAST }),
             steps: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             budget: budget.clone(),
@@ -52,6 +54,30 @@ impl Cost {
     /// Tells `progress` how far it is.
     pub fn of(self, progress: &Arc<Progress>) -> Self {
         Self { progress: Some(Arc::clone(progress)), ..self }
+    }
+
+    /// Waits for a place, and gives back meanwhile what it does not need for that: of many that wait, none keeps those that
+    /// have a place from going on.
+    pub async fn while_waiting<T>(&self, place: impl Future<Output = T>) -> Result<T, Halt> {
+        {
+            let mut state = self.state();
+            state.used = state.used.saturating_sub(LEAST);
+            let used = state.used;
+            state.room.shrink_to(used);
+            state.entry = None;
+        }
+        let place = place.await;
+        let (entry, room) = self.budget.enter(LEAST.min(self.budget.most())).await?;
+        let mut state = self.state();
+        state.used += LEAST;
+        state.room.join(room);
+        state.entry = Some(entry);
+        drop(state);
+        Ok(place)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How much of the memory of all syncs one sync may take for a cache.
@@ -80,7 +106,7 @@ impl Meter for Cost {
     }
 
     fn hold(&self, bytes: u64) -> Result<(), Halt> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         let used = state.used.saturating_add(bytes);
         if used > state.room.bytes() {
             let (most, kept, more) = (self.budget.most(), self.budget.most() / 8, used - state.room.bytes());
@@ -91,8 +117,9 @@ impl Meter for Cost {
             if used > SMALL && self.budget.free() < more + kept {
                 return Err(Halt::Busy);
             }
-            // Takes a piece more than needed if there is room; otherwise only what is needed.
-            let ahead = used.checked_next_multiple_of(PIECE).unwrap_or(used);
+            // Takes a piece more than needed if there is much room; otherwise only what is needed.
+            let ahead = used.checked_next_multiple_of(PIECE).filter(|_| self.budget.free() > kept + PIECE);
+            let ahead = ahead.unwrap_or(used);
             state.room.grow_to(ahead).or_else(|_| state.room.grow_to(used))?;
         }
         state.used = used;
@@ -106,7 +133,7 @@ impl Meter for Cost {
     }
 
     fn release(&self, bytes: u64) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.used = state.used.saturating_sub(bytes);
         if state.room.bytes() > state.used + 4 * PIECE {
             let keep = state.used + PIECE;
@@ -118,6 +145,7 @@ impl Meter for Cost {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
 
     #[tokio::test]
     async fn what_a_sync_holds_is_shared_bounded_and_given_back() {
@@ -132,6 +160,30 @@ mod tests {
         drop(two);
         drop(one);
         assert_eq!(budget.free(), 32 << 20);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_place_holds_up_nobody() {
+        let budget = Budget::new(16 << 20, "limits.sync_memory");
+        let mut begun = Vec::new();
+        for _ in 0..4 {
+            begun.push(Cost::begin(&budget).await.unwrap());
+        }
+        begun[0].hold(1000).unwrap();
+        let mut next = std::pin::pin!(Cost::begin(&budget));
+        assert!(next.as_mut().now_or_never().is_none(), "half is left to those that have begun");
+        let (give, place) = tokio::sync::oneshot::channel();
+        let one = begun.remove(0);
+        let mut waits = std::pin::pin!(one.while_waiting(place));
+        assert!(waits.as_mut().now_or_never().is_none());
+        let next = next.await.unwrap();
+        next.hold(1000).unwrap();
+        give.send(()).unwrap();
+        assert!(waits.as_mut().now_or_never().is_none(), "it has the place, and waits for memory");
+        drop(next);
+        waits.await.unwrap().unwrap();
+        drop(begun);
+        assert_eq!(budget.free(), (14 << 20) - 1024, "it holds its share again, and what it has read");
     }
 
     #[tokio::test]

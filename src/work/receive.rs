@@ -85,7 +85,7 @@ pub(super) async fn receive(
     let mut waiting = comparing;
     if is_first {
         drop(waiting);
-        waiting = work.lanes.start(repo).await.ok_or(SyncError::Stopped)?;
+        waiting = cost.while_waiting(work.lanes.start(repo)).await?.ok_or(SyncError::Stopped)?;
     }
     let asked = Instant::now();
     let beginning = async {

@@ -79,10 +79,11 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
     let mut rounds = 0;
     while rounds < MAX_ROUNDS {
         rounds += 1;
+        // The place comes before the memory: of thousands that are due, those that wait hold nothing.
+        let mut comparing = work.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
         // Each round counts its memory from zero: what the last one held is given back.
         let cost = Arc::new(Cost::begin(&work.sync_memory).await?.of(repo.progress()));
         let end = StopOnDrop(Arc::clone(&cost));
-        let mut comparing = work.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
         let asked = Moment::now();
         repo.step(Step::Asking);
         let looking =
@@ -103,8 +104,8 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         let Seen { refs: seen, left_out, capabilities } = seen;
         repo.health().capabilities = Some(work.shared(capabilities));
         let equal = |open: &Option<Arc<Snapshot>>| open.as_ref().is_some_and(|open| open.equals(&seen));
-        // After a start nothing is known yet, and mostly nothing is to be done.
-        if repo.known().is_none() && !repo.is_wanted() {
+        // After a start nothing is open, and mostly nothing is to be done.
+        if repo.is_first_look() && !repo.is_wanted() {
             work.mirror.learn(repo).await;
         }
         // Another node may have published already. The bucket is read only if the refs differ or damage is known.
@@ -163,7 +164,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         let below = match &base {
             Some(record) if repairing => {
                 drop(comparing);
-                let place = work.lanes.first(repo).await.ok_or(SyncError::Stopped)?;
+                let place = cost.while_waiting(work.lanes.first(repo)).await?.ok_or(SyncError::Stopped)?;
                 let mended = heal(work, repo, record, &seen, &cost).await?;
                 drop(place);
                 if mended.restored {
@@ -178,14 +179,16 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                     }
                 }
                 lost = mended.lost;
-                comparing = work.lanes.compare(repo).await.ok_or(SyncError::Stopped)?;
+                let place = cost.while_waiting(work.lanes.compare(repo)).await?;
+                comparing = place.ok_or(SyncError::Stopped)?;
                 mended.below
             }
             Some(record) if !was_removed => match work.mirror.open(repo, record.clone()).await {
                 Ok(open) => Some(open),
                 Err(OpenError::Older { .. }) => {
                     drop(comparing);
-                    let _place = work.lanes.first(repo).await.ok_or(SyncError::Stopped)?;
+                    let place = cost.while_waiting(work.lanes.first(repo)).await?;
+                    let _place = place.ok_or(SyncError::Stopped)?;
                     regraph(work, repo, record, &cost).await?;
                     continue;
                 }

@@ -1,11 +1,13 @@
 //! Purging: a secret that was pushed away at the primary is on no node and in no object of the bucket any more.
 
+use std::io::Read;
 use std::path::Path;
 
 use crate::git::{Output, git};
 use crate::node::{Node, Setup};
 use crate::oracle::{State, from_bucket, mirrored, same};
 use crate::primary::{Primary, Repo};
+use crate::slow::{ask, begun};
 use crate::world::{World, eventually};
 use crate::{mirror_only, shapes};
 
@@ -240,4 +242,80 @@ fn a_node_that_does_not_answer_is_named_and_obeys_when_it_goes_on() {
     assert_eq!(on_disk(slow.cache(), &piece), [""; 0]);
     world.store.audit();
     from_bucket(&slow, || same(&world, &primary, &slow, &repo.path));
+}
+
+#[test]
+fn a_repository_that_was_taken_out_leaves_nothing() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let (repo, other) = (primary.repo("r.git", shapes::linear), primary.repo("other.git", shapes::merges));
+    let (bytes, piece) = secret(7);
+    commit(&repo, "secret", &bytes);
+    let node = setup(&world, &primary).start();
+    for repo in [&repo, &other] {
+        mirrored(&world, &node, repo);
+        clones(&world, &node, repo);
+    }
+    node.command(&["purge", "absent.git"]).must_fail(&["the bucket holds no repository `absent.git`"]);
+    node.command(&["rm", &repo.path]).must();
+    let done = purge(&node, &[&repo.path]);
+    assert!(done["deleted"]["blobs"]["objects"].as_u64() >= Some(4), "{done}");
+    assert_eq!((in_store(&world, &piece), on_disk(node.cache(), &piece)), (vec![], vec![]));
+    assert_eq!(world.store.blobs("pack").len(), 1, "the other one's");
+    from_bucket(&node, || same(&world, &primary, &node, &other.path));
+    world.store.audit();
+}
+
+/// What a client reads when the pack that it is taking is purged is never taken for a whole one.
+#[test]
+fn a_pack_that_is_purged_while_it_is_sent_breaks_off() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("r.git", shapes::linear);
+    let leaked = commit(&repo, "secret", &shapes::noise(4, 48 << 20));
+    let node = setup(&world, &primary).start();
+    mirrored(&world, &node, &repo);
+    let want = format!("want {leaked}");
+    let mut stream = ask(&node, &repo.path, &["ofs-delta", "no-progress", &want, "done"]);
+    begun(&mut stream);
+    push_away(&repo);
+    let done = purge(&node, &[&repo.path, "--oid", &leaked]);
+    assert_eq!(done["nodes"][0]["answer"], "obeyed", "{done}");
+    let mut all = Vec::new();
+    let read = stream.read_to_end(&mut all);
+    assert!(all.len() > 1 << 20 && all.len() < 48 << 20, "{} bytes", all.len());
+    // The last chunk is missing, whether the words on the side band came through or not.
+    assert!(!all.ends_with(b"0\r\n\r\n"), "{read:?}");
+    node.logged(&["a pack that was purged is not sent to its end"]);
+    from_bucket(&node, || same(&world, &primary, &node, &repo.path));
+    assert_eq!(node.metric("packmirror_repairs_total", &[]), 0.0, "what is gone is no damage");
+}
+
+#[test]
+fn a_node_that_was_away_for_longer_than_orders_are_kept_empties_its_cache() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repos = ["one.git", "two.git"].map(|path| primary.repo(path, shapes::linear));
+    let (bytes, piece) = secret(5);
+    commit(&repos[0], "secret", &bytes);
+    commit(&repos[1], "other", &secret(6).0);
+    let mut node = setup(&world, &primary).start();
+    for repo in &repos {
+        mirrored(&world, &node, repo);
+        clones(&world, &node, repo);
+    }
+    node.kill();
+    for repo in &repos {
+        push_away(repo);
+        purge(&node, &[&repo.path]);
+    }
+    let orders = world.store.list("purges");
+    assert_eq!(orders.len(), 2);
+    // As a collection does it after 90 days.
+    world.store.delete(&orders[0]);
+    assert!(!on_disk(node.cache(), &piece).is_empty());
+    node.restart();
+    node.logged(&["its cache is empty now"]);
+    assert_eq!(on_disk(node.cache(), &piece), [""; 0]);
+    from_bucket(&node, || same(&world, &primary, &node, &repos[0].path));
 }

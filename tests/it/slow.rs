@@ -17,7 +17,7 @@ const MIB: u64 = 1 << 20;
 const MAIN: &str = "refs/heads/main";
 
 /// Asks for a fetch and reads nothing yet.
-fn ask(node: &Node, path: &str, arguments: &[&str]) -> TcpStream {
+pub fn ask(node: &Node, path: &str, arguments: &[&str]) -> TcpStream {
     let body = command("fetch", &[], arguments);
     let mut stream = TcpStream::connect(node.address()).expect("a connection");
     stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
@@ -31,7 +31,7 @@ fn ask(node: &Node, path: &str, arguments: &[&str]) -> TcpStream {
 }
 
 /// Waits until a stream has begun.
-fn begun(stream: &mut TcpStream) {
+pub fn begun(stream: &mut TcpStream) {
     let mut head = [0; 12];
     stream.read_exact(&mut head).expect("an answer");
     assert_eq!(&head, b"HTTP/1.1 200");
@@ -78,6 +78,32 @@ fn slow_readers_hold_nothing_that_others_need() {
     let mut all = Vec::new();
     rest.read_to_end(&mut all).expect("the rest");
     assert!(all.len() as u64 > 16 * MIB && all.ends_with(b"0000\r\n0\r\n\r\n"), "{} bytes", all.len());
+}
+
+/// A stream that lasts for longer than is allowed ends broken, so that what it reads may be deleted after the grace; a fast one is whole.
+#[test]
+fn a_stream_that_takes_too_long_is_cut() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let large = primary.repo("team/large.git", |dir| {
+        let mut h = History::new();
+        let files: Vec<String> = (0..16).map(|n| hex::encode(noise(n, 1 << 20))).collect();
+        let names: Vec<String> = (0..16).map(|n| format!("file{n}")).collect();
+        let all: Vec<Change> =
+            names.iter().zip(&files).map(|(name, text)| Change::File(name, text)).collect();
+        h.commit(MAIN, &[], &all);
+        h.import(dir);
+    });
+    let node = world.setup(&primary).set("limits.transfer = \"3s\"").start();
+    mirrored(&world, &node, &large);
+    let want = format!("want {}", large.oid("main"));
+    let mut slow = ask(&node, &large.path, &["ofs-delta", "no-progress", &want, "done"]);
+    begun(&mut slow);
+    node.logged(&["a stream took longer than limits.transfer allows"]);
+    let mut all = Vec::new();
+    let ended = slow.read_to_end(&mut all);
+    assert!(ended.is_err() || !all.ends_with(b"0\r\n\r\n"), "{} bytes look whole", all.len());
+    assert!((all.len() as u64) < 16 * MIB, "{} bytes", all.len());
 }
 
 /// Many that want depth 1, for which everything is packed anew, come at once: each is told that it is worked for, and all

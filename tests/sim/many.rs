@@ -148,3 +148,60 @@ fn what_was_used_longest_ago_is_closed_and_who_reads_it_goes_on() {
         assert!(repo(0).snapshot().is_some());
     });
 }
+
+#[test]
+fn after_a_start_a_record_is_enough_to_compare() {
+    const REPOS: usize = 40;
+    in_paused_time(async {
+        let (shared, host) = (Shared::new(), Host::new(1));
+        (0..REPOS).for_each(|n| host.set(&name(n), Some(n % 4)));
+        let first = Node::start(&shared, &host, 1, &quiet()).await;
+        for n in 0..REPOS {
+            cloned(&first, n).await;
+        }
+        until("all syncs", || open(&first).len() == REPOS).await;
+        first.kill();
+        // Up to twelve files count as little here: half of what may be open.
+        let options = LocalOptions { max_bytes: 64 << 20, mappings: 32, ..Default::default() };
+        let node = Node::start_with(&shared, &host, 2, &quiet(), &options).await;
+        let compared = || {
+            let repos = node.app.mirror.repos();
+            repos.len() == REPOS && repos.iter().all(|repo| repo.health().asked.is_some())
+        };
+        until("a first round", compared).await;
+        let open = open(&node).len();
+        assert!((1..=12).contains(&open), "{open} are open though nobody asked for them");
+        // The record of each is found by one listing and read; the rest is heartbeats, and what was opened.
+        let calls = node.view.calls();
+        assert!(calls < 2 * REPOS as u64 + 12 * 6 + 150, "{calls} requests to the store");
+        for n in 0..REPOS {
+            cloned(&node, n).await;
+        }
+    });
+}
+
+#[test]
+fn of_many_that_are_due_at_once_none_lacks_memory() {
+    const REPOS: usize = 150;
+    in_paused_time(async {
+        let (shared, host) = (Shared::new(), Host::new(1));
+        (0..REPOS).for_each(|n| host.set(&name(n), Some(n % 4)));
+        let mut settings = quiet();
+        // Less than all of them need to begin.
+        settings.limits.sync_memory = 256 << 20;
+        let node = Node::start(&shared, &host, 1, &settings).await;
+        until("a start", || node.app.ready.load(Ordering::SeqCst)).await;
+        for n in 0..REPOS {
+            node.app.mirror.adopt(&RepoPath::parse(&name(n)).unwrap());
+        }
+        until("all syncs", || {
+            let repos = node.app.mirror.repos();
+            for repo in &repos {
+                let health = repo.health();
+                assert_eq!(health.failures, 0, "{:?}", health.error);
+            }
+            repos.iter().filter(|repo| repo.known().is_some()).count() == REPOS
+        })
+        .await;
+    });
+}

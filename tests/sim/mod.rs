@@ -7,7 +7,7 @@
 //! - [`store`]: the bucket, and each node's way to it. [`primary`]: the host. [`world`]: nodes and a farm. [`turns`]: the same seed is
 //!   the same run.
 //! - `many`: nodes with many repositories. `gone`: what the primary does not have any more. `nth`: each call of the store fails; `purge`: those of a purge.
-//!   `soak`: a long time. `healing`: what was lost.
+//!   `upon`: a push and a merge at once. `soak`: a long time. `healing`: what was lost.
 //! - [`client`]: what a client sees. [`walker`]: what lies in the bucket. [`checks`]: what must be true. [`mutants`]: that each check can fail.
 
 mod checks;
@@ -24,5 +24,6 @@ mod schedules;
 mod soak;
 pub mod store;
 pub mod turns;
+mod upon;
 mod walker;
 mod world;

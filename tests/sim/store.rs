@@ -206,6 +206,16 @@ pub struct View {
     pub mutant: Mutex<Option<Mutant>>,
     /// The call that fails, and how.
     pub nth: Mutex<Option<(u64, Fate)>>,
+    /// Which record is held up on its way: the first to come, or one after it.
+    pub hold: Mutex<Option<Hold>>,
+}
+
+/// A record on its way that waits.
+pub struct Hold {
+    /// So many pass before.
+    pub after: u32,
+    pub arrived: Arc<tokio::sync::Notify>,
+    pub go: Arc<tokio::sync::Notify>,
 }
 
 /// What becomes of a call.
@@ -246,11 +256,30 @@ impl View {
             calls: Mutex::default(),
             mutant: Mutex::default(),
             nth: Mutex::default(),
+            hold: Mutex::default(),
         })
     }
 
     pub fn set_weather(&self, weather: Weather) {
         *self.weather.lock().unwrap_or_else(PoisonError::into_inner) = weather;
+    }
+
+    /// Waits if this record is to be held up.
+    async fn held(&self) {
+        let hold = {
+            let mut hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
+            match &mut *hold {
+                Some(one) if one.after > 0 => {
+                    one.after -= 1;
+                    None
+                }
+                _ => hold.take(),
+            }
+        };
+        if let Some(hold) = hold {
+            hold.arrived.notify_one();
+            hold.go.notified().await;
+        }
     }
 
     /// How many calls were made.
@@ -413,6 +442,9 @@ impl ObjectStore for Store {
     async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let ill = self.0.begin("put", path.as_ref()).await;
         before(&ill)?;
+        if options.mode == PutMode::Create && path.as_ref().contains("/gen/") {
+            self.0.held().await;
+        }
         if matches!(ill, Some(Ill::Conflict)) && options.mode != PutMode::Overwrite {
             return Err(exists(path.as_ref()));
         }

@@ -30,6 +30,8 @@ pub struct Survey {
     pub blobs: HashSet<Name>,
     /// As much of that as is there.
     pub there: Amount,
+    /// When the youngest of them was stored, by the store's clock.
+    pub youngest: Option<SystemTime>,
     /// What they name and a kept record of another repository does too: it stays.
     pub shared: Amount,
     /// What no record names that is kept, nor one of this repository.
@@ -98,9 +100,13 @@ pub async fn survey(
         known.get(&(key.clone(), newest)).into_iter().flat_map(|read| read.names.iter().copied()).collect();
     let named: HashSet<Name> = read.iter().flat_map(Generation::blobs).map(|blob| blob.name()).collect();
     let (mut there, mut shared, mut unnamed) = (Amount::default(), Amount::default(), Amount::default());
+    let mut youngest = None;
     for (name, blob) in &listed {
         match (named.contains(name), roots.kept.contains(name)) {
-            (true, false) => there.add(blob.size),
+            (true, false) => {
+                there.add(blob.size);
+                youngest = youngest.max(Some(blob.modified));
+            }
             (true, true) if !of_newest.contains(name) => shared.add(blob.size),
             (false, false) => unnamed.add(blob.size),
             _ => {}
@@ -113,6 +119,7 @@ pub async fn survey(
         read,
         blobs,
         there,
+        youngest,
         shared,
         unnamed,
         roots,

@@ -4,7 +4,8 @@
 //! at least twice those from the next one up, so there are no more layers than the logarithm of the bytes; and a layer that
 //! is rewritten becomes part of one that is twice as large, so a byte is written no more often than that either. Small
 //! layers are left until several have gathered, or a day has passed: merging each push at once would double the number of
-//! records and write the fixed parts of indices and graphs again and again.
+//! records and write the fixed parts of indices and graphs again and again. An even stack of many layers, or one with several
+//! very small ones at a day's end, loses its highest ones, which are the smallest.
 //!
 //! Bounds on what is merged at once can leave a stack uneven. They never make a merged layer be merged again: each merge
 //! makes the stack shorter, and one that is even from the first layer within the bounds on is left alone.
@@ -14,6 +15,12 @@ use std::ops::RangeFrom;
 
 /// So many layers gather before they are merged.
 pub const GATHERED: usize = 6;
+
+/// With so many layers the highest are merged although the stack is even.
+pub const MANY: usize = 16;
+
+/// Layers that have no more bytes than this together are merged at a day's end although the stack is even.
+const SMALL: u64 = 64 << 10;
 
 /// What is known of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +57,25 @@ pub fn choose(layers: &[Size], is_due: bool, bounds: Bounds) -> Option<RangeFrom
         }
     }
     let enough = if is_due { 2 } else { GATHERED };
-    from.filter(|from| layers.len() - from >= enough).map(|from| from..)
+    let from = from.filter(|from| layers.len() - from >= enough);
+    from.or_else(|| gathered(layers, is_due, bounds)).map(|from| from..)
+}
+
+/// The first of the highest layers of an even stack that are merged all the same: the top ones of many, or on a day's end those that
+/// are small together.
+fn gathered(layers: &[Size], is_due: bool, bounds: Bounds) -> Option<usize> {
+    let most = if layers.len() >= MANY { GATHERED } else { 0 };
+    let (mut bytes, mut objects, mut count) = (0u64, 0u64, 0);
+    for layer in layers.iter().rev() {
+        bytes = bytes.saturating_add(layer.bytes);
+        objects = objects.saturating_add(layer.objects);
+        let is_small = is_due && bytes <= SMALL;
+        if bytes > bounds.bytes || objects > bounds.objects || !(is_small || count < most) {
+            break;
+        }
+        count += 1;
+    }
+    (count > 1).then(|| layers.len() - count)
 }
 
 #[cfg(test)]
@@ -82,6 +107,14 @@ mod tests {
         assert_eq!(choose(&sizes(&[100, 60, 50]), false, FREE), None, "few");
         assert_eq!(choose(&sizes(&[100, 60, 50]), true, FREE), Some(0..), "a day has passed");
         assert_eq!(choose(&sizes(&[100, 30, 10, 5, 2, 1, 0]), false, FREE), None, "even");
+        let large = |bytes: &[u64]| sizes(&bytes.iter().map(|n| n << 20).collect::<Vec<_>>());
+        assert_eq!(choose(&large(&[100, 30, 10, 5, 2, 1]), true, FREE), None, "even, and not small");
+        let with_small = [large(&[100, 30, 10]), sizes(&[60_000, 3_000, 800])].concat();
+        assert_eq!(choose(&with_small, true, FREE), Some(3..), "a day has passed over small ones");
+        assert_eq!(choose(&with_small, false, FREE), None);
+        let even: Vec<u64> = (0..20).rev().map(|n| 3 << (2 * n)).collect();
+        assert_eq!(choose(&sizes(&even[..15]), false, FREE), None);
+        assert_eq!(choose(&sizes(&even[..16]), false, FREE), Some(10..), "sixteen have gathered");
         assert_eq!(choose(&sizes(&[100]), true, FREE), None);
         assert_eq!(choose(&[], true, FREE), None);
     }

@@ -42,6 +42,10 @@ use stored::{named_ref, only_in_old_packs};
 /// How often it is begun anew after another writer was faster.
 const MAX_ROUNDS: usize = 5;
 
+/// How often the store's clock is read until it has gone on, and how long apart.
+const MOST_TICKS: usize = 6;
+const TICK: Duration = Duration::from_millis(500);
+
 /// What is to be purged, and how.
 #[derive(Debug, Clone)]
 pub struct Wish {
@@ -189,8 +193,15 @@ async fn tell(
     told: Told<'_>,
 ) -> Result<Option<SystemTime>, PurgeError> {
     let bucket = &work.mirror.bucket;
-    // Whoever stored a blob before this is asked to look for it before it is named.
-    let before = bucket.clock().await?;
+    // Whoever stored a blob before this is asked to look for it before it is named. The store's clock may be exact to a second.
+    let mut before = bucket.clock().await?;
+    for _ in 0..MOST_TICKS {
+        if found.youngest.is_none_or(|youngest| youngest < before) {
+            break;
+        }
+        tokio::time::sleep(TICK).await;
+        before = bucket.clock().await?;
+    }
     bucket.doubt_all(&found.blobs);
     let mut blobs: Vec<Name> = found.blobs.iter().copied().collect();
     blobs.sort_unstable();
