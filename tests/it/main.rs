@@ -44,6 +44,7 @@ mod gitea_web;
 #[path = "../hostile/mod.rs"]
 mod hostile;
 mod increment;
+mod killed;
 mod matrix;
 mod nodes;
 mod other_paths;
