@@ -167,6 +167,10 @@ impl Mirror {
                 repo.know(newest);
             }
         }
+        if found.phase == Phase::Failing {
+            // A primary in trouble is not believed about others.
+            repo.health().primary_failed = Some(Instant::now());
+        }
         let Some(ago) = found.asked_ms.map(Duration::from_millis) else { return };
         // Who compares next may be mistaken about the age, who serves may not.
         if let Some(attended) = Instant::now().checked_sub(ago) {

@@ -46,8 +46,8 @@ impl Missing {
 }
 
 impl Mirror {
-    /// Says whether the primary answers other repositories as ever: no error of late, and at least one of those that are
-    /// published found equal, if there are any.
+    /// Says whether the primary answers other repositories as ever: no error of late, here or at other nodes, and at least one of
+    /// those that are published found equal, if there are any.
     pub fn is_calm_beside(&self, repo: &Repo) -> bool {
         let lately = |then: Instant| then.elapsed() < self.compare_every.saturating_mul(3);
         let (mut others, mut well) = (0, 0);

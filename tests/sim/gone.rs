@@ -12,11 +12,22 @@ use super::store::Shared;
 use super::walker;
 use super::world::{Node, settings};
 use crate::config::Settings;
+use crate::retry::plan;
+use crate::seed::rounds;
 use crate::serve::listen::router;
 
 const REPO: &str = "team/app.git";
 const OTHER: &str = "team/lib.git";
 const HOUR: Duration = Duration::from_secs(3600);
+
+/// Runs a test with a few seeds.
+fn simulated(test: impl AsyncFn()) {
+    for seed in rounds(2) {
+        plan(seed);
+        eprintln!("seed {seed}");
+        in_paused_time(test());
+    }
+}
 
 struct Farm {
     shared: Arc<Shared>,
@@ -73,7 +84,7 @@ fn keys(shared: &Arc<Shared>, repo: &str) -> BTreeSet<String> {
 
 #[test]
 fn it_is_marked_after_an_hour_served_to_nobody_and_back_at_once() {
-    in_paused_time(async {
+    simulated(async || {
         let farm = Farm::start(&settings()).await;
         farm.host.set(REPO, None);
         tokio::time::sleep(HOUR * 9 / 10).await;
@@ -104,7 +115,7 @@ fn it_is_marked_after_an_hour_served_to_nobody_and_back_at_once() {
 
 #[test]
 fn a_primary_in_trouble_is_not_believed() {
-    in_paused_time(async {
+    simulated(async || {
         let farm = Farm::start(&settings()).await;
         farm.host.set(REPO, None);
         farm.host.set_mood(Mood { errors: 700, ..Mood::default() });
@@ -122,7 +133,7 @@ fn a_primary_in_trouble_is_not_believed() {
 
 #[test]
 fn it_is_collected_when_its_time_has_come() {
-    in_paused_time(async {
+    simulated(async || {
         let mut settings = settings();
         (settings.gc.every, settings.gc.grace, settings.gc.gone_after) = (HOUR, HOUR, HOUR * 12);
         let farm = Farm::start(&settings).await;
