@@ -1,6 +1,6 @@
 //! The heart: the repositories of this node, and what is known of each.
 //!
-//! - [`repo`]: a repository's newest snapshot and its health. [`snapshot`]: one published state, open for reading.
+//! - [`repo`]: a repository's newest snapshot. [`condition`]: what its worker knows. [`snapshot`]: one published state, open for reading.
 //!   [`blocks`]: the bytes of its packs; [`carry`](mod@carry): the cache of them over a merge. [`damage`]: what is wrong with them. [`evidence`]: what differed from the primary.
 //! - [`opening`]: what the bucket holds is opened. [`newest`]: the newest record. `memory`: what of it outlives a restart.
 //! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
@@ -15,6 +15,7 @@
 pub mod blocks;
 pub mod carry;
 mod closing;
+pub mod condition;
 pub mod damage;
 pub mod division;
 pub mod evidence;
