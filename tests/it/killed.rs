@@ -1,7 +1,7 @@
 //! kill -9 at each step: a node is killed with its n-th request to a real S3 server, before the server hears of it or before the node
 //! hears of the answer, and the next node makes everything whole.
 //!
-//! Each eighth request in turn; with `PACKMIRROR_TEST_TIMES=8` each.
+//! Each eighth request of a sync in turn, and each sixteenth of a merge and a collection; with `PACKMIRROR_TEST_TIMES=16` each.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -16,8 +16,8 @@ use crate::seed::times;
 use crate::world::{World, block_on, runtime, skip};
 use crate::{git::git, mirror_only, shapes};
 
-/// Requests of one in this many runs are tried.
-const STRIDE: u64 = 8;
+/// Requests of one in this many runs are tried: of a sync, and of a merge and a collection.
+const STRIDES: [u64; 2] = [8, 16];
 
 /// A TCP gate in front of the S3 server, which counts requests and kills the node with one of them.
 struct Gate {
@@ -131,20 +131,80 @@ fn once(server: &str, nth: u64, heard: bool) -> bool {
     died
 }
 
+/// A node is killed with its `nth` request after its start, which it makes for a push, the merge that follows, or the collection of
+/// what was merged. Says whether it makes so many.
+fn once_late(server: &str, nth: u64, heard: bool) -> bool {
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", shapes::linear);
+    let layers =
+        || world.store.newest(&repo.path).map_or(0, |newest| newest["layers"].as_array().unwrap().len());
+    let mut first = world.node(&primary);
+    mirrored(&world, &first, &repo);
+    for n in 0..4 {
+        repo.commit("main", "new", &n.to_string());
+        mirrored(&world, &first, &repo);
+    }
+    assert_eq!(layers(), 5);
+    first.kill();
+    let gate = Gate::before(server, nth, heard);
+    let setup = world
+        .setup(&primary)
+        .set("gc.every = \"2s\"")
+        .set("gc.grace = \"1s\"")
+        .set("limits.transfer = \"1s\"");
+    let mut node = setup.env("AWS_ENDPOINT_URL", &format!("http://{}", gate.address)).start();
+    gate.state.pid.store(node.pid(), Ordering::SeqCst);
+    let is_dead = || gate.state.dead.load(Ordering::SeqCst);
+    repo.commit("main", "new", "last");
+    let is_done = || layers() < 5 && world.store.blobs("pack").len() == layers();
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !is_dead() && !is_done() {
+        // It fails where the node dies.
+        let _ = git(world.path()).try_run(&format!("ls-remote -q {}", node.repo(&repo.path)));
+        assert!(std::time::Instant::now() < end, "neither dead nor collected, request {nth}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let died = is_dead();
+    node.kill();
+    let next = world.node(&primary);
+    mirrored(&world, &next, &repo);
+    same(&world, &primary, &next, &repo.path);
+    let newest = world.store.newest(&repo.path).unwrap();
+    let named =
+        newest["layers"].as_array().unwrap().iter().flat_map(|l| [&l["pack"], &l["idx"], &l["graph"]]);
+    for blob in named {
+        let (id, kind) = (blob["id"].as_str().unwrap(), blob["kind"].as_str().unwrap());
+        let there = world.store.try_get(&format!("blobs/{}/{id}.{kind}", &id[..2]));
+        assert_eq!(there.map(|bytes| bytes.len() as u64), blob["len"].as_u64(), "{blob}");
+    }
+    died
+}
+
 #[test]
 fn a_node_that_is_killed_with_any_request_leaves_what_the_next_one_makes_whole() {
+    each(STRIDES[0], once);
+}
+
+#[test]
+fn a_node_that_is_killed_as_it_merges_or_collects_leaves_what_the_next_one_makes_whole() {
+    each(STRIDES[1], once_late);
+}
+
+/// Tries one of `stride` requests, until there are no more.
+fn each(stride: u64, once: impl Fn(&str, u64, bool) -> bool + Sync) {
     mirror_only!();
     let endpoint = std::env::var("AWS_ENDPOINT_URL").unwrap_or_default();
     if std::env::var("PACKMIRROR_TEST_S3_URL").is_err() || !endpoint.starts_with("http://") {
         return skip("an S3 server, named by PACKMIRROR_TEST_S3_URL and AWS_ENDPOINT_URL");
     }
     let server = endpoint.trim_start_matches("http://").trim_end_matches('/');
-    let stride = (STRIDE / times(1).min(STRIDE)) as usize;
+    let stride = (stride / times(1).min(stride)) as usize;
     let numbers = Mutex::new((1..).step_by(stride));
     // Most of the time they wait until the work of the dead is taken over.
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| {
+            let (once, numbers) = (&once, &numbers);
+            scope.spawn(move || {
                 loop {
                     let nth = numbers.lock().unwrap().next().unwrap();
                     let died = [false, true].map(|heard| once(server, nth, heard));

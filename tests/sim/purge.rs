@@ -35,14 +35,14 @@ const LATER: Duration = Duration::from_secs(7200);
 const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// One run of the program.
-struct Process {
+pub struct Process {
     work: Arc<Work>,
     view: Arc<View>,
     _dir: tempfile::TempDir,
 }
 
 impl Process {
-    fn start(shared: &Arc<Shared>, host: &Arc<Host>, tries: u32) -> Self {
+    pub fn start(shared: &Arc<Shared>, host: &Arc<Host>, tries: u32) -> Self {
         let view = View::of(shared, 1);
         let bucket = Bucket::over(Arc::new(Store(view.clone())), "farm").with_policy(at_once(tries));
         let dir = scratch();
@@ -59,7 +59,11 @@ impl Process {
     }
 
     async fn purge(&self) -> Result<Report, PurgeError> {
-        let path = RepoPath::parse(REPO).unwrap();
+        self.purge_of(REPO).await
+    }
+
+    pub async fn purge_of(&self, repo: &str) -> Result<Report, PurgeError> {
+        let path = RepoPath::parse(repo).unwrap();
         let wish =
             Wish { repo: path.clone(), oids: Vec::new(), dry_run: false, wait: Duration::from_secs(60) };
         purge(&self.work, &Arc::new(Repo::new(path)), &wish, &|_, _, _| {}).await

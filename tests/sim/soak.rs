@@ -1,4 +1,4 @@
-//! A farm for a long time: four nodes collect as early as they may, under pushes, syncs, merges, clones and ends of nodes, and
+//! A farm for a long time: four nodes collect as early as they may, under pushes, syncs, merges, clones, purges and ends of nodes, and
 //! no client sees anything fail.
 //!
 //! The whole of it, 500 collections: `PACKMIRROR_TEST_TIMES=25 cargo test --lib sim::soak`.
@@ -12,6 +12,7 @@ use rand::{RngExt, SeedableRng};
 use super::checks::{self, unprefixed};
 use super::client::{Outcome, clone};
 use super::primary::{Host, Universe};
+use super::purge::Process;
 use super::schedules::in_paused_time;
 use super::store::Shared;
 use super::world::{Node, settings};
@@ -41,7 +42,7 @@ fn no_client_sees_a_collection() {
         for n in 0..4 {
             nodes.push(Node::start(&shared, &host, n, &settings).await);
         }
-        let (mut collected, mut last, mut clones, mut most) = (0, None, 0, 0);
+        let (mut collected, mut last, mut clones, mut purges, mut most) = (0, None, 0, 0, 0);
         while collected < wanted {
             let repo = REPOS[chance.random_range(0..REPOS.len())];
             host.set(repo, Some(chance.random_range(0..universe.states.len())));
@@ -58,6 +59,11 @@ fn no_client_sees_a_collection() {
                 });
                 clones += 1;
             }
+            if chance.random_range(0..12) == 0 {
+                let report = Process::start(&shared, &host, 6).purge_of(repo).await.unwrap();
+                assert_eq!(report.unanswered().count(), 0, "{report:?}");
+                purges += 1;
+            }
             if chance.random_range(0..20) == 0 {
                 nodes.swap_remove(chance.random_range(0..nodes.len())).kill();
                 nodes.push(Node::start(&shared, &host, chance.random_range(4..u64::MAX), &settings).await);
@@ -68,7 +74,7 @@ fn no_client_sees_a_collection() {
             last = round;
             most = most.max(unprefixed(&shared).keys().filter(|key| key.starts_with("blobs/")).count());
         }
-        eprintln!("{collected} collections, {clones} clones, at most {most} blobs");
+        eprintln!("{collected} collections, {clones} clones, {purges} purges, at most {most} blobs");
         assert!(most < 500, "the bucket stays small: {most} blobs");
         tokio::time::sleep(settings.compare_every * 2 + Duration::from_secs(60)).await;
         for repo in REPOS {
