@@ -12,12 +12,11 @@ use crate::mirror::snapshot::object_format;
 use crate::store::Note;
 use crate::text::chain;
 use crate::work::Work;
-use crate::work::cost::Cost;
+use crate::work::cost::{Cost, StopOnDrop};
 use crate::work::error::SyncError;
-use crate::work::heal::{heal, refs_text};
+use crate::work::heal::{heal, refs_text, repaired};
 use crate::work::lease::Asked;
 use crate::work::lend::ask_others;
-use crate::work::sync::{StopOnDrop, repaired};
 
 /// Makes what is damaged of a repository whole again, as far as that can be done without the primary.
 pub(super) async fn mend_alone(work: &Work, repo: &Arc<Repo>) {

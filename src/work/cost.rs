@@ -142,6 +142,15 @@ impl Meter for Cost {
     }
 }
 
+/// Ends what still computes for work that is over.
+pub(super) struct StopOnDrop(pub Arc<Cost>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,10 +14,9 @@ use crate::mirror::repo::Repo;
 use crate::text::chain;
 use crate::work::Work;
 use crate::work::error::SyncError;
-use crate::work::sync::Synced;
 
 /// Takes note of how the primary answered a comparison, but for one that found nothing.
-pub(super) fn answered(repo: &Repo, outcome: &Result<Synced, SyncError>) {
+pub(super) fn answered<T>(repo: &Repo, outcome: &Result<T, SyncError>) {
     let mut health = repo.health();
     match outcome {
         Ok(_) => {

@@ -358,6 +358,15 @@ fn words(source: &str) -> &str {
     }
 }
 
+/// Takes note that what was damaged is whole again; `words` say what else was done for it.
+pub(super) fn repaired(repo: &Repo, words: Option<String>) {
+    metrics::counter!(names::REPAIRS).increment(1);
+    let mut damage = repo.damage();
+    damage.over(words);
+    let done = damage.last().map(|(_, words)| words).unwrap_or_default();
+    tracing::info!(repo = %repo.path, done, "what was damaged is whole again");
+}
+
 /// The commits of a stack that are no other's parents: with them goes all the history that it holds.
 pub(super) fn heads(stack: &Stack, most: usize) -> Vec<ObjectId> {
     let mut is_parent = vec![false; stack.len() as usize];

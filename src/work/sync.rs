@@ -25,10 +25,10 @@ use crate::store::{LayerRef, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
 use crate::work::alone::mend_alone;
-use crate::work::cost::Cost;
+use crate::work::cost::{Cost, StopOnDrop};
 use crate::work::error::SyncError;
 use crate::work::gone::came_back;
-use crate::work::heal::heal;
+use crate::work::heal::{heal, repaired};
 use crate::work::ingest::NewLayer;
 use crate::work::lease::{Asked, Lease};
 use crate::work::lend::{WORTH, ask_others};
@@ -343,15 +343,6 @@ fn confirmed(work: &Work, repo: &Repo, asked: Moment, left_out: &LeftOut) {
     }
 }
 
-/// Takes note that what was damaged is whole again; `words` say what else was done for it.
-pub(super) fn repaired(repo: &Repo, words: Option<String>) {
-    metrics::counter!(names::REPAIRS).increment(1);
-    let mut damage = repo.damage();
-    damage.over(words);
-    let done = damage.last().map(|(_, words)| words).unwrap_or_default();
-    tracing::info!(repo = %repo.path, done, "what was damaged is whole again");
-}
-
 /// Takes note of how the primary differs from what is published.
 fn differs(repo: &Repo, published: &Snapshot, seen: &Refs, asked: Moment) {
     let before = repo.health().asked.map(|asked| asked.time);
@@ -374,15 +365,6 @@ fn equal(repo: &Repo) {
         let took = now.duration_since(over.since).unwrap_or_default();
         metrics::histogram!(names::DIFFERENCE_SECONDS).record(took.as_secs_f64());
         tracing::info!(repo = %repo.path, ?took, done = over.done.join(", "), "equal to the primary again");
-    }
-}
-
-/// Ends what still computes for work that is over.
-pub(super) struct StopOnDrop(pub Arc<Cost>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.stop();
     }
 }
 

@@ -37,20 +37,22 @@ pub fn begun(stream: &mut TcpStream) {
     assert_eq!(&head, b"HTTP/1.1 200");
 }
 
+/// A commit with so much in it that no buffer takes a clone of it.
+fn large(dir: &std::path::Path) {
+    let mut h = History::new();
+    let files: Vec<String> = (0..16).map(|n| hex::encode(noise(n, 1 << 20))).collect();
+    let names: Vec<String> = (0..16).map(|n| format!("file{n}")).collect();
+    let all: Vec<Change> = names.iter().zip(&files).map(|(name, text)| Change::File(name, text)).collect();
+    h.commit(MAIN, &[], &all);
+    h.import(dir);
+}
+
 /// Hundreds that take a pack and do not read on: others are served as ever, and the node holds little for each.
 #[test]
 fn slow_readers_hold_nothing_that_others_need() {
     mirror_only!();
     let (world, primary) = (World::new(), Primary::start());
-    let large = primary.repo("team/large.git", |dir| {
-        let mut h = History::new();
-        let files: Vec<String> = (0..16).map(|n| hex::encode(noise(n, 1 << 20))).collect();
-        let names: Vec<String> = (0..16).map(|n| format!("file{n}")).collect();
-        let all: Vec<Change> =
-            names.iter().zip(&files).map(|(name, text)| Change::File(name, text)).collect();
-        h.commit(MAIN, &[], &all);
-        h.import(dir);
-    });
+    let large = primary.repo("team/large.git", large);
     let small = primary.repo("team/small.git", crate::shapes::linear);
     let node = world.node(&primary);
     mirrored(&world, &node, &large);
@@ -85,15 +87,7 @@ fn slow_readers_hold_nothing_that_others_need() {
 fn a_stream_that_takes_too_long_is_cut() {
     mirror_only!();
     let (world, primary) = (World::new(), Primary::start());
-    let large = primary.repo("team/large.git", |dir| {
-        let mut h = History::new();
-        let files: Vec<String> = (0..16).map(|n| hex::encode(noise(n, 1 << 20))).collect();
-        let names: Vec<String> = (0..16).map(|n| format!("file{n}")).collect();
-        let all: Vec<Change> =
-            names.iter().zip(&files).map(|(name, text)| Change::File(name, text)).collect();
-        h.commit(MAIN, &[], &all);
-        h.import(dir);
-    });
+    let large = primary.repo("team/large.git", large);
     let node = world.setup(&primary).set("limits.transfer = \"3s\"").start();
     mirrored(&world, &node, &large);
     let want = format!("want {}", large.oid("main"));

@@ -16,8 +16,8 @@ use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
 use crate::work::Work;
 use crate::work::cost::Cost;
+use crate::work::cost::StopOnDrop;
 use crate::work::publish::{Draft, Published, publish};
-use crate::work::sync::StopOnDrop;
 
 /// What tips reach of an open generation, and what they do not.
 pub(in crate::work) struct Reached {
