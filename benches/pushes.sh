@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a bucket is like after many pushes: N commits, each published before the next one is pushed, through a node that merges
-# layers and collects meanwhile; beside a fresh mirror of the same repository.
+# layers; then two collections with the shortest grace; beside a fresh mirror of the same repository.
 #
 # usage: benches/pushes.sh [N]          needs git and curl; PACKMIRROR names the program (target/release/packmirror)
 set -euo pipefail
@@ -60,7 +60,7 @@ ask() { # ADDRESS: what `git fetch` asks first
 		--data-binary $'0014command=ls-refs\n00010000' "$1/app.git/git-upload-pack"
 }
 newest() { # FOLDER: the newest record
-	find "$1/store/repos" -path '*/gen/*' -type f | sort | head -n 1
+	find "$1/store/repos" -path '*/gen/*' -type f ! -name '*#*' | sort | head -n 1
 }
 published() { # FOLDER OID: waits until its newest record is of this state of the only branch
 	local tries want
@@ -73,6 +73,7 @@ published() { # FOLDER OID: waits until its newest record is of this state of th
 	exit 1
 }
 stored() { find "$1/store/$2" -type f -printf '%s\n' | awk '{ n += $1 } END { printf "%d\n", n }'; }
+packs() { find "$1/store/blobs" -type f -name '*.pack' -printf '%s\n' | awk '{ n += $1 } END { printf "%d\n", n }'; }
 layers() { head -n 1 "$(newest "$1")" | grep -o '"pack":' | wc -l; }
 cold() { # FOLDER: milliseconds until a node without a cache has answered its first clone whole
 	local from to
@@ -89,13 +90,14 @@ cold() { # FOLDER: milliseconds until a node without a cache has answered its fi
 	echo "$(((to - from) / 1000000))"
 }
 
-node many --gc-every 5s --gc-grace 2s --limits-transfer 1s --compare-every 600s
+short=(--gc-every 24h --gc-grace 2s --limits-transfer 1s)
+node many "${short[@]}" --compare-every 600s
 many=$at address=$url
 git clone -q --bare "$url/app.git" "$work/warm"
 ask "$url"
 published "$many" "${commits[0]}"
 most=0 begun=$SECONDS
-before=$(metric "$address" packmirror_sync_bytes_total)
+before=$(metric "$address" packmirror_sync_bytes_total) first=$(packs "$many")
 for n in $(seq "$pushes"); do
 	git -C "$bare" update-ref refs/heads/main "${commits[n]}"
 	ask "$address"
@@ -106,8 +108,14 @@ for n in $(seq "$pushes"); do
 done
 pushed=$(($(metric "$address" packmirror_sync_bytes_total) - before))
 written=$(metric "$address" packmirror_compaction_written_bytes_total)
-# The last merges, and two collections with the grace between them; records stay for two hours whatever the grace is.
-sleep 20
+# Nothing was deleted yet: what is there is the first pack, the packs of pushes and what was merged.
+layered=$(($(packs "$many") - first - written))
+# Two collections with the grace between them; records stay for two hours whatever the grace is.
+sleep 5
+for _ in 1 2; do
+	"$program" gc --store "$many/store" "${short[@]:2}" >"$work/gc"
+	sleep 5
+done
 layers=$(layers "$many") blobs=$(stored "$many" blobs) records=$(stored "$many" repos)
 
 node fresh --compare-every 600s
@@ -124,5 +132,7 @@ echo "| layers (most) | $layers ($most) | $(layers "$fresh") |"
 echo "| bytes of blobs | $blobs | $fresh_blobs |"
 echo "| ratio | $(awk "BEGIN { printf \"%.2f\", $blobs / $fresh_blobs }") | 1 |"
 echo "| bytes of records, those of two hours | $records | $(stored "$fresh" repos) |"
-echo "| merges wrote for each byte pushed | $(awk "BEGIN { printf \"%.1f\", $written / ($pushed + 1) }") | |"
+per() { awk "BEGIN { printf \"%.1f\", $1 / ($2 + 1) }"; }
+echo "| bytes pushed, as received and as layers | $pushed, $layered | |"
+echo "| merges wrote for each byte of those layers | $(per "$written" "$layered") | |"
 echo "| first clone of a node without a cache, ms | $(cold "$many") | $(cold "$fresh") |"
