@@ -74,15 +74,7 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    if !options.bench {
-        println!("run it as `cargo bench --bench many`");
-        return Ok(());
-    }
-    shell::end_with_signals()?;
-    let temporary = tempfile::tempdir()?;
-    let work = options.work.as_deref().unwrap_or(temporary.path());
-    std::fs::create_dir_all(work)?;
-    run(&options, &std::fs::canonicalize(work)?)
+    shell::bench("many", options.bench, options.work.as_deref(), |work| run(&options, work))
 }
 
 fn run(options: &Options, work: &Path) -> Result<()> {

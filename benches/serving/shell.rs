@@ -73,8 +73,26 @@ fn kill(group: u32) {
     let _ = Command::new("kill").args(["-KILL", "--", &format!("-{group}")]).stderr(Stdio::null()).status();
 }
 
+/// Begins a bench, if cargo runs it as one: `run` gets the folder in which it works, which goes with it if none is named.
+pub fn bench(
+    name: &str,
+    is_one: bool,
+    work: Option<&Path>,
+    run: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    if !is_one {
+        println!("run it as `cargo bench --bench {name}`");
+        return Ok(());
+    }
+    end_with_signals()?;
+    let temporary = tempfile::tempdir()?;
+    let work = work.unwrap_or(temporary.path());
+    std::fs::create_dir_all(work)?;
+    run(&std::fs::canonicalize(work)?)
+}
+
 /// Ends all servers and the bench on Ctrl-C and SIGTERM.
-pub fn end_with_signals() -> Result<()> {
+fn end_with_signals() -> Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (mut interrupt, mut terminate) = {

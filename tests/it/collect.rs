@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::bucket::Store;
 use crate::git::git;
 use crate::node::{Node, Setup};
-use crate::oracle::{State, from_bucket, mirrored, same};
+use crate::oracle::{State, from_bucket, mirrored, published, same};
 use crate::primary::{Primary, Repo};
-use crate::world::{World, eventually};
+use crate::world::{AtEnd, World, eventually};
 use crate::{mirror_only, shapes};
 
 /// A node whose data stays for five seconds after it was named last.
@@ -87,6 +87,7 @@ fn clients_notice_nothing_of_collections() {
     let done = AtomicBool::new(false);
     let url = nodes[0].repo(&repo.path);
     std::thread::scope(|scope| {
+        let end = AtEnd(&done);
         let reader = scope.spawn(|| {
             let (folder, mut rounds) = (world.folder("clones"), 0);
             while !done.load(Ordering::SeqCst) {
@@ -103,16 +104,16 @@ fn clients_notice_nothing_of_collections() {
         };
         for n in 0..24 {
             repo.set_ref("refs/heads/main", &states[n % 3]);
-            mirrored(&world, &nodes[n % 2], &repo);
+            published(&world, &nodes[n % 2], &repo);
             is_whole(&world, &repo);
         }
         eventually("something was collected", || (deleted() > 0.0).then_some(()));
         for n in 0..6 {
             repo.set_ref("refs/heads/main", &states[n % 3]);
-            mirrored(&world, &nodes[n % 2], &repo);
+            published(&world, &nodes[n % 2], &repo);
             is_whole(&world, &repo);
         }
-        done.store(true, Ordering::SeqCst);
+        drop(end);
         assert!(reader.join().unwrap() > 2);
     });
     for node in &nodes {

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::git::git;
 use crate::node::Node;
-use crate::oracle::{State, from_bucket, mirrored, same};
+use crate::oracle::{State, from_bucket, mirrored, published, same};
 use crate::primary::{Primary, Repo};
-use crate::world::{World, eventually};
+use crate::world::{AtEnd, World, eventually};
 use crate::{mirror_only, shapes};
 
 /// The layers of the newest generation.
@@ -15,9 +15,14 @@ fn layers(world: &World, repo: &Repo) -> Vec<serde_json::Value> {
     world.store.newest(&repo.path).expect("a generation")["layers"].as_array().expect("layers").clone()
 }
 
-/// Pushes commit number `n`, and waits until it is published.
-fn push(world: &World, node: &Node, repo: &Repo, n: usize) {
+/// Pushes commit number `n` to the primary.
+fn change(repo: &Repo, n: usize) {
     repo.commit("main", &format!("d{}/f{}", n % 3, n % 7), &format!("text of {n}\n"));
+}
+
+/// Pushes commit number `n`, and waits until the node has published it.
+fn push(world: &World, node: &Node, repo: &Repo, n: usize) {
+    change(repo, n);
     mirrored(world, node, repo);
 }
 
@@ -100,16 +105,21 @@ fn clients_notice_nothing_of_a_merge() {
         rounds
     };
     let folders = [world.folder("clones"), world.folder("clones")];
+    let push = |n: usize| {
+        change(&repo, n);
+        published(&world, &nodes[n % 2], &repo);
+    };
     std::thread::scope(|scope| {
+        let end = AtEnd(&done);
         let readers: Vec<_> = nodes
             .iter()
             .zip(&folders)
             .map(|(node, folder)| scope.spawn(move || read(node, folder)))
             .collect();
         for n in 1..=40 {
-            push(&world, &nodes[n % 2], &repo, n);
+            push(n);
         }
-        done.store(true, Ordering::SeqCst);
+        drop(end);
         for reader in readers {
             assert!(reader.join().unwrap() > 1);
         }
@@ -120,7 +130,7 @@ fn clients_notice_nothing_of_a_merge() {
     while !(nodes.iter().all(has_carried) && nodes.iter().map(merges).sum::<f64>() >= 4.0) {
         n += 1;
         assert!(n <= 120, "{}\n\n{}", nodes[0].log(), nodes[1].log());
-        push(&world, &nodes[n % 2], &repo, n);
+        push(n);
         for (node, folder) in nodes.iter().zip(&folders) {
             let url = node.repo(&repo.path);
             git(folder).args(&["clone", "-q", "--mirror", &url, &format!("more-{n}")]);

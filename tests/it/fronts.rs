@@ -8,7 +8,7 @@ use crate::mirror_only;
 use crate::oracle::{State, from_bucket, mirrored};
 use crate::primary::Primary;
 use crate::shapes;
-use crate::world::{World, eventually};
+use crate::world::{AtEnd, World, eventually};
 
 /// A clone through TLS with a private authority, an incremental fetch, and a push that is streamed: 100 MB of noise, of
 /// which the primary gets every byte.
@@ -84,6 +84,7 @@ fn nodes_are_restarted_behind_either_proxy_and_no_request_fails() {
         let work: [&(dyn Fn() + Sync); 4] = [&clones, &clones, &asks, &fetches];
         // A failed command fails its thread, and with it the test.
         std::thread::scope(|scope| {
+            let _end = AtEnd(&stop);
             let again = &again;
             let threads: Vec<_> = work.into_iter().map(|work| scope.spawn(move || again(work))).collect();
             for turn in 0..4 {
@@ -100,7 +101,6 @@ fn nodes_are_restarted_behind_either_proxy_and_no_request_fails() {
                     (idle() || served && done.load(Ordering::SeqCst) > before).then_some(())
                 });
             }
-            stop.store(true, Ordering::SeqCst);
         });
         let done = done.into_inner();
         assert!(done > 20, "{kind:?}: only {done} commands");

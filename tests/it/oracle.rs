@@ -162,6 +162,13 @@ pub fn mirrored_at(world: &World, node: &Node, url: &str, repo: &Repo) {
     }
 }
 
+/// Asks through the node once, and waits until the bucket has what the primary has, whichever of several nodes brings it.
+#[track_caller]
+pub fn published(world: &World, node: &Node, repo: &Repo) {
+    git(world.path()).args(&["ls-remote", "-q", &node.repo(&repo.path)]).must();
+    in_bucket(world, node, repo);
+}
+
 /// Waits until the newest generation in the bucket is what the primary has now.
 #[track_caller]
 pub fn in_bucket(world: &World, node: &Node, repo: &Repo) {

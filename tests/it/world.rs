@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::bucket::Store;
@@ -83,6 +83,15 @@ impl World {
     /// The same, with settings to be added.
     pub fn setup(&self, primary: &Primary) -> Setup {
         Setup::new(self, &primary.url)
+    }
+}
+
+/// Sets a flag when it is dropped: what runs beside a test until then ends also if the test fails.
+pub struct AtEnd<'a>(pub &'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

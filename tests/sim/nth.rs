@@ -91,11 +91,16 @@ fn once(kept: &Kept, n: u64, fate: Fate) -> bool {
 #[test]
 fn a_node_that_fails_or_ends_at_any_call_leaves_what_the_next_one_makes_whole() {
     let kept = before();
-    let life = (1..).find(|n| n % 16 == 0 && !once(&kept, *n, Fate::FailsBefore)).unwrap();
-    eprintln!("up to {life} calls");
-    on_all_cores(1..=life, |n| {
+    every_call(|n, fate| once(&kept, n, fate));
+}
+
+/// Runs `once` with each call that it makes meeting each fate. It says whether there is such a call.
+pub fn every_call(once: impl Fn(u64, Fate) -> bool + Sync) {
+    let calls = (1..).find(|n| n % 16 == 0 && !once(*n, Fate::FailsBefore)).unwrap();
+    eprintln!("up to {calls} calls");
+    on_all_cores(1..=calls, |n| {
         for fate in Fate::ALL {
-            once(&kept, n, fate);
+            once(n, fate);
         }
     });
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::checks::unprefixed;
+use super::nth::every_call;
 use super::primary::{Host, Line, Universe, git, run};
-use super::schedules::{in_paused_time, on_all_cores};
+use super::schedules::in_paused_time;
 use super::store::{Fate, Kept, Shared, Store, View};
 use super::turns::note;
 use super::walker::{self, Dump};
@@ -159,11 +160,5 @@ fn once(kept: &Kept, n: u64, fate: Fate) -> bool {
 #[test]
 fn a_purge_that_fails_or_ends_at_any_call_loses_nothing_and_another_one_ends_it() {
     let kept = before();
-    let calls = (1..).find(|n| n % 16 == 0 && !once(&kept, *n, Fate::FailsBefore)).unwrap();
-    eprintln!("up to {calls} calls");
-    on_all_cores(1..=calls, |n| {
-        for fate in Fate::ALL {
-            once(&kept, n, fate);
-        }
-    });
+    every_call(|n, fate| once(&kept, n, fate));
 }
