@@ -34,6 +34,11 @@ pub fn time_of_day() -> SystemTime {
     SystemTime::now()
 }
 
+/// Seconds since 1970, as records and notes have them for people; 0 for a time before.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 /// The time since the machine was started, suspended or not, where the system tells it.
 #[cfg_attr(test, allow(dead_code))]
 fn machine() -> Duration {

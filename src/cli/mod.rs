@@ -33,6 +33,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Inputs, Loaded, LogFormat, load};
 use crate::git::path::RepoPath;
+use crate::primary::Primary;
+use crate::store::Bucket;
 use crate::telemetry::log;
 use exit::Failure;
 use flags::Flags;
@@ -208,6 +210,15 @@ fn start_log(command: &Command, loaded: &Loaded) -> Result<(), Failure> {
 /// Reads the name of a repository as people write it: the path of its URL, with slashes around it or without.
 pub fn repository(text: &str) -> Result<RepoPath, Failure> {
     RepoPath::parse(text.trim_matches('/')).map_err(Failure::usage)
+}
+
+/// Makes sure, before anything is written, that the store keeps its promises and is the mirror of this primary.
+async fn claim(bucket: &Bucket, primary: &Primary) -> Result<(), Failure> {
+    bucket.probe().await.map_err(|failed| match failed.is_transient() {
+        true => Failure::unavailable(failed),
+        false => Failure::failed(failed),
+    })?;
+    bucket.take(&primary.name()).await.map_err(Failure::store)
 }
 
 /// Writes a result to stdout. A reader that has gone away is no failure.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::exit::{Exit, Failure};
 use super::progress::{Board, SHOW_EVERY, Task};
 use super::table::{escaped, safe};
-use super::{print, repository};
+use super::{claim, print, repository};
 use crate::config::Loaded;
 use crate::mirror::Mirror;
 use crate::mirror::names::not_there;
@@ -30,8 +30,7 @@ what is stored, every node forgets what came before and says so, and the old pac
 gc.grace. Clones and fetches that are under way end with an error and can be tried again.
 
 A node that does not answer within --wait is named, and the exit status is 1: stop it or wait, and purge again. A node that is
-stopped obeys when it starts. gc.grace must be what the nodes have. If the bucket keeps old versions of objects, it keeps the deleted
-ones too (docs/operations.md).";
+stopped obeys when it starts. If the bucket keeps old versions of objects, it keeps the deleted ones too (docs/operations.md).";
 
 /// Arguments of `purge`.
 #[derive(Debug, clap::Args)]
@@ -70,11 +69,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     let dir = tempfile::tempdir()?;
     let local = node::local(settings, dir.path(), &bucket).await.map_err(Failure::failed)?;
     if !args.dry_run {
-        bucket.probe().await.map_err(|failed| match failed.is_transient() {
-            true => Failure::unavailable(failed),
-            false => Failure::failed(failed),
-        })?;
-        bucket.take(&primary.name()).await.map_err(Failure::store)?;
+        claim(&bucket, &primary).await?;
     }
     let mirror = Mirror::new(settings, bucket, local, primary, CancellationToken::new())?;
     let path = mirror.name_of(&named).await.map_err(Failure::store)?;

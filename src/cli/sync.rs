@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::exit::Failure;
 use super::progress::{Board, SHOW_EVERY, Task};
 use super::table::safe;
-use super::{print, repository};
+use super::{claim, print, repository};
 use crate::config::Loaded;
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
@@ -62,11 +62,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
     // A node may be running on the configured cache; what this command needs to remember it forgets again.
     let dir = tempfile::tempdir()?;
     let local = node::local(settings, dir.path(), &bucket).await.map_err(Failure::failed)?;
-    bucket.probe().await.map_err(|failed| match failed.is_transient() {
-        true => Failure::unavailable(failed),
-        false => Failure::failed(failed),
-    })?;
-    bucket.take(&primary.name()).await.map_err(Failure::store)?;
+    claim(&bucket, &primary).await?;
     let mirror = Mirror::new(settings, bucket, local, primary, CancellationToken::new())?;
     let mut repos = if all { mirror.bucket.repos().await.map_err(Failure::store)? } else { Vec::new() };
     for path in &named {

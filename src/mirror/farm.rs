@@ -163,8 +163,8 @@ impl Mirror {
             // If this fails, it is read when somebody asks for the repository, or at the next comparison.
             if repo.snapshot().is_some() {
                 let _ = self.refresh(&repo).await;
-            } else if let Ok(Some(newest)) = self.newest(&repo).await {
-                repo.know(newest);
+            } else {
+                let _ = self.look_up(&repo).await;
             }
         }
         if found.phase == Phase::Failing {

@@ -6,11 +6,11 @@
 //! the mark off is a generation without one.
 //! Relies on: `store` for records. Elsewhere: who counts (`work::gone`), who takes it out in the end (`work::collect`).
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::boot::time_of_day;
+use crate::boot::{time_of_day, unix_seconds};
 use crate::mirror::Mirror;
 use crate::mirror::newest::NotFound;
 use crate::mirror::repo::Repo;
@@ -66,14 +66,6 @@ impl Mirror {
         !self.primary.is_down() && (others == 0 || well > 0)
     }
 
-    /// Reads what is published of a repository of which nothing is known here. Says whether it was taken out of the mirror.
-    pub async fn look_up(&self, repo: &Repo) -> Result<bool, NotFound> {
-        let newest = self.newest_record(repo).await?;
-        let is_removed = newest.as_ref().is_some_and(|newest| newest.removed);
-        newest.into_iter().filter(|newest| !newest.removed).for_each(|newest| repo.know(newest));
-        Ok(is_removed)
-    }
-
     /// Publishes the newest generation once more, with the mark that it is gone or without. `None`: nothing is published, or
     /// another node published first; what is the newest then is found in the next round.
     pub async fn mark_gone(&self, repo: &Repo, is_gone: bool) -> Result<Option<Generation>, NotFound> {
@@ -83,7 +75,7 @@ impl Mirror {
             repo.know(newest.clone());
             return Ok(Some(newest));
         }
-        let now = time_of_day().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = unix_seconds(time_of_day());
         let mut next = Generation {
             number: newest.number + 1,
             parent: Some(newest.id()),

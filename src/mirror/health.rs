@@ -180,9 +180,7 @@ impl RepoHealth {
             difference,
         }
     }
-}
 
-impl RepoHealth {
     /// The same without what its node did then: that node has died, or has ended it without a word.
     pub fn ended(self) -> Self {
         let phase = match (self.phase, self.compared) {

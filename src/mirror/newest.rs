@@ -90,15 +90,21 @@ impl Mirror {
         self.bucket.is_record_of(&found.primary, &self.primary.name())
     }
 
+    /// Reads what is published of a repository and opens nothing. Says whether it was taken out of the mirror.
+    pub async fn look_up(&self, repo: &Repo) -> Result<bool, NotFound> {
+        let newest = self.newest_record(repo).await?;
+        let is_removed = newest.as_ref().is_some_and(|newest| newest.removed);
+        newest.into_iter().filter(|newest| !newest.removed).for_each(|newest| repo.know(newest));
+        Ok(is_removed)
+    }
+
     /// Learns what is published of a repository that is compared for the first time: the record, unless it is known, or the
     /// snapshot where few are open. What fails is left to whoever needs it.
     pub async fn learn(&self, repo: &Repo) {
         if self.has_few_open() {
             let _ = self.refresh(repo).await;
-        } else if repo.known().is_none()
-            && let Ok(Some(newest)) = self.newest(repo).await
-        {
-            repo.know(newest);
+        } else if repo.known().is_none() {
+            let _ = self.look_up(repo).await;
         }
     }
 

@@ -6,9 +6,8 @@
 //! Relies on: `store` for records and marks. Elsewhere: deleting what it took (`work::collect`).
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use crate::boot::time_of_day;
+use crate::boot::{time_of_day, unix_seconds};
 use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::mirror::repo::Repo;
@@ -37,7 +36,6 @@ pub async fn remove_if(
             None => return Ok(None),
         };
         let nothing = zstd::bulk::compress(&[], 3).map_err(|e| StoreError::refused("rm", e.to_string()))?;
-        let since = time_of_day().duration_since(SystemTime::UNIX_EPOCH);
         let mut last = Generation {
             number: newest.number + 1,
             parent: Some(newest.id()),
@@ -47,7 +45,7 @@ pub async fn remove_if(
             refs: bucket.put_blob(BlobKind::Refs, nothing.into()).await?,
             ref_count: 0,
             layers: Vec::new(),
-            created_at: since.map_or(0, |since| since.as_secs()),
+            created_at: unix_seconds(time_of_day()),
             removed: true,
             gone: None,
             stored: None,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::mirror::damage::stands;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::object_format;
-use crate::store::Note;
+use crate::store::{BlobRef, Generation, Note};
 use crate::text::chain;
 use crate::work::Work;
 use crate::work::cost::{Cost, StopOnDrop};
@@ -36,24 +36,24 @@ async fn mend(work: &Work, repo: &Arc<Repo>) -> Result<bool, SyncError> {
         return Ok(false);
     }
     let Asked::Ours(_lease) = work.try_lease(&repo.path, Note::Repair).await? else { return Ok(false) };
-    for is_last in [false, true] {
-        let _place = work.lanes.first(repo).await.ok_or(SyncError::Stopped)?;
-        let cost = Arc::new(Cost::begin(&work.sync_memory).await?.of(repo.progress()));
-        let _end = StopOnDrop(Arc::clone(&cost));
-        let refs = refs_text(work, &record, object_format(&record)?).await;
-        let missing = match refs {
-            Some(refs) => {
-                let mended = heal(work, repo, &record, &refs, &cost).await?;
-                if mended.restored {
-                    return Ok(true);
-                }
-                mended.missing
-            }
-            None => vec![record.refs],
-        };
-        if is_last || missing.is_empty() || !ask_others(work, repo, missing, 0).await? {
-            return Ok(false);
-        }
-    }
-    Ok(false)
+    let Some(missing) = heal_once(work, repo, &record).await? else { return Ok(true) };
+    // The wait holds no place and no memory that others need.
+    let have_come = !missing.is_empty() && ask_others(work, repo, missing, 0).await?;
+    Ok(have_come && heal_once(work, repo, &record).await?.is_none())
+}
+
+/// Mends what can be mended here. `None`: all is whole again; else what is missing still, as far as others may have it.
+async fn heal_once(
+    work: &Work,
+    repo: &Arc<Repo>,
+    record: &Generation,
+) -> Result<Option<Vec<BlobRef>>, SyncError> {
+    let _place = work.lanes.first(repo).await.ok_or(SyncError::Stopped)?;
+    let cost = Arc::new(Cost::begin(&work.sync_memory).await?.of(repo.progress()));
+    let _end = StopOnDrop(Arc::clone(&cost));
+    let Some(refs) = refs_text(work, record, object_format(record)?).await else {
+        return Ok(Some(vec![record.refs]));
+    };
+    let mended = heal(work, repo, record, &refs, &cost).await?;
+    Ok((!mended.restored).then_some(mended.missing))
 }

@@ -8,11 +8,10 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use crate::boot::time_of_day;
+use crate::boot::{time_of_day, unix_seconds};
 use crate::git::refs::Refs;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
@@ -65,7 +64,7 @@ pub(super) async fn publish(work: &Work, repo: &Repo, draft: Draft<'_>) -> Resul
         refs,
         ref_count: seen.refs.len() as u64,
         layers,
-        created_at: seconds(time_of_day()),
+        created_at: unix_seconds(time_of_day()),
         verified_at: asked,
         removed: false,
         gone: None,
@@ -158,9 +157,4 @@ pub(super) async fn put(
     } else {
         work.mirror.bucket.put_blob(kind, bytes.into()).await
     }
-}
-
-/// Seconds since 1970, for people who read the record; nothing depends on it.
-pub(super) fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::boot::time_of_day;
+use crate::boot::{time_of_day, unix_seconds};
 use crate::git::path::RepoPath;
 use crate::mirror::newest::NotFound;
 use crate::mirror::repo::Repo;
@@ -189,7 +189,7 @@ async fn write(work: &Work, repo: &Repo, note: &Vetted) -> Result<(), StoreError
 }
 
 fn now() -> u64 {
-    crate::work::publish::seconds(time_of_day())
+    unix_seconds(time_of_day())
 }
 
 #[cfg(test)]

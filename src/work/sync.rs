@@ -13,7 +13,7 @@ use std::time::Duration;
 use gix_hash::ObjectId;
 use tokio::time::Instant;
 
-use crate::boot::time_of_day;
+use crate::boot::{time_of_day, unix_seconds};
 use crate::git::ls_refs::LeftOut;
 use crate::git::refs::Refs;
 use crate::mirror::damage::stands;
@@ -32,7 +32,7 @@ use crate::work::heal::{heal, repaired};
 use crate::work::ingest::NewLayer;
 use crate::work::lease::{Asked, Lease};
 use crate::work::lend::{WORTH, ask_others};
-use crate::work::publish::{Draft, Published, seconds, store_layer};
+use crate::work::publish::{Draft, Published, store_layer};
 use crate::work::receive::{PATIENCE, beside_others, receive};
 use crate::work::regraph::regraph;
 use crate::work::trouble::Known;
@@ -259,7 +259,8 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         }
         let new = made.as_ref().map(|(new, _)| new);
         let layers = layers(work, repo, below.as_deref(), new, &seen, repairing).await?;
-        let draft = Draft { base: base.as_ref(), layers, refs: &seen, asked: seconds(asked.time), repairing };
+        let draft =
+            Draft { base: base.as_ref(), layers, refs: &seen, asked: unix_seconds(asked.time), repairing };
         repo.step(Step::Publishing);
         match publish_upon(work, repo, draft, new).await? {
             Published::Won(snapshot) => {

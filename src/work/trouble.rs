@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::boot::time_of_day;
+use crate::boot::{time_of_day, unix_seconds};
 use crate::mirror::health::cut;
 use crate::mirror::repo::Repo;
 use crate::pack::index::IndexError;
@@ -99,7 +99,7 @@ impl Known {
         let settings = settings(work);
         let failures = self.of(digest, &settings).map_or(0, |trouble| trouble.failures).saturating_add(1);
         let until = time_of_day() + work.patience.at_least_half(failures);
-        let seconds = until.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let seconds = unix_seconds(until);
         let mut error = chain(&error);
         if place == Where::Here {
             error += ": the disk of cache_dir is too small for it";

@@ -348,20 +348,21 @@ impl Round<'_> {
         orders.sort_by_key(Listed::order);
         orders.pop();
         orders.retain(|object| age(self.now, object.modified) > ORDERS_KEPT);
-        let uploads = self.bucket.list_all("uploads").await?;
-        for note in uploads.iter().filter(|note| is_dead(note)) {
-            report.other.add(note.size);
-            if !self.terms.dry_run {
-                self.bucket.abort_noted(note).await?;
-                count("upload", note.size);
-            }
+        let mut uploads = self.bucket.list_all("uploads").await?;
+        uploads.retain(is_dead);
+        dead.retain(is_dead);
+        dead.extend(orders);
+        uploads.iter().chain(&dead).for_each(|object| report.other.add(object.size));
+        if self.terms.dry_run {
+            return Ok(());
         }
-        for object in dead.iter().filter(|object| is_dead(object)).chain(&orders) {
-            report.other.add(object.size);
-            if !self.terms.dry_run {
-                self.bucket.delete_listed(object).await?;
-                count("other", object.size);
-            }
+        for note in &uploads {
+            self.bucket.abort_noted(note).await?;
+            count("upload", note.size);
+        }
+        for object in &dead {
+            self.bucket.delete_listed(object).await?;
+            count("other", object.size);
         }
         Ok(())
     }
