@@ -80,7 +80,7 @@ impl Answers {
             return Some(Reason::NotOurs);
         }
         let capabilities = repo.health().capabilities.clone();
-        if capabilities.is_some_and(|caps| request.unoffered(&caps).is_some()) {
+        if capabilities.is_some_and(|(caps, _)| request.unoffered(&caps).is_some()) {
             return Some(Reason::NotOffered);
         }
         if !request.want_refs.is_empty() && self.freshness == Freshness::Strict {

@@ -152,7 +152,7 @@ async fn compare_all(
 }
 
 async fn compare(bucket: &Bucket, primary: &Primary, record: &Generation) -> Result<Same, String> {
-    let seen = primary.look(&record.repo, Auth::Service, &HashSet::new(), &Unlimited).await;
+    let seen = primary.look(&record.repo, Auth::Service, &HashSet::new(), None, &Unlimited).await;
     let seen = seen.map_err(|error| chain(&error))?.refs;
     if seen.refs.is_empty() || record.ref_count == 0 {
         return Ok(Same::Unknown);

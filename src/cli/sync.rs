@@ -121,7 +121,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
 async fn one_is_there(primary: &Primary, repos: &[RepoPath]) -> Result<(), Failure> {
     let mut first = None;
     for repo in repos {
-        match primary.look(repo, Auth::Service, &HashSet::new(), &Unlimited).await {
+        match primary.look(repo, Auth::Service, &HashSet::new(), None, &Unlimited).await {
             Ok(_) => return Ok(()),
             Err(error) => {
                 first = first.or(Some(format!(

@@ -57,8 +57,8 @@ pub struct Health {
     pub primary_failed: Option<Instant>,
     /// The comparisons in a row for which the primary did not have it.
     pub missing: Option<Missing>,
-    /// What the primary said it can do, at the last comparison.
-    pub capabilities: Option<Arc<V2Caps>>,
+    /// What the primary said it can do, and when it was asked.
+    pub capabilities: Option<(Arc<V2Caps>, Instant)>,
     /// Refs that the primary shows and that are not mirrored, in words.
     pub left_out: Option<String>,
     /// Tips that the primary refused to send, and when it did so first.
@@ -91,8 +91,16 @@ impl Default for Health {
 
 /// More refused tips than this are not remembered.
 const MOST_REFUSED: usize = 64;
+/// For how long a primary is taken to be able to do what it said: programs of servers are replaced seldom.
+const CAPABILITIES_FOR: Duration = Duration::from_secs(60 * 60);
 
 impl Health {
+    /// What the primary need not be asked for at a comparison: what it can do. After a failure it is asked for all.
+    pub fn offer(&self) -> Option<Arc<V2Caps>> {
+        let known = self.capabilities.as_ref().filter(|_| self.failures == 0);
+        known.filter(|(_, asked)| asked.elapsed() < CAPABILITIES_FOR).map(|(known, _)| Arc::clone(known))
+    }
+
     /// Takes note that the primary refused to send a tip that it shows. Returns for how long it has done so.
     pub fn refuse(&mut self, oid: ObjectId) -> Duration {
         if self.refused.len() >= MOST_REFUSED && !self.refused.contains_key(&oid) {

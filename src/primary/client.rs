@@ -83,15 +83,19 @@ pub struct Seen {
 impl Primary {
     /// Asks for all refs the primary shows, but for those of objects that it does not have (`absent`): one coherent answer to one `ls-refs`, with peeled tags, symbolic
     /// refs and an unborn HEAD. Refs that are empty, dangling or misnamed are left out. What it holds stays counted on `meter`, since its refs are what the caller works with.
+    ///
+    /// A caller that knows what the primary can do (`known`) saves one of two requests. If that is not true any more, the
+    /// answer is an error, and the question is to be asked again without it.
     pub async fn look(
         &self,
         repo: &RepoPath,
         auth: Auth<'_>,
         absent: &HashSet<ObjectId>,
+        known: Option<&V2Caps>,
         meter: &dyn Meter,
     ) -> Result<Seen, PrimaryError> {
         let limit = self.settings().timeouts.refs;
-        let looked = timeout(limit, self.look_for_long(repo, auth, absent, meter)).await;
+        let looked = timeout(limit, self.look_for_long(repo, auth, absent, known, meter)).await;
         let looked = looked.unwrap_or_else(|_| {
             Err(PrimaryError::Timeout(format!("its list of refs did not end in {} s", limit.as_secs())))
         });
@@ -121,10 +125,14 @@ impl Primary {
         repo: &RepoPath,
         auth: Auth<'_>,
         absent: &HashSet<ObjectId>,
+        known: Option<&V2Caps>,
         meter: &dyn Meter,
     ) -> Result<Seen, PrimaryError> {
         let headers = self.headers(auth).await?;
-        let caps = self.capabilities(repo, &headers).await?;
+        let caps = match known {
+            Some(known) => known.clone(),
+            None => self.capabilities(repo, &headers).await?,
+        };
         if !caps.has("ls-refs") {
             return Err(PrimaryError::NoV2);
         }
@@ -180,7 +188,7 @@ impl Primary {
 
     /// The refs alone, see [`Primary::look`].
     pub async fn refs(&self, repo: &RepoPath, auth: Auth<'_>) -> Result<Refs, PrimaryError> {
-        Ok(self.look(repo, auth, &HashSet::new(), &Unlimited).await?.refs)
+        Ok(self.look(repo, auth, &HashSet::new(), None, &Unlimited).await?.refs)
     }
 
     /// Fetches everything the wants reach and the haves do not, with the service credential: one request, no

@@ -52,7 +52,7 @@ async fn known(app: &App, path: &RepoPath, client: &ClientHeaders, when: When) -
     let snapshot = repo.snapshot()?;
     let (age, capabilities) = {
         let health = repo.health();
-        (health.asked?.instant.elapsed(), health.capabilities.clone()?)
+        (health.asked?.instant.elapsed(), health.capabilities.clone()?.0)
     };
     if when == When::Fresh && age > terms.max_age {
         // The comparison makes it fresh again for the next request.

@@ -86,8 +86,11 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         let end = StopOnDrop(Arc::clone(&cost));
         let asked = Moment::now();
         repo.step(Step::Asking);
-        let looking =
-            async { Ok(work.mirror.primary.look(&repo.path, Auth::Service, &absent, &*cost).await?) };
+        let offer = (!insists).then(|| repo.health().offer()).flatten();
+        let looking = async {
+            let known = offer.as_deref();
+            Ok(work.mirror.primary.look(&repo.path, Auth::Service, &absent, known, &*cost).await?)
+        };
         let looked =
             beside_others(repo, &mut comparing, looking, || asked.instant.elapsed() > PATIENCE).await;
         if matches!(&looked, Err(SyncError::Primary(_))) && repo.damage().is_known() {
@@ -102,7 +105,9 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             return Err(last);
         }
         let Seen { refs: seen, left_out, capabilities } = seen;
-        repo.health().capabilities = Some(work.shared(capabilities));
+        if offer.is_none() {
+            repo.health().capabilities = Some((work.shared(capabilities), asked.instant));
+        }
         let equal = |open: &Option<Arc<Snapshot>>| open.as_ref().is_some_and(|open| open.equals(&seen));
         // After a start nothing is open, and mostly nothing is to be done.
         if repo.is_first_look() && !repo.is_wanted() {

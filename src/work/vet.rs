@@ -140,7 +140,7 @@ pub async fn vet(
 async fn compare(mirror: &Mirror, repo: &Repo, found: &mut Vetted) -> Result<Option<Generation>, StoreError> {
     let mut before = None;
     loop {
-        let looked = mirror.primary.look(&repo.path, Auth::Service, &HashSet::new(), &Unlimited).await;
+        let looked = mirror.primary.look(&repo.path, Auth::Service, &HashSet::new(), None, &Unlimited).await;
         let newest = mirror.bucket.newest(&repo.path).await?;
         let Some(newest) = newest.filter(|newest| !newest.removed) else { return Ok(None) };
         found.generation = Some(newest.number);

@@ -3,7 +3,7 @@
 use crate::git::git;
 use crate::node::Node;
 use crate::oracle::{from_bucket, in_bucket, same};
-use crate::primary::{Primary, Repo, Wrong};
+use crate::primary::{Primary, Repo, Seen, Wrong};
 use crate::world::{World, eventually};
 use crate::{mirror_only, shapes};
 
@@ -112,6 +112,10 @@ fn the_nodes_divide_the_comparisons() {
         took.as_secs_f64() >= 3.0 * 4.0 * 0.8,
         "three rounds took {took:?}: compared more often than needed"
     );
+    let shown = |seen: &Seen| seen.path.ends_with("/info/refs");
+    let before = primary.count(shown);
+    round();
+    assert_eq!(primary.count(shown), before, "what it can do is known: a comparison is one request");
     // What is pushed is found by the owner, and served by all.
     primary.forget_log();
     let pushed = &repos[7];

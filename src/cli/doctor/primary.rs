@@ -149,7 +149,7 @@ pub async fn repository(settings: &Settings, primary: &Primary, name: &str) -> V
             "add a glob that matches it to `mirror`",
         ));
     }
-    let looked = primary.look(&path, Auth::Service, &HashSet::new(), &Unlimited).await;
+    let looked = primary.look(&path, Auth::Service, &HashSet::new(), None, &Unlimited).await;
     let whole = match looked {
         Ok(seen) => whole(primary, &path, &seen).await.map(|()| seen),
         Err(error) => Err(error),

@@ -160,7 +160,7 @@ async fn rid(
         let refs = match wish.dry_run {
             true => {
                 let left_out = HashSet::new();
-                work.mirror.primary.look(&wish.repo, Auth::Service, &left_out, &Unlimited).await?.refs
+                work.mirror.primary.look(&wish.repo, Auth::Service, &left_out, None, &Unlimited).await?.refs
             }
             false => open.refs.clone(),
         };
