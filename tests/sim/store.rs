@@ -495,6 +495,9 @@ impl ObjectStore for Store {
             }
         };
         let mut bytes = object.bytes.slice(range.start as usize..range.end as usize);
+        if let Some(mutant) = self.0.mutant() {
+            mutant.gets(key, &mut bytes);
+        }
         if let Some(Ill::Spoilt(at)) = ill
             && !bytes.is_empty()
         {
