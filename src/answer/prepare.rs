@@ -287,7 +287,7 @@ impl Prepared {
     pub fn with_plan(bytes: usize) -> Self {
         let (segments, literals, joins) = (vec![], vec![], vec![]);
         let hash = crate::git::HashKind::Sha1;
-        let plan = Plan { segments, literals, objects: 0, joins, anew: 0, room: 0, hash, known_len: 0 };
+        let plan = Plan { segments, literals, joins, ..Plan::empty(hash) };
         Self::new(vec![0; bytes], Some(plan))
     }
 }
