@@ -345,6 +345,37 @@ fn recursion_is_found() {
     assert_eq!(recursive_types(&code).into_iter().collect::<Vec<_>>(), ["Tree"]);
 }
 
+/// The cells of a table's rows, below the line with the names of its columns.
+fn rows(page: &str, names: &str) -> Vec<Vec<String>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join(page)).unwrap();
+    let lines = text.lines().skip_while(|line| *line != names).skip(2);
+    let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
+    lines.take_while(|line| line.starts_with('|')).map(cells).collect()
+}
+
+/// Each invariant has a mutant, and the test that finds it is there.
+#[test]
+fn invariants_are_known_to_be_checked() {
+    let invariants = rows("docs/architecture.md", "| Invariant | Where |");
+    let mutants = rows("docs/invariants.md", "| Invariant | Mutant | Test |");
+    assert!(invariants.len() > 10 && mutants.len() >= invariants.len(), "the tables are found");
+    let has_none =
+        |invariant: &&String| !mutants.iter().any(|mutant| mutant[0].starts_with(invariant.as_str()));
+    let without: Vec<&String> = invariants.iter().map(|row| &row[0]).filter(has_none).collect();
+    assert!(without.is_empty(), "give each a mutant, and a row in docs/invariants.md: {without:#?}");
+    // Without the white space at the beginning of lines.
+    let plain = |text: &str| text.lines().map(str::trim_start).collect::<Vec<_>>().join("\n");
+    let all: Vec<String> =
+        sources("src").into_iter().chain(sources("tests")).map(|(_, text)| plain(&code(&text))).collect();
+    for mutant in &mutants {
+        let test = mutant[2].split('`').nth(1).unwrap_or_default();
+        let head = format!("#[test]\nfn {test}() {{");
+        let is_there = all.iter().any(|code| code.contains(&head));
+        assert!(is_there, "docs/invariants.md names a test that is not there: `{test}`");
+    }
+}
+
 #[test]
 fn nothing_in_tests_is_random_but_from_the_seed() {
     const SEED: &str = "tests/seed/mod.rs";

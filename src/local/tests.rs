@@ -9,7 +9,9 @@ use object_store::memory::InMemory;
 use tempfile::TempDir;
 use tokio::sync::Semaphore;
 
+use super::entries::Name;
 use super::*;
+use crate::sim::mutants::found;
 use crate::store::faulty::{Fault, Faulty, Op, at_once};
 use crate::store::{BlobId, BlobKind, StoreError};
 
@@ -519,6 +521,38 @@ async fn what_is_not_packmirrors_is_refused_and_untouched() {
     }
 }
 
+fn block_on(scenario: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(scenario);
+}
+
+/// A node starts in somebody's folder, whose files may have names as packmirror's have; a broken build does not look for its mark.
+async fn starts_elsewhere(is_broken: bool) {
+    let node = Node::new().await;
+    let at = |name: &str| node.dir.path().join(name);
+    for name in ["letters/1", "cache/tmp/1", "scratch/work-1/notes"] {
+        std::fs::create_dir_all(at(name).parent().unwrap()).unwrap();
+        std::fs::write(at(name), "precious").unwrap();
+    }
+    let before = contents(node.dir.path());
+    if is_broken {
+        let ours = Node::new().await;
+        drop(ours.open());
+        std::fs::copy(ours.dir.path().join("CACHEDIR.TAG"), at("CACHEDIR.TAG")).unwrap();
+    }
+    let opened = Local::open(node.dir.path(), &node.options, node.bucket.clone());
+    let after = contents(node.dir.path());
+    for (path, bytes) in &before {
+        assert!(after.get(path) == Some(bytes), "{} was somebody's and is gone", path.display());
+    }
+    assert!(matches!(opened, Err(LocalError::NotOurs { .. })));
+}
+
+#[test]
+fn a_node_that_deletes_what_is_not_its_own_is_found() {
+    block_on(starts_elsewhere(false));
+    found("was somebody's and is gone", || block_on(starts_elsewhere(true)));
+}
+
 /// In a directory of ours too, only what is ours goes.
 #[tokio::test]
 async fn foreign_files_among_ours_stay_and_links_are_not_followed() {
@@ -679,6 +713,29 @@ async fn what_cannot_be_opened_is_fetched_and_stays() {
     }
     assert_eq!((local.stats().damaged, local.stats().refused), (0, 0));
     assert_eq!(contents(&node.dir.path().join("cache")), before);
+}
+
+/// The process has no more files to open for a while; a broken build takes what it cannot open for damaged.
+async fn lacks_files(is_broken: bool) {
+    let node = Node::new().await;
+    let local = node.open();
+    node.check(&local, 0..21).await;
+    local.inner.disk.fail_with(Some(rustix::io::Errno::MFILE.raw_os_error()));
+    for n in 0..21 {
+        node.check(&local, [n]).await;
+        if is_broken {
+            local.inner.disk.forget(Name::Block(node.pack.blob.id, n as u32));
+        }
+    }
+    local.inner.disk.fail_with(None);
+    let fetched = node.check(&local, 0..21).await;
+    assert_eq!(fetched, 0, "what could not be opened for a while is fetched again");
+}
+
+#[test]
+fn a_lack_that_is_taken_for_damage_is_found() {
+    block_on(lacks_files(false));
+    found("what could not be opened for a while is fetched again", || block_on(lacks_files(true)));
 }
 
 #[tokio::test]

@@ -186,3 +186,66 @@ impl AsyncWrite for Wire {
         Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::framing::REFUSED;
+    use crate::serve::places::{Ends, Places};
+    use crate::sim::mutants::found;
+    use http_body_util::{BodyExt, Empty};
+    use hyper::body::{Bytes, Incoming};
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    /// Sends bytes over one connection, and counts the requests that hyper finds in them behind a wire, or where a broken build has
+    /// none.
+    async fn requests(bytes: &[u8], is_broken: bool) -> usize {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        client.write_all(bytes).await.unwrap();
+        client.shutdown().await.unwrap();
+        let count = AtomicUsize::new(0);
+        let service = service_fn(async |request: http::Request<Incoming>| {
+            let is_one = request.method().as_str() != REFUSED;
+            count.fetch_add(usize::from(is_one), Ordering::Relaxed);
+            let _ = request.into_body().collect().await;
+            Ok::<_, io::Error>(http::Response::new(Empty::<Bytes>::new()))
+        });
+        let http = http1::Builder::new();
+        // What hyper says of the end of a connection is not what is counted.
+        if is_broken {
+            let _ = http.serve_connection(TokioIo::new(socket), &service).await;
+        } else {
+            let places = Places::new(8, Duration::from_secs(60), Ends::default());
+            let place = places.take();
+            let (wire, _) = Wire::open(socket, Arc::clone(&place.connection)).await.unwrap();
+            let _ = http.serve_connection(TokioIo::new(wire), &service).await;
+        }
+        count.into_inner()
+    }
+
+    /// What is one request to somebody in front for whom a line ends with both of its characters is no more than one here.
+    fn cut_as_in_front(is_broken: bool) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let whole = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc";
+            assert_eq!(requests(whole, is_broken).await, 1);
+            let bytes = b"GET /a HTTP/1.1\r\nHost: x\r\nX: y\n\nGET /b HTTP/1.1\r\nHost: x\r\n\r\n";
+            let found = requests(bytes, is_broken).await;
+            assert!(found <= 1, "what is one request in front is {found} here");
+        });
+    }
+
+    #[test]
+    fn a_request_within_another_is_found() {
+        cut_as_in_front(false);
+        found("what is one request in front is 2 here", || cut_as_in_front(true));
+    }
+}

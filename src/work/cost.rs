@@ -154,7 +154,10 @@ impl Drop for StopOnDrop {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim::mutants::found;
     use futures::FutureExt;
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
 
     #[tokio::test]
     async fn what_a_sync_holds_is_shared_bounded_and_given_back() {
@@ -202,5 +205,36 @@ mod tests {
         assert!(matches!(cost.step(1), Err(Halt::TooLong { .. })));
         cost.stop();
         assert_eq!(cost.step(1), Err(Halt::Stopped));
+    }
+
+    /// Syncs take memory and give it back as it comes; a broken build goes on where it is told that there is none.
+    fn take_and_give_back(is_broken: bool) {
+        let budget = Budget::new(64 << 20, "limits.sync_memory");
+        let mut chance = StdRng::seed_from_u64(crate::seed::seed());
+        let begin = || Cost::begin(&budget).now_or_never().unwrap().unwrap();
+        let mut syncs = [0; 6].map(|held: u64| (begin(), held));
+        for _ in 0..20_000 {
+            let (cost, held) = &mut syncs[chance.random_range(0..6)];
+            let bytes = chance.random_range(1..6 << 20);
+            if chance.random_range(0..5) < 3 {
+                if cost.hold(bytes).is_ok() || is_broken {
+                    *held += bytes;
+                }
+            } else {
+                let bytes = bytes.min(*held);
+                cost.release(bytes);
+                *held -= bytes;
+            }
+            let all: u64 = syncs.iter().map(|(_, held)| LEAST + held).sum();
+            assert!(all <= budget.most(), "syncs hold {all} bytes of {}", budget.most());
+        }
+        drop(syncs);
+        assert_eq!(budget.free(), budget.most());
+    }
+
+    #[test]
+    fn syncs_that_hold_more_than_there_is_are_found() {
+        take_and_give_back(false);
+        found("syncs hold", || take_and_give_back(true));
     }
 }

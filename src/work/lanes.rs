@@ -140,6 +140,7 @@ impl Place {
 mod tests {
     use super::*;
     use crate::git::path::RepoPath;
+    use crate::sim::mutants::found;
     use futures::FutureExt;
 
     fn repo(well: bool) -> Repo {
@@ -148,22 +149,36 @@ mod tests {
         repo
     }
 
-    #[tokio::test]
-    async fn who_waits_steps_aside_and_the_well_go_on() {
+    /// More repositories wait than there are places of the well; in a broken build they keep them.
+    fn waits(is_broken: bool) {
         let lanes = Lanes::closed();
         lanes.open(1);
+        let first = |well| lanes.first(&repo(well)).now_or_never().flatten();
+        let well = || first(true).expect("those that wait hold up one that is well");
         let mut aside = Vec::new();
         for _ in 0..UNWELL_SYNCS {
-            let mut place = lanes.first(&repo(true)).await.unwrap();
-            place.step_aside().unwrap();
+            let mut place = well();
+            if !is_broken {
+                place.step_aside().unwrap();
+            }
             aside.push(place);
         }
-        let mut place = lanes.first(&repo(true)).await.unwrap();
+        let mut place = well();
         assert_eq!(place.step_aside(), Err(Crowded));
         drop(place);
-        assert!(lanes.first(&repo(true)).await.unwrap().is_well());
+        assert!(well().is_well());
         drop(aside);
-        assert!(!lanes.first(&repo(false)).await.unwrap().is_well());
+        assert!(!first(false).unwrap().is_well());
+    }
+
+    #[test]
+    fn who_waits_steps_aside_and_the_well_go_on() {
+        waits(false);
+    }
+
+    #[test]
+    fn who_waits_in_the_way_of_others_is_found() {
+        found("those that wait hold up one that is well", || waits(true));
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! kill -9 at each step: a node is killed with its n-th request to a real S3 server, before the server hears of it or before the node
 //! hears of the answer, and the next node makes everything whole.
 //!
-//! Each eighth request of a sync in turn, and one in 64 of those of a merge and a collection; with
+//! Each eighth request of a sync in turn, one in 16 of those of a purge, and one in 64 of those of a merge and a collection; with
 //! `PACKMIRROR_TEST_TIMES=64` each.
 
 use std::process::Command;
@@ -13,12 +13,13 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::oracle::{mirrored, same};
 use crate::primary::Primary;
+use crate::purge::{commit, in_store, on_disk, push_away, secret, wanted};
 use crate::seed::times;
-use crate::world::{World, block_on, runtime, skip};
+use crate::world::{World, block_on, eventually, runtime, skip};
 use crate::{git::git, mirror_only, shapes};
 
-/// Requests of one in this many runs are tried: of a sync, and of a merge and a collection.
-const STRIDES: [u64; 2] = [8, 64];
+/// Requests of one in this many runs are tried: of a sync, of a merge and a collection, and of a purge.
+const STRIDES: [u64; 3] = [8, 64, 16];
 
 /// A TCP gate in front of the S3 server, which counts requests and kills the node with one of them.
 struct Gate {
@@ -170,7 +171,49 @@ fn once_late(server: &str, nth: u64, heard: bool) -> bool {
     let next = world.node(&primary);
     mirrored(&world, &next, &repo);
     same(&world, &primary, &next, &repo.path);
-    let newest = world.store.newest(&repo.path).unwrap();
+    newest_is_whole(&world, &repo.path);
+    died
+}
+
+/// `packmirror purge` is killed with its `nth` request, and run once more. Says whether it makes so many.
+fn once_purging(server: &str, nth: u64, heard: bool) -> bool {
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", shapes::linear);
+    let (bytes, piece) = secret(nth);
+    let leaked = commit(&repo, "secret", &bytes);
+    let node = world.setup(&primary).set("compare_every = \"4s\"").start();
+    mirrored(&world, &node, &repo);
+    push_away(&repo);
+    let gate = Gate::before(server, nth, heard);
+    let command = ["purge", &repo.path, "--oid", &leaked];
+    let setup = world.setup(&primary).env("AWS_ENDPOINT_URL", &format!("http://{}", gate.address));
+    // What a command that is killed leaves of its own goes with the world.
+    let setup = setup.env("TMPDIR", &world.folder("tmp").display().to_string());
+    let mut purging = setup.begin(&command, &world.unused("cache"));
+    gate.state.pid.store(purging.id(), Ordering::SeqCst);
+    let status = eventually("the end of the purge", || purging.try_wait().unwrap());
+    let died = gate.state.dead.load(Ordering::SeqCst);
+    assert_eq!(status.success(), !died, "request {nth}: {status}");
+    same(&world, &primary, &node, &repo.path);
+    newest_is_whole(&world, &repo.path);
+    let again = node.command(&command);
+    if again.ok() {
+        assert_eq!(in_store(&world, &piece), [""; 0], "request {nth}");
+        world.store.audit();
+    } else {
+        // The marks of the one that died count for so long.
+        again.must_fail(&["some blobs are still there: purge again in half an hour"]);
+    }
+    assert_eq!(on_disk(node.cache(), &piece), [""; 0], "request {nth}");
+    assert!(!wanted(&world, &node.repo(&repo.path), &leaked).ok(), "request {nth}");
+    same(&world, &primary, &node, &repo.path);
+    newest_is_whole(&world, &repo.path);
+    died
+}
+
+/// Checks that all that the newest record names is there.
+fn newest_is_whole(world: &World, repo: &str) {
+    let newest = world.store.newest(repo).unwrap();
     let named =
         newest["layers"].as_array().unwrap().iter().flat_map(|l| [&l["pack"], &l["idx"], &l["graph"]]);
     for blob in named {
@@ -178,7 +221,6 @@ fn once_late(server: &str, nth: u64, heard: bool) -> bool {
         let there = world.store.try_get(&format!("blobs/{}/{id}.{kind}", &id[..2]));
         assert_eq!(there.map(|bytes| bytes.len() as u64), blob["len"].as_u64(), "{blob}");
     }
-    died
 }
 
 #[test]
@@ -189,6 +231,11 @@ fn a_node_that_is_killed_with_any_request_leaves_what_the_next_one_makes_whole()
 #[test]
 fn a_node_that_is_killed_as_it_merges_or_collects_leaves_what_the_next_one_makes_whole() {
     each(STRIDES[1], once_late);
+}
+
+#[test]
+fn a_purge_that_is_killed_with_any_request_loses_nothing_and_another_one_goes_on() {
+    each(STRIDES[2], once_purging);
 }
 
 /// Tries one of `stride` requests, until there are no more.

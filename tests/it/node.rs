@@ -149,6 +149,13 @@ impl Setup {
         }
     }
 
+    /// Starts another command, whose words nobody reads, with a cache directory that it may make.
+    pub fn begin(&self, args: &[&str], cache: &Path) -> Child {
+        let mut command = self.base(args, cache);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("packmirror starts")
+    }
+
     /// Runs another command to its end, with a cache directory of its own as one does beside a running node.
     pub fn command(&self, args: &[&str]) -> Output {
         let cache = tempfile::tempdir_in(&self.folder).expect("a temporary directory");

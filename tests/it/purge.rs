@@ -12,12 +12,12 @@ use crate::world::{World, eventually};
 use crate::{mirror_only, shapes};
 
 /// A node whose heartbeat beats every second.
-fn setup(world: &World, primary: &Primary) -> Setup {
+pub fn setup(world: &World, primary: &Primary) -> Setup {
     world.setup(primary).set("compare_every = \"4s\"")
 }
 
 /// Bytes that no compression changes, and a piece of them by which they are found wherever they lie.
-fn secret(seed: u64) -> (Vec<u8>, Vec<u8>) {
+pub fn secret(seed: u64) -> (Vec<u8>, Vec<u8>) {
     let bytes = shapes::noise(seed, 96 << 10);
     let piece = bytes[5000..5048].to_vec();
     (bytes, piece)
@@ -25,7 +25,7 @@ fn secret(seed: u64) -> (Vec<u8>, Vec<u8>) {
 
 /// Commits bytes to `main`.
 #[track_caller]
-fn commit(repo: &Repo, file: &str, bytes: &[u8]) -> String {
+pub fn commit(repo: &Repo, file: &str, bytes: &[u8]) -> String {
     let head = format!(
         "commit refs/heads/main\ncommitter T <t@example.com> 1900000000 +0000\ndata 2\n{}\nfrom refs/heads/main^0\nM 100644 inline {file}\ndata {}\n",
         &file[..1],
@@ -37,7 +37,7 @@ fn commit(repo: &Repo, file: &str, bytes: &[u8]) -> String {
 }
 
 /// Takes the last commit off `main` at the primary, for good.
-fn push_away(repo: &Repo) {
+pub fn push_away(repo: &Repo) {
     repo.set_ref("refs/heads/main", "refs/heads/main~1");
     repo.git().run("reflog expire --expire=now --all");
     repo.git().run("repack -adq");
@@ -49,12 +49,12 @@ fn holds(bytes: &[u8], piece: &[u8]) -> bool {
 }
 
 /// The objects of the bucket that hold a piece of bytes.
-fn in_store(world: &World, piece: &[u8]) -> Vec<String> {
+pub fn in_store(world: &World, piece: &[u8]) -> Vec<String> {
     world.store.list("").into_iter().filter(|name| holds(&world.store.get(name), piece)).collect()
 }
 
 /// The files below a folder that hold it.
-fn on_disk(folder: &Path, piece: &[u8]) -> Vec<String> {
+pub fn on_disk(folder: &Path, piece: &[u8]) -> Vec<String> {
     let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
@@ -82,7 +82,7 @@ fn stored_objects(world: &World) -> Vec<String> {
 }
 
 /// What a client is told that wants an object by its id.
-fn wanted(world: &World, url: &str, oid: &str) -> Output {
+pub fn wanted(world: &World, url: &str, oid: &str) -> Output {
     let dir = world.folder("wants");
     git(&dir).run("init -q .");
     git(&dir).args(&["fetch", "-q", url, oid])

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::client::{Outcome, clone};
+use axum::Router;
+
+use super::client::{Outcome, clone, fetch};
 use super::primary::{Host, Universe};
 use super::store::Shared;
 use super::walker::{self, Dump, Record};
@@ -35,16 +37,20 @@ fn kept<'r>(shared: &Shared, records: &'r [Record], grace: Option<Duration>) -> 
 pub fn bucket(shared: &Arc<Shared>, host: &Host, repo: &str, grace: Option<Duration>) {
     let universe = Universe::get();
     let dump = unprefixed(shared);
-    let current = host.state(repo).unwrap();
     let records = walker::records(&dump, repo);
     let rewritten = shared.rewritten();
     assert!(rewritten.is_empty(), "{rewritten:?} was written over");
+    walker::check_owner(&dump);
     let ever: Vec<_> = host.ever(repo).into_iter().map(|n| (n, &universe.states[n])).collect();
     for record in kept(shared, &records, grace) {
         walker::check_blobs(&dump, &record.value);
-        walker::state_of(&dump, &record.value, &ever);
+        if record.value["removed"] != true {
+            walker::state_of(&dump, &record.value, &ever);
+        }
     }
+    let Some(current) = host.state(repo) else { return walker::check_chain(&records) };
     let newest = records.first().unwrap_or_else(|| panic!("{repo} was never published"));
+    assert_ne!(newest.value["removed"], true, "{repo} is taken out, and clients ask for it");
     assert_eq!(
         walker::state_of(&dump, &newest.value, &ever),
         current,
@@ -62,7 +68,6 @@ pub async fn node(shared: &Arc<Shared>, host: &Host, repo: &str, node: &Node) {
         shared.now().duration_since(at).unwrap_or_default() > FOLLOWED
     };
     let least = records.iter().find(is_settled).map(|record| record.number);
-    let current = host.state(repo).unwrap();
     let known = node.app.mirror.repos().into_iter().find(|known| known.path.as_str() == repo);
     let health = known.as_ref().map(|known| known.health().clone());
     assert!(
@@ -76,10 +81,43 @@ pub async fn node(shared: &Arc<Shared>, host: &Host, repo: &str, node: &Node) {
         known.is_some() && known >= least,
         "{repo}: a node knows {known:?} of {least:?}; {health:?} at {now:?}"
     );
-    match clone(&router(node.app.clone()), repo).await {
+    current(&router(node.app.clone()), host, repo).await;
+}
+
+/// Checks that a clone of a repository is the state that the primary shows under this name.
+pub async fn current(router: &Router, host: &Host, repo: &str) {
+    let state = host.state(repo).unwrap();
+    match clone(router, repo).await {
         Outcome::Whole(refs) => {
-            assert_eq!(refs.into_iter().collect::<BTreeMap<_, _>>(), Universe::get().states[current].refs);
+            let refs: BTreeMap<_, _> = refs.into_iter().collect();
+            assert_eq!(refs, Universe::get().states[state].refs, "{repo}: a clone has other refs");
         }
         other => panic!("{repo}: a clone in fair weather: {other:?}"),
+    }
+}
+
+/// Checks that a client who asks a repository for an object that is not its to read gets nothing.
+pub async fn refused(router: &Router, repo: &str, oid: &str, why: &str) {
+    if let Ok(pack) = fetch(router, repo, &[oid.to_owned()]).await {
+        panic!("{repo}: a client gets {} bytes of a pack with {oid}, {why}", pack.len());
+    }
+}
+
+/// Checks that a client gets nothing of a repository that the primary shows to nobody.
+pub async fn absent(host: &Host, repo: &str, node: &Node) {
+    let router = router(node.app.clone());
+    assert_eq!(clone(&router, repo).await, Outcome::Missing, "{repo}: the primary does not show it");
+    for state in host.ever(repo) {
+        let tip = &Universe::get().states[state].refs["refs/heads/main"];
+        refused(&router, repo, tip, "which the primary does not show").await;
+    }
+}
+
+/// Checks that nodes that have had the time to obey all orders to forget keep nothing of what these name.
+pub fn forgotten<'n>(shared: &Shared, nodes: impl IntoIterator<Item = &'n Node>) {
+    let forgotten = walker::forgotten(&shared.told());
+    for file in nodes.into_iter().flat_map(Node::cached) {
+        let blob = file.split('.').next().unwrap();
+        assert!(!forgotten.contains(blob), "a node keeps {file}, which was purged");
     }
 }

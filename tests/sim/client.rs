@@ -98,8 +98,19 @@ async fn cloned(router: &Router, repo: &str, change: impl FnOnce(&mut Vec<u8>)) 
             refs.push((name.to_owned(), oid.to_owned()));
         }
     }
+    let wants: Vec<_> = refs.iter().map(|(_, oid)| oid.clone()).collect();
+    let mut pack = fetch(router, repo, &wants).await?;
+    change(&mut pack);
+    crate::threads::spawn_blocking(move || judge(&pack, &wants))
+        .await
+        .unwrap_or_else(|why| resume_unwind(why.into_panic()));
+    Ok(Outcome::Whole(refs))
+}
+
+/// Fetches objects by their ids with all that they reach, without asking for refs before: the bytes of the pack.
+pub async fn fetch(router: &Router, repo: &str, wants: &[String]) -> Result<Vec<u8>, String> {
     let mut body = packet("command=fetch") + "0001" + &packet("ofs-delta\n") + &packet("no-progress\n");
-    for (_, oid) in &refs {
+    for oid in wants {
         body += &packet(&format!("want {oid}\n"));
     }
     let (status, answer) = ask(router, post(repo, body + &packet("done\n") + "0000")).await?;
@@ -119,12 +130,7 @@ async fn cloned(router: &Router, repo: &str, change: impl FnOnce(&mut Vec<u8>)) 
             _ => {}
         }
     }
-    change(&mut pack);
-    let wants: Vec<_> = refs.iter().map(|(_, oid)| oid.clone()).collect();
-    crate::threads::spawn_blocking(move || judge(&pack, &wants))
-        .await
-        .unwrap_or_else(|why| resume_unwind(why.into_panic()));
-    Ok(Outcome::Whole(refs))
+    Ok(pack)
 }
 
 /// Panics unless the pack has every object that the wants reach. Git judges the same bytes once.

@@ -74,8 +74,8 @@ fn a_round_costs_the_primary_one_comparison_a_repository_and_the_store_nothing()
         let before = (calls(), host.asked.load(Ordering::Relaxed));
         tokio::time::sleep(quiet().compare_every * ROUNDS as u32).await;
         let (calls, asked) = (calls() - before.0, host.asked.load(Ordering::Relaxed) - before.1);
-        // A comparison asks for the capabilities and for the refs.
-        let all = 2 * REPOS as u64 * ROUNDS;
+        // A comparison asks for the refs.
+        let all = REPOS as u64 * ROUNDS;
         assert!(
             (all * 8 / 10..=all * 12 / 10).contains(&asked),
             "{asked} requests to the primary instead of {all}"

@@ -8,15 +8,16 @@
 //!   the same run.
 //! - `many`: nodes with many repositories. `gone`: what the primary does not have any more. `nth`: each call of the store fails; `purge`: those of a purge.
 //!   `upon`: a push and a merge at once. `soak`: a long time. `healing`: what was lost.
-//! - [`client`]: what a client sees. [`walker`]: what lies in the bucket. [`checks`]: what must be true. [`mutants`]: that each check can fail.
+//! - [`client`]: what a client sees. [`walker`]: what lies in the bucket. [`checks`]: what must be true. [`mutants`], `borders`: that each check can fail.
 
+mod borders;
 mod checks;
 mod client;
 mod compaction;
 mod gone;
 mod healing;
 mod many;
-mod mutants;
+pub mod mutants;
 mod nth;
 mod primary;
 mod purge;

@@ -26,6 +26,9 @@ use crate::serve::listen::router;
 const REPO: &str = "team/app.git";
 const OTHER: &str = "team/lib.git";
 
+/// The address of another primary, as long as that of the usual one.
+pub const ANOTHER: &str = "/another";
+
 /// What a build does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mutant {
@@ -47,6 +50,10 @@ pub enum Mutant {
     TakesWhatIsTaken,
     /// The collector does not see the records of a repository.
     CollectsWhatIsNamed,
+    /// Each store is taken for its own primary's.
+    OwnsWhatIsOwned,
+    /// It says that it has obeyed all orders to forget, and sees none.
+    KeepsWhatIsPurged,
 }
 
 fn record(key: &str, bytes: &Bytes) -> Option<Value> {
@@ -65,6 +72,11 @@ impl Mutant {
             let middle = other.len() / 2;
             other[middle] ^= 1;
             *bytes = other.into();
+        }
+        if self == Self::KeepsWhatIsPurged && key.contains("/nodes/") {
+            let mut beat: Value = serde_json::from_slice(&zstd::decode_all(&bytes[..]).unwrap()).unwrap();
+            beat["obeyed"] = u64::MAX.into();
+            *bytes = zstd::encode_all(beat.to_string().as_bytes(), 1).unwrap().into();
         }
         let Some(mut value) = record(key, bytes) else { return };
         let dump = shared.dump();
@@ -109,8 +121,18 @@ impl Mutant {
         }
     }
 
+    /// Changes what is read.
+    pub fn gets(self, key: &str, bytes: &mut Bytes) {
+        if self == Self::OwnsWhatIsOwned && key == "farm/owner" {
+            *bytes = String::from_utf8(bytes.to_vec()).unwrap().replace("/primary", ANOTHER).into();
+        }
+    }
+
     /// Says whether a listing of `prefix` shows a key.
     pub fn shows(self, prefix: &str, key: &str) -> bool {
+        if self == Self::KeepsWhatIsPurged && key.contains("/purges/") {
+            return false;
+        }
         let hidden = hex::encode(Sha256::digest(OTHER));
         self != Self::CollectsWhatIsNamed || prefix != "farm/repos" || !key.contains(&hidden)
     }
@@ -156,6 +178,13 @@ async fn farm(mutant: Option<Mutant>) {
     for node in nodes {
         node.kill();
     }
+}
+
+/// Panics unless a run of a build fails, with these words.
+#[track_caller]
+pub fn found(expected: &str, run: impl FnOnce()) {
+    let words = fails(run).unwrap_or_else(|| panic!("no check finds it"));
+    assert!(words.contains(expected), "it is found by another check: {words}");
 }
 
 /// The words with which a run fails.

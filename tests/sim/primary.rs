@@ -9,7 +9,7 @@ use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +26,10 @@ use super::world::scratch;
 use crate::git::path::Endpoint;
 use crate::primary::PrimaryError;
 use crate::primary::played::{Asked, Play, Said};
+
+/// The prefix of refs that a question for a grant names, and no repository has.
+const NO_REF: &[u8] = b"refs/packmirror/none/";
+const RESULT: &str = "application/x-git-upload-pack-result";
 
 /// A state: the refs, and where HEAD points.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,6 +234,8 @@ struct Shown {
 
 /// The host.
 pub struct Host {
+    /// Where it is.
+    pub address: &'static str,
     repos: Mutex<HashMap<String, Shown>>,
     mood: Mutex<Mood>,
     chance: Mutex<StdRng>,
@@ -247,8 +253,14 @@ impl fmt::Debug for Host {
 
 impl Host {
     pub fn new(seed: u64) -> Arc<Self> {
+        Self::at("/primary", seed)
+    }
+
+    /// A host at an address of its own.
+    pub fn at(address: &'static str, seed: u64) -> Arc<Self> {
         let chance = Mutex::new(StdRng::seed_from_u64(seed));
         Arc::new(Self {
+            address,
             repos: Mutex::default(),
             mood: Mutex::default(),
             chance,
@@ -290,6 +302,15 @@ pub struct Line {
     pub runs: tokio::sync::watch::Sender<bool>,
     /// Whose it is.
     pub name: u64,
+    /// The node takes any answer to its question for a grant for a yes.
+    pub hears_yes: AtomicBool,
+}
+
+impl Line {
+    pub fn new(host: &Arc<Host>, name: u64) -> Arc<Self> {
+        let runs = tokio::sync::watch::Sender::new(true);
+        Arc::new(Self { host: host.clone(), runs, name, hears_yes: AtomicBool::new(false) })
+    }
 }
 
 impl fmt::Debug for Line {
@@ -318,6 +339,15 @@ impl Play for Arc<Line> {
             note(|| format!("{} {:?} of {}: {wait} {roll}", line.name, asked.endpoint, asked.repo));
             tokio::time::sleep(Duration::from_millis(wait)).await;
             let _ = line.runs.subscribe().wait_for(|runs| *runs).await;
+            // What a question for a grant asks for (`primary::grants`).
+            let is_question = asked.body.windows(NO_REF.len()).any(|window| window == NO_REF);
+            if is_question && line.hears_yes.load(Ordering::Relaxed) {
+                return Ok(Said {
+                    status: StatusCode::OK,
+                    kind: RESULT,
+                    body: Box::pin(stream::iter([Ok(Bytes::from_static(b"0000"))])),
+                });
+            }
             if roll < mood.unreachable {
                 return Err(PrimaryError::Unreachable("the wire is cut".into()));
             }
@@ -337,7 +367,7 @@ impl Play for Arc<Line> {
             };
             let (advertises, kind) = match asked.endpoint {
                 Endpoint::InfoRefs(_) => (true, "application/x-git-upload-pack-advertisement"),
-                _ => (false, "application/x-git-upload-pack-result"),
+                _ => (false, RESULT),
             };
             let (repo, body) = (asked.repo.to_string(), asked.body.clone());
             let said =

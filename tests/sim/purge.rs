@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gix_hash::ObjectId;
 use tokio_util::sync::CancellationToken;
 
 use super::checks::unprefixed;
@@ -17,11 +18,12 @@ use super::world::{scratch, settings};
 use crate::git::path::RepoPath;
 use crate::local::{Local, LocalOptions};
 use crate::mirror::Mirror;
+use crate::mirror::remove::remove;
 use crate::mirror::repo::Repo;
 use crate::primary::{Location, Primary, PrimarySettings};
 use crate::retry::plan;
-use crate::store::Bucket;
 use crate::store::faulty::at_once;
+use crate::store::{Bucket, Generation, StoreError};
 use crate::work::Work;
 use crate::work::collect::round::{Terms, round};
 use crate::work::purge::report::Report;
@@ -38,21 +40,23 @@ const PATIENCE: Duration = Duration::from_secs(1800);
 /// One run of the program.
 pub struct Process {
     work: Arc<Work>,
-    view: Arc<View>,
+    pub view: Arc<View>,
     _dir: tempfile::TempDir,
 }
 
 impl Process {
     pub fn start(shared: &Arc<Shared>, host: &Arc<Host>, tries: u32) -> Self {
-        let view = View::of(shared, 1);
+        Self::start_as(shared, host, tries, 1)
+    }
+
+    pub fn start_as(shared: &Arc<Shared>, host: &Arc<Host>, tries: u32, seed: u64) -> Self {
+        let view = View::of(shared, seed);
         let bucket = Bucket::over(Arc::new(Store(view.clone())), "farm").with_policy(at_once(tries));
         let dir = scratch();
         let options = LocalOptions { max_bytes: 64 << 20, ..Default::default() };
         let local = Local::open(dir.path(), &options, bucket.clone()).unwrap();
-        let line =
-            Arc::new(Line { host: host.clone(), runs: tokio::sync::watch::Sender::new(true), name: 1 });
-        let primary =
-            Primary::played(PrimarySettings::new(Location::Directory("/primary".into())), Arc::new(line));
+        let location = Location::Directory(host.address.into());
+        let primary = Primary::played(PrimarySettings::new(location), Arc::new(Line::new(host, seed)));
         let mirror = Mirror::new(&settings(), bucket, local, primary, CancellationToken::new()).unwrap();
         let work = Work::new(mirror, &settings());
         work.store_is_sound();
@@ -64,10 +68,21 @@ impl Process {
     }
 
     pub async fn purge_of(&self, repo: &str) -> Result<Report, PurgeError> {
+        self.purge_with(repo, Vec::new()).await
+    }
+
+    /// Purges a repository, and refuses to where one of `oids` is reachable.
+    pub async fn purge_with(&self, repo: &str, oids: Vec<ObjectId>) -> Result<Report, PurgeError> {
         let path = RepoPath::parse(repo).unwrap();
-        let wish =
-            Wish { repo: path.clone(), oids: Vec::new(), dry_run: false, wait: Duration::from_secs(60) };
+        let wish = Wish { repo: path.clone(), oids, dry_run: false, wait: Duration::from_secs(60) };
         purge(&self.work, &Arc::new(Repo::new(path)), &wish, &|_, _, _| {}).await
+    }
+}
+
+impl Process {
+    /// Takes a repository out of the mirror.
+    pub async fn remove(&self, repo: &str) -> Result<Option<Generation>, StoreError> {
+        remove(&self.work.mirror.bucket, &RepoPath::parse(repo).unwrap()).await
     }
 }
 

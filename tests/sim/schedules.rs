@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use gix_hash::ObjectId;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::checks;
 use super::client::clone;
 use super::primary::{Host, Mood, Universe};
+use super::purge::Process;
 use super::store::{Shared, Weather};
 use super::turns::{self, note};
 use super::walker;
@@ -85,15 +87,20 @@ struct Kind {
     clock_jumps: bool,
     /// Listings end early.
     lists_short: bool,
+    /// What no ref reaches is purged.
+    purges: bool,
+    /// Repositories are taken out of the mirror, and vanish at the primary.
+    loses: bool,
 }
 
 impl Kind {
     fn draw(chance: &mut StdRng) -> Self {
         let mut one_in = |of: u32| chance.random_range(0..of) == 0;
         let (is_lossy, collects, clock_jumps, lists_short) = (one_in(3), one_in(2), one_in(6), one_in(6));
+        let (purges, loses) = (one_in(3), one_in(3));
         let graces = [5, 20, 120].map(|minutes| Duration::from_secs(minutes * 60));
         let grace = collects.then(|| graces[chance.random_range(0..graces.len())]);
-        Self { is_lossy, grace, clock_jumps, lists_short }
+        Self { is_lossy, grace, clock_jumps, lists_short, purges, loses }
     }
 
     fn settings(&self) -> Settings {
@@ -155,7 +162,15 @@ async fn schedule(seed: u64) {
             12 if kind.grace.is_some() => {
                 tokio::time::sleep(settings.gc.grace + settings.gc.every).await;
             }
-            13 if chance.random_range(0..4) == 0 => {
+            13 if kind.purges => purge(&shared, &host, &mut chance, repo).await,
+            14 if kind.loses => remove(&shared, &host, &mut chance, repo).await,
+            15 if kind.loses => {
+                host.set(repo, None);
+                // Sometimes for long enough to be believed.
+                let hours = if chance.random_range(0..4) == 0 { 3 } else { 0 };
+                tokio::time::sleep(Duration::from_secs(hours * 3600 + chance.random_range(1..600))).await;
+            }
+            13 | 14 if chance.random_range(0..8) == 0 => {
                 nodes[at].freeze(true);
                 tokio::time::sleep(Duration::from_secs(chance.random_range(3600..3 * 3600))).await;
                 nodes[at].freeze(false);
@@ -172,23 +187,60 @@ async fn schedule(seed: u64) {
             *node = Node::start(&shared, &host, chance.random_range(0..u64::MAX), &settings).await;
         }
     }
+    if kind.loses {
+        // All nodes have heard what was taken out, and clients want it again.
+        tokio::time::sleep(Duration::from_secs(90)).await;
+    }
     for repo in REPOS {
+        if host.state(repo).is_none() && chance.random_range(0..2) == 0 {
+            host.set(repo, any_state(&mut chance));
+        }
         for node in &nodes {
             let _ = clone(&router(node.app.clone()), repo).await;
         }
     }
     tokio::time::sleep(kind.patience(&settings)).await;
     for repo in REPOS {
-        // What was lost of a state that is not the newest is nobody's any more; where the clock jumped, time says nothing of it.
-        let kept = (!kind.is_lossy && !kind.clock_jumps).then_some(settings.gc.grace);
-        checks::bucket(&shared, &host, repo, kept);
+        // What was lost of a state that is not the newest, or purged, is nobody's any more; where the clock jumped, time says nothing of
+        // it.
+        let kept = !kind.is_lossy && !kind.clock_jumps && !kind.purges;
+        // What is lost of a repository that the primary does not have cannot be mended.
+        if host.state(repo).is_some() || !kind.is_lossy {
+            checks::bucket(&shared, &host, repo, kept.then_some(settings.gc.grace));
+        }
         for node in &nodes {
-            checks::node(&shared, &host, repo, node).await;
+            match host.state(repo) {
+                Some(_) => checks::node(&shared, &host, repo, node).await,
+                None => checks::absent(&host, repo, node).await,
+            }
         }
     }
+    checks::forgotten(&shared, &nodes);
     for node in nodes {
         node.kill();
     }
+}
+
+/// Somebody runs `packmirror purge`, now and then for an object that is still reachable, and ends it if it takes too long.
+async fn purge(shared: &Arc<Shared>, host: &Arc<Host>, chance: &mut StdRng, repo: &str) {
+    let process = Process::start_as(shared, host, 3, chance.random_range(0..u64::MAX));
+    process.view.set_weather(weather(chance, false));
+    let tips: Vec<&String> = Universe::get().states.iter().flat_map(|state| state.refs.values()).collect();
+    let oid = (chance.random_range(0..3) == 0).then(|| tips[chance.random_range(0..tips.len())]);
+    let oids = oid.map(|oid| ObjectId::from_hex(oid.as_bytes()).unwrap());
+    let purging = process.purge_with(repo, oids.into_iter().collect());
+    let purged = tokio::time::timeout(Duration::from_secs(chance.random_range(10..300)), purging).await;
+    note(|| format!("purged {repo}: {purged:?}"));
+    process.view.kill();
+}
+
+/// Somebody runs `packmirror rm`.
+async fn remove(shared: &Arc<Shared>, host: &Arc<Host>, chance: &mut StdRng, repo: &str) {
+    let process = Process::start_as(shared, host, 3, chance.random_range(0..u64::MAX));
+    process.view.set_weather(weather(chance, false));
+    let removed = tokio::time::timeout(Duration::from_secs(60), process.remove(repo)).await;
+    note(|| format!("removed {repo}: {:?}", removed.map(|removed| removed.map(drop))));
+    process.view.kill();
 }
 
 /// Loses or spoils a blob of the newest generation of a repository.

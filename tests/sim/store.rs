@@ -51,6 +51,8 @@ pub struct Shared {
     ahead: Mutex<i64>,
     /// Records and blobs that were written over with other bytes.
     rewritten: Mutex<Vec<String>>,
+    /// Records and orders to forget as they were written, the oldest first.
+    told: Mutex<Vec<(String, Bytes)>>,
 }
 
 impl Shared {
@@ -60,6 +62,7 @@ impl Shared {
             begun: Instant::now(),
             ahead: Mutex::default(),
             rewritten: Mutex::default(),
+            told: Mutex::default(),
         })
     }
 
@@ -111,6 +114,11 @@ impl Shared {
         self.rewritten.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// All records and orders to forget that were ever written, in that order.
+    pub fn told(&self) -> Vec<(String, Bytes)> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Takes an object away behind everybody's back.
     pub fn lose(&self, key: &str) {
         self.lock().remove(key);
@@ -143,6 +151,9 @@ impl Shared {
         }
         if there.is_some_and(|there| there.bytes != bytes) && key.contains("/gen/") {
             self.rewritten.lock().unwrap_or_else(PoisonError::into_inner).push(key.to_owned());
+        }
+        if key.contains("/gen/") || key.contains("/purges/") {
+            self.told.lock().unwrap_or_else(PoisonError::into_inner).push((key.to_owned(), bytes.clone()));
         }
         // As S3's of objects sent in one piece: equal bytes have equal tags.
         let etag = format!("\"{}\"", hex::encode(&<sha2::Sha256 as sha2::Digest>::digest(&bytes)[..16]));
@@ -484,6 +495,9 @@ impl ObjectStore for Store {
             }
         };
         let mut bytes = object.bytes.slice(range.start as usize..range.end as usize);
+        if let Some(mutant) = self.0.mutant() {
+            mutant.gets(key, &mut bytes);
+        }
         if let Some(Ill::Spoilt(at)) = ill
             && !bytes.is_empty()
         {

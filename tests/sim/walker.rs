@@ -2,7 +2,7 @@
 //!
 //! It shares no code with what writes: JSON as JSON, hashes by name, packs by `git fsck`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -130,6 +130,44 @@ pub fn check_chain(records: &[Record]) {
             newer.number
         );
     }
+}
+
+/// Checks that all that is published is of the one primary whose mirror the store says that it is.
+pub fn check_owner(dump: &Dump) {
+    let Some(owner) = dump.get("owner") else { return };
+    let owner: Value = serde_json::from_slice(owner).expect("JSON");
+    for (key, bytes) in dump.iter().filter(|(key, _)| key.contains("/gen/")) {
+        let record = first_line(bytes);
+        assert_eq!(record["primary"], owner["primary"], "{key} is of another primary than the store");
+    }
+}
+
+/// The names of blobs that orders to forget name and that no repository has had since, out of all records and orders as they were
+/// written.
+pub fn forgotten(told: &[(String, Bytes)]) -> BTreeSet<String> {
+    let mut forgotten = BTreeSet::new();
+    for (at, (_, order)) in told.iter().enumerate().filter(|(_, (key, _))| key.contains("/purges/")) {
+        let order = zstd::decode_all(&order[..]).expect("a zstd frame");
+        let order: Value = serde_json::from_slice(&order).expect("JSON");
+        // The newest record of each repository then, and all that came later.
+        let mut newest = BTreeMap::new();
+        let records = |range: &'_ [(String, Bytes)]| {
+            let of = |(key, bytes): &(String, Bytes)| key.contains("/gen/").then(|| first_line(bytes));
+            range.iter().filter_map(of).collect::<Vec<_>>()
+        };
+        newest.extend(records(&told[..at]).into_iter().map(|record| (record["repo"].to_string(), record)));
+        let since = newest.into_values().chain(records(&told[at..]));
+        let named: BTreeSet<String> = since.flat_map(|record| named(&record)).map(|(key, _)| key).collect();
+        let blobs = order["blobs"].as_array().unwrap().iter().map(|blob| blob.as_str().unwrap());
+        let gone = blobs.filter(|blob| !named.contains(&format!("blobs/{}/{blob}", &blob[..2])));
+        forgotten.extend(gone.map(|blob| blob.split('.').next().unwrap().to_owned()));
+    }
+    forgotten
+}
+
+/// The first line of a record.
+fn first_line(record: &[u8]) -> Value {
+    serde_json::from_slice(record.split(|byte| *byte == b'\n').next().unwrap()).expect("JSON")
 }
 
 /// Checks that what a record publishes is one of `states` (I4, I7), and gives which.

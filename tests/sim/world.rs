@@ -62,11 +62,11 @@ impl Verdict {
 pub struct Node {
     pub app: App,
     pub view: Arc<View>,
-    line: Arc<Line>,
+    pub line: Arc<Line>,
     stop: CancellationToken,
     last: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// The settings of all nodes.
@@ -96,9 +96,8 @@ impl Node {
         let bucket = Bucket::over(Arc::new(Store(view.clone())), "farm");
         let dir = scratch();
         let local = Local::open(dir.path(), options, bucket.clone()).unwrap();
-        let line =
-            Arc::new(Line { host: host.clone(), runs: tokio::sync::watch::Sender::new(true), name: seed });
-        let location = Location::Directory("/primary".into());
+        let line = Line::new(host, seed);
+        let location = Location::Directory(host.address.into());
         let primary = Primary::played(PrimarySettings::new(location), Arc::new(line.clone()));
         let (stop, last) = (CancellationToken::new(), CancellationToken::new());
         let mirror = Mirror::new(settings, bucket, local, primary.clone(), last.clone()).unwrap();
@@ -117,7 +116,7 @@ impl Node {
                 }
             }),
         ];
-        Self { app, view, line, stop, last, tasks, _dir: dir }
+        Self { app, view, line, stop, last, tasks, dir }
     }
 
     /// Ends it as kill -9 does: nothing that it does has an effect any more.
@@ -135,6 +134,13 @@ impl Node {
     /// Whether the node has ended by itself, as one does that finds the store unusable: what keeps programs running starts it again.
     pub fn has_ended(&self) -> bool {
         self.tasks.iter().any(JoinHandle::is_finished)
+    }
+
+    /// The names of the files in its cache.
+    pub fn cached(&self) -> Vec<String> {
+        let folders = std::fs::read_dir(self.dir.path().join("cache")).unwrap();
+        let files = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
+        files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
     }
 
     fn end(self) {
