@@ -75,9 +75,10 @@ impl Answers {
         {
             return Ok(Decision::Pass(leave(repo, &granted, &failed)));
         }
+        let is_fresh = is_fresh(&numbers);
         let decided = self.plan(repo, granted.clone(), Arc::clone(&request), numbers, key).await?;
         let Decision::Send(ready) = &decided else { return Ok(decided) };
-        if !self.is_made_meanwhile(repo, ready).await {
+        if !is_fresh || !self.is_made_meanwhile(repo, ready).await {
             return Ok(decided);
         }
         // Of the state that names the answer; if it is not that any more, the first plan is as good.
@@ -95,7 +96,7 @@ impl Answers {
         let Some(plan) = prepared.plan.as_ref().filter(|_| self.makes_answers && prepared.is_costly()) else {
             return false;
         };
-        if !is_fresh(request) || !request.ofs_delta {
+        if !request.ofs_delta {
             return false;
         }
         let before = prepared.asked.again();
@@ -168,7 +169,7 @@ impl Answers {
     ) -> Result<Option<Decision>, Failed> {
         let begun = Instant::now();
         let make = async {
-            let answers = if is_fresh(&request) { granted.answers().await } else { Vec::new() };
+            let answers = if is_fresh(numbers) { granted.answers().await } else { Vec::new() };
             let (granted, request, numbers) = (granted.clone(), Arc::clone(&request), Arc::clone(numbers));
             let job = move |meter: &dyn Meter| prepare(&granted, &request, &numbers, &answers, meter);
             let made = self.compute(job).await?;

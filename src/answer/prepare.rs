@@ -146,9 +146,9 @@ pub fn is_costly(plan: &Plan) -> bool {
     in_pieces || plan.anew_bytes > MUCH && plan.anew_bytes > plan.known_len / SHARE
 }
 
-/// Says whether the answer to `request` may be taken from one that was made before: the client has nothing yet.
-pub fn is_fresh(request: &FetchRequest) -> bool {
-    request.haves.is_empty() && request.shallow.is_empty()
+/// Says whether the answer to a request for `numbers` may be taken from one that was made before: the client has nothing of it yet.
+pub fn is_fresh(numbers: &Numbers) -> bool {
+    numbers.haves.iter().chain(&numbers.shallow).all(Option::is_none)
 }
 
 /// Says whether [`prepare`] has to know all that is published: for a boundary that moves by so many commits, and for

@@ -20,6 +20,9 @@ use crate::pack::layer::stack::Stack;
 use crate::pack::plan::stored::Stored;
 use crate::store::{BlobId, Generation, LayerRef};
 
+/// An answer of more objects is neither made nor opened: each takes twelve bytes of memory while it is open.
+pub const MOST_OBJECTS: u32 = 2_000_000;
+
 /// An answer, open.
 pub struct Answer {
     /// Its pack.
@@ -73,12 +76,13 @@ pub struct Answers(Vec<Arc<Slot>>);
 impl Answers {
     /// Those that a record names; `older` ones are taken over, if they lie beside the same objects.
     pub(super) fn of(generation: &Generation, older: Option<&Self>) -> Self {
+        let small = generation.answers.iter().filter(|answer| answer.layer.objects <= MOST_OBJECTS);
         let slot = |layer: LayerRef| {
             let known =
                 older.iter().flat_map(|older| &older.0).find(|slot| slot.layer == layer && !slot.is_lost());
             known.cloned().unwrap_or_else(|| Arc::new(Slot { layer, open: OnceCell::new() }))
         };
-        Self(generation.answers.iter().map(|answer| slot(answer.layer)).collect())
+        Self(small.map(|answer| slot(answer.layer)).collect())
     }
 
     /// Opens all that can be opened.

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::answer::prepare::{is_costly, of_head};
 use crate::git::path::RepoPath;
+use crate::mirror::answers::MOST_OBJECTS;
 use crate::mirror::newest::NotFound;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::OpenError;
@@ -64,6 +65,8 @@ enum NotMade {
     Io(#[from] io::Error),
     #[error("it takes {bytes} bytes, and answers.share leaves {room}")]
     NoRoom { bytes: u64, room: u64 },
+    #[error("it has {objects} objects, and at most {MOST_OBJECTS} are kept")]
+    TooMany { objects: u32 },
     #[error("{0}")]
     Publish(#[from] SyncError),
 }
@@ -94,7 +97,7 @@ pub async fn run(work: Arc<Work>, mut wishes: mpsc::Receiver<Wish>, stop: Cancel
         let result = match &made {
             Ok(true) => "made",
             Ok(false) => "elsewhere",
-            Err(NotMade::NoRoom { .. }) => "no-room",
+            Err(NotMade::NoRoom { .. } | NotMade::TooMany { .. }) => "no-room",
             Err(_) => "failed",
         };
         metrics::counter!(names::KEPT_ANSWERS, "result" => result).increment(1);
@@ -156,6 +159,9 @@ async fn make(work: &Work, wished: Wished) -> Result<bool, NotMade> {
     let bytes = wished.plan.known_len;
     if bytes > room {
         return Err(NotMade::NoRoom { bytes, room });
+    }
+    if wished.plan.objects > MOST_OBJECTS {
+        return Err(NotMade::TooMany { objects: wished.plan.objects });
     }
     let cost = Arc::new(Cost::begin(&work.compaction_memory).await?);
     let _end = StopOnDrop(Arc::clone(&cost));
