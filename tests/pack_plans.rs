@@ -6,13 +6,15 @@ mod pack_support;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use gix_object::Kind;
 use pack_support::*;
 use packmirror::pack::history::shallow::{Deepen, deepen};
 use packmirror::pack::meter::Unlimited;
 use packmirror::pack::plan::select::SelectLimits;
+use packmirror::pack::plan::stored::{STORED, Stored};
 use packmirror::pack::plan::{Plan, Segment};
-use packmirror::pack::{self, PlanOptions, Query, Scratch, Selection, Stack};
+use packmirror::pack::{self, PlanOptions, Query, Scratch, Selection, Source, Stack};
 
 fn id(hash: HashKind, object: &[u8]) -> ObjectId {
     gix_object::compute_hash(hash, Kind::Blob, object).unwrap()
@@ -352,4 +354,95 @@ fn what_is_sent_anyway_is_no_base_of_what_it_leans_on() {
         assert!(sent.contains(&stack.oid(new)) && sent.contains(&stack.oid(old)), "{plan:?}");
         assert!(plan.joins.iter().all(|path| path.last() != Some(&old)), "{plan:?}");
     }
+}
+
+/// Packs of a stack, and that of a stored answer.
+struct Beside<'a>(&'a Packs, &'a [u8]);
+
+impl Source for Beside<'_> {
+    fn read(&self, layer: usize, range: std::ops::Range<u64>) -> std::io::Result<Bytes> {
+        if layer == STORED as usize {
+            return Ok(Bytes::copy_from_slice(&self.1[range.start as usize..range.end as usize]));
+        }
+        self.0.read(layer, range)
+    }
+}
+
+/// Plans and writes `ids` with a stored answer or without one, has git index the pack, and gives the plan and the pack.
+fn send_with(
+    (stack, packs): (&Stack, &Packs),
+    ids: &BTreeSet<ObjectId>,
+    stored: Option<(&Stored, &[u8])>,
+    ofs_delta: bool,
+) -> (Plan, Vec<u8>) {
+    let list: Vec<ObjectId> = ids.iter().copied().collect();
+    let mut selection = Selection::of(gids(stack, &list).into_iter().collect());
+    let options = PlanOptions { ofs_delta, thin: false };
+    let answer = stored.map(|(stored, _)| stored);
+    let plan = pack::plan::plan_with(stack, &mut selection, answer, options, &Unlimited).unwrap();
+    let source = Beside(packs, stored.map_or(&[], |(_, pack)| pack));
+    let mut out = Vec::new();
+    let mut scratch = Scratch::new(1 << 20, 1 << 30);
+    pack::write::write(&Arc::new(plan.clone()), stack, &source, &mut scratch, &Unlimited, &mut out).unwrap();
+    assert_eq!(Client::new(stack.hash()).take_filtered(&out, ofs_delta).as_ref(), Ok(ids));
+    (plan, out)
+}
+
+#[test]
+fn what_a_stored_answer_holds_is_copied_from_it() {
+    let mut dice = Dice(11);
+    for hash in [HashKind::Sha1, HashKind::Sha256, HashKind::Sha1] {
+        let history = History::random(&mut dice, hash, 40);
+        let mut mirror = Mirror::new(hash);
+        for n in [10, 25, history.commits.len()] {
+            mirror.sync(&history.dir, &history.commits[..n], true);
+        }
+        let stack = mirror.stack();
+        let all: Vec<ObjectId> =
+            history.objects(&lines(history.commits.iter().copied())).into_iter().collect();
+        let mut fewer = 0;
+        for _ in 0..4 {
+            let held: BTreeSet<ObjectId> = dice.some(&all, all.len() / 3).into_iter().collect();
+            let (made, answer) = send_with((&stack, &mirror.packs), &held, None, true);
+            let idx = indexed(hash, &answer);
+            mirror.push(answer.clone().into(), idx, &[]);
+            let layer = mirror.layers.pop().unwrap();
+            mirror.packs.0.pop();
+            let stored = Stored::beside(layer, &stack);
+            let with = Some((&stored, &answer[..]));
+
+            let (again, same) = send_with((&stack, &mirror.packs), &held, with, true);
+            assert!(same == answer && again.trailer == Some(trailer(&answer, hash)));
+            assert_eq!((again.segments.len(), again.anew), (2, 0), "header, and one copy of everything");
+            for ofs_delta in [true, false] {
+                let other: BTreeSet<ObjectId> = dice.some(&all, all.len() / 2).into_iter().collect();
+                let more: BTreeSet<ObjectId> = other.union(&held).copied().collect();
+                let less: BTreeSet<ObjectId> = dice
+                    .some(&held.iter().copied().collect::<Vec<_>>(), held.len() / 2)
+                    .into_iter()
+                    .collect();
+                for ids in [other, more, less] {
+                    let (plan, _) = send_with((&stack, &mirror.packs), &ids, with, ofs_delta);
+                    let (plain, _) = send_with((&stack, &mirror.packs), &ids, None, ofs_delta);
+                    assert!(plan.trailer.is_none() || ids == held);
+                    fewer += i64::from(plain.anew) - i64::from(plan.anew);
+                }
+            }
+            assert!(made.anew > 0, "the answer holds what is packed anew otherwise");
+        }
+        assert!(fewer > 0, "what is stored is not packed anew again");
+    }
+}
+
+fn trailer(pack: &[u8], hash: HashKind) -> ObjectId {
+    ObjectId::try_from(&pack[pack.len() - hash.len_in_bytes()..]).unwrap()
+}
+
+/// The `.idx` that git makes of a pack.
+fn indexed(hash: HashKind, pack: &[u8]) -> Bytes {
+    let dir = tempfile::tempdir().unwrap();
+    git(dir.path(), &["init", "-q", "--bare", &format!("--object-format={hash}"), "."], b"");
+    std::fs::write(dir.path().join("answer.pack"), pack).unwrap();
+    git(dir.path(), &["index-pack", "answer.pack"], b"");
+    std::fs::read(dir.path().join("answer.idx")).unwrap().into()
 }

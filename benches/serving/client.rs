@@ -80,11 +80,8 @@ pub fn page(address: &str, path: &str) -> Result<String> {
 
 type Feed<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
 
-/// One exchange; gives the head and how many bytes the body had.
-fn http(address: &str, request: &Request, feed: Feed) -> Result<(String, u64)> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+/// A request as it is written.
+pub fn written(address: &str, request: &Request) -> Vec<u8> {
     let method = if request.body.is_some() { "POST" } else { "GET" };
     let mut sent = format!(
         "{method} {} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nGit-Protocol: version=2\r\n\
@@ -98,7 +95,15 @@ fn http(address: &str, request: &Request, feed: Feed) -> Result<(String, u64)> {
     sent += "\r\n";
     let mut sent = sent.into_bytes();
     sent.extend_from_slice(request.body.as_deref().unwrap_or_default());
-    stream.write_all(&sent)?;
+    sent
+}
+
+/// One exchange; gives the head and how many bytes the body had.
+fn http(address: &str, request: &Request, feed: Feed) -> Result<(String, u64)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(&written(address, request))?;
     let mut from = BufReader::with_capacity(1 << 18, stream);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -110,7 +115,7 @@ fn http(address: &str, request: &Request, feed: Feed) -> Result<(String, u64)> {
     if head.split(' ').nth(1) != Some("200") {
         let mut said = String::new();
         let _ = from.take(1000).read_to_string(&mut said);
-        return Err(format!("{method} {}: {head}{said}", request.path).into());
+        return Err(format!("{}: {head}{said}", request.path).into());
     }
     let value = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     let bytes = if value("transfer-encoding:") == Some("chunked") {

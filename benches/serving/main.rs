@@ -6,6 +6,7 @@
 
 mod check;
 mod client;
+mod crowd;
 mod generate;
 mod measure;
 mod procs;
@@ -13,6 +14,7 @@ mod repo;
 mod requests;
 mod servers;
 mod shell;
+mod slow;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -46,6 +48,15 @@ struct Options {
     /// Have git index every pack strictly
     #[arg(long)]
     check: bool,
+    /// Time crowds of so many clients instead of one request at a time; of the row `clone` if none is chosen
+    #[arg(long, value_delimiter = ',', value_name = "CLIENTS,…")]
+    concurrency: Vec<usize>,
+    /// Time clients beside so many that read 10 KB a second; of the row `clone` if none is chosen
+    #[arg(long, value_name = "READERS")]
+    slow: Option<usize>,
+    /// Another build of packmirror than the one made for this bench
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
     /// Commits on the generated repository's main branch
     #[arg(long, default_value_t = 2000)]
     commits: u32,
@@ -71,8 +82,10 @@ fn run(options: &Options, work: &Path) -> Result<()> {
     let (primary, many) = repo::prepare(&root, options.path.as_deref(), size)?;
     let (primary, many) = (Repository::open(&primary, repo::PRIMARY)?, Repository::open(&many, repo::MANY)?);
     let rows: Vec<Row> = requests::rows(&primary, &many)?;
-    let chosen = |row: &&Row| {
-        options.only.is_empty() || options.only.iter().any(|only| row.name.starts_with(only.as_str()))
+    let crowds = !options.concurrency.is_empty() || options.slow.is_some();
+    let chosen = |row: &&Row| match &options.only[..] {
+        [] => !crowds || row.name == "clone",
+        only => only.iter().any(|only| row.name.starts_with(only.as_str())),
     };
     let rows: Vec<&Row> = rows.iter().filter(chosen).collect();
     if rows.is_empty() {
@@ -82,11 +95,23 @@ fn run(options: &Options, work: &Path) -> Result<()> {
     // A build that comes meanwhile must not change what is measured.
     let run = tempfile::tempdir()?;
     let binary = run.path().join("packmirror");
-    std::fs::copy(env!("CARGO_BIN_EXE_packmirror"), &binary)?;
+    let built = options.binary.clone().unwrap_or_else(|| env!("CARGO_BIN_EXE_packmirror").into());
+    std::fs::copy(built, &binary)?;
     let mut servers = vec![servers::start_git(&root, run.path(), servers::primary_port(work)?)?];
-    for freshness in ["strict", "bounded"] {
+    let modes: &[&'static str] = if crowds { &["bounded"] } else { &["strict", "bounded"] };
+    for &freshness in modes {
         let mirrored = [&primary, &many];
         servers.push(servers::start_mirror(freshness, &binary, &servers[0], work, run.path(), &mirrored)?);
+    }
+
+    if !options.concurrency.is_empty() {
+        crowd::table(&rows, &servers, &options.concurrency, options.rounds.max(1))?;
+    }
+    if let (Some(readers), Some(mirror)) = (options.slow, servers.last()) {
+        slow::table(&rows, mirror, readers)?;
+    }
+    if crowds {
+        return Ok(());
     }
 
     let effort = match options.quick {

@@ -10,7 +10,7 @@ use gix_object::Kind;
 
 use crate::answer::numbers::Numbers;
 use crate::answer::plans::Key;
-use crate::answer::prepare::{NoPlan, needs_reach, prepare};
+use crate::answer::prepare::{NoPlan, is_fresh, needs_reach, prepare};
 use crate::answer::reaching::leave;
 use crate::answer::reason::Reason;
 use crate::answer::{Answers, Decision, Failed, Ready};
@@ -18,11 +18,14 @@ use crate::budget::Room;
 use crate::config::Freshness;
 use crate::git::object_info::ObjectInfo;
 use crate::git::request::{FetchRequest, Wire};
+use crate::mirror::blocks::Blocks;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Granted;
+use crate::mirror::wishes::{Wish, Wished};
 use crate::pack::Gid;
 use crate::pack::filter::trees::TreeError;
-use crate::pack::meter::Halt;
+use crate::pack::layer::stack::Stack;
+use crate::pack::meter::{Halt, Meter};
 use crate::pack::plan::Plan;
 use crate::primary::Grant;
 use crate::store::StoreError;
@@ -30,6 +33,8 @@ use crate::telemetry::metrics as names;
 
 /// How long a fetch waits for the first bytes of its packs from the bucket.
 const BUCKET_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a fetch waits for an answer that is being made for many.
+const MAKING_PATIENCE: Duration = Duration::from_secs(30);
 /// What a line of an answer to `object-info` takes.
 const OBJECT_INFO: u64 = 96;
 
@@ -70,7 +75,43 @@ impl Answers {
         {
             return Ok(Decision::Pass(leave(repo, &granted, &failed)));
         }
-        self.plan(repo, granted, request, numbers, key).await
+        let is_fresh = is_fresh(&numbers);
+        let decided = self.plan(repo, granted.clone(), Arc::clone(&request), numbers, key).await?;
+        let Decision::Send(ready) = &decided else { return Ok(decided) };
+        if !is_fresh || !self.is_made_meanwhile(repo, ready).await {
+            return Ok(decided);
+        }
+        // Of the state that names the answer; if it is not that any more, the first plan is as good.
+        let Ok((granted, wants)) = self.open(repo, grant, &request.wants).await? else { return Ok(decided) };
+        match self.look_up(&granted, &request, wants).await? {
+            Ok((numbers, key)) => self.plan(repo, granted, request, numbers, key).await,
+            Err(_) => Ok(decided),
+        }
+    }
+
+    /// Takes part in what many ask for: the second request of its kind wishes for an answer that serves all, if each costs much, and
+    /// those behind it wait for that. Says whether it waited.
+    async fn is_made_meanwhile(&self, repo: &Arc<Repo>, ready: &Ready) -> bool {
+        let (prepared, request) = (&ready.prepared, &ready.request);
+        let Some(plan) = prepared.plan.as_ref().filter(|_| self.makes_answers && prepared.is_costly()) else {
+            return false;
+        };
+        if !request.ofs_delta {
+            return false;
+        }
+        let before = prepared.asked.again();
+        if before == 0 {
+            return false;
+        }
+        let made = prepared.asked.once(|done| {
+            let (repo, snapshot) = (Arc::clone(repo), Arc::clone(ready.granted.snapshot()));
+            let (plan, answer) = (Arc::clone(plan), prepared.answer.clone());
+            let kind = request.kind();
+            self.mirror.wish(Wish::Asked(Wished { repo, snapshot, plan, answer, kind, done }));
+        });
+        before > 1
+            && !made.is_cancelled()
+            && tokio::time::timeout(MAKING_PATIENCE, made.cancelled()).await.is_ok()
     }
 
     /// Why the request is not for this node, as far as that can be told without a look at what is published; waits until what
@@ -107,23 +148,44 @@ impl Answers {
         numbers: Numbers,
         key: Key,
     ) -> Result<Decision, Failed> {
+        let numbers = Arc::new(numbers);
+        loop {
+            // Each stored answer is lost once at most.
+            let (granted, request) = (granted.clone(), Arc::clone(&request));
+            if let Some(decided) = self.plan_once(repo, granted, request, &numbers, key).await? {
+                return Ok(decided);
+            }
+        }
+    }
+
+    /// The same; `None`: a stored answer that was to be used is lost.
+    async fn plan_once(
+        &self,
+        repo: &Arc<Repo>,
+        granted: Granted,
+        request: Arc<FetchRequest>,
+        numbers: &Arc<Numbers>,
+        key: Key,
+    ) -> Result<Option<Decision>, Failed> {
         let begun = Instant::now();
         let make = async {
-            let (granted, request) = (granted.clone(), Arc::clone(&request));
-            let made = self.compute(move |meter| prepare(&granted, &request, &numbers, meter)).await?;
+            let answers = if is_fresh(numbers) { granted.answers().await } else { Vec::new() };
+            let (granted, request, numbers) = (granted.clone(), Arc::clone(&request), Arc::clone(numbers));
+            let job = move |meter: &dyn Meter| prepare(&granted, &request, &numbers, &answers, meter);
+            let made = self.compute(job).await?;
             let mut prepared = made?;
             prepared.hold(self.readers.try_take(prepared.size() as u64).map_err(Failed::from)?);
             Ok::<_, Unprepared>(prepared)
         };
-        let prepared = match self.plans.get(key, &granted.generation.layers, make).await {
+        let prepared = match self.plans.get(key, &granted.generation, make).await {
             Ok(prepared) => prepared,
             Err(Unprepared::Failed(failed)) => return Err(failed),
-            Err(Unprepared::NoPlan(NoPlan::Refuse(words))) => return Ok(Decision::Refuse(words)),
+            Err(Unprepared::NoPlan(NoPlan::Refuse(words))) => return Ok(Some(Decision::Refuse(words))),
             Err(Unprepared::NoPlan(NoPlan::Trees(TreeError::Halt(Halt::Busy | Halt::Stopped)))) => {
                 return Err(Failed::Busy);
             }
             Err(Unprepared::NoPlan(NoPlan::Trees(e))) => {
-                return Ok(Decision::Pass(leave(repo, &granted, &e)));
+                return Ok(Some(Decision::Pass(leave(repo, &granted, &e))));
             }
         };
         if let Some(plan) = &prepared.plan {
@@ -133,14 +195,23 @@ impl Answers {
             }
             metrics::histogram!(names::FETCH_SECONDS, "phase" => "plan")
                 .record(begun.elapsed().as_secs_f64());
-            if let Err(e) = at_hand(&granted, plan).await {
+            let source = granted.source().with_answer(prepared.answer.clone());
+            if let Err(e) = at_hand(&source, plan, &granted.stack).await {
+                if let Some(answer) =
+                    prepared.answer.as_ref().filter(|answer| !answer.is_lost() && e.is_loss())
+                {
+                    tracing::info!(repo = %repo.path, answer = %answer.pack.blob, error = e.chain(), "a stored answer is lost; it is not used any more");
+                    answer.lose();
+                    return Ok(None);
+                }
+
                 // Nothing was sent yet, so the primary can still answer.
                 tracing::warn!(repo = %repo.path, error = e.chain(), "a stored pack cannot be read; passed to the primary");
                 repo.report_damage(&granted.generation, &e);
-                return Ok(Decision::Pass(Reason::BucketDown));
+                return Ok(Some(Decision::Pass(Reason::BucketDown)));
             }
         }
-        Ok(Decision::Send(Box::new(Ready { granted, request, prepared })))
+        Ok(Some(Decision::Send(Box::new(Ready { granted, request, prepared }))))
     }
 
     /// Looks up what a request names, and makes the key of its plan. An error of the inner kind refuses it in git's words.
@@ -185,8 +256,8 @@ impl Answers {
 }
 
 /// Makes sure that sending can begin and that no pack is missing; a bucket that is silent is given little time, since the primary can answer.
-async fn at_hand(granted: &Granted, plan: &Plan) -> Result<(), StoreError> {
-    let begins = tokio::time::timeout(BUCKET_PATIENCE, granted.source().at_hand(plan, &granted.stack));
+async fn at_hand(source: &Blocks, plan: &Plan, stack: &Stack) -> Result<(), StoreError> {
+    let begins = tokio::time::timeout(BUCKET_PATIENCE, source.at_hand(plan, stack));
     begins
         .await
         .unwrap_or_else(|_| Err(StoreError::unavailable("read a pack", "the store did not answer in time")))

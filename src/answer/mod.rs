@@ -97,6 +97,8 @@ pub struct Answers {
     sync_wait: Duration,
     plans: Arc<Plans>,
     turns: Arc<Turns>,
+    /// What is asked for again and again is stored.
+    makes_answers: bool,
     /// For plans and answers that are held.
     readers: Budget,
     /// For what is computed.
@@ -116,6 +118,7 @@ impl Answers {
         // Selection and planning are pure computation: more at once than cores only makes all of them slower.
         let turns = Arc::new(Turns::new(cores.max(2)));
         let (freshness, sync_wait) = (settings.freshness, settings.sync_wait);
-        Self { mirror, freshness, sync_wait, plans, turns, readers, work }
+        let makes_answers = settings.answers.share > 0;
+        Self { mirror, freshness, sync_wait, plans, turns, makes_answers, readers, work }
     }
 }

@@ -17,7 +17,7 @@ use crate::answer::numbers::Numbers;
 use crate::answer::prepare::{Prepared, needs_reach};
 use crate::git::request::FetchRequest;
 use crate::mirror::snapshot::Snapshot;
-use crate::store::LayerRef;
+use crate::store::{Generation, LayerRef};
 
 /// About how many plans there are.
 const USUAL: usize = 256;
@@ -122,13 +122,16 @@ impl Plans {
         Self { cache }
     }
 
-    /// The plan under `key` that is good for `layers`, made by `make` if it is not there. An error is given to the one who
+    /// The plan under `key` that is good for `generation`, made by `make` if it is not there. An error is given to the one who
     /// met it; the next one tries anew. What is no pack but a round of a negotiation is not kept.
-    pub async fn get<E, F>(&self, key: Key, layers: &[LayerRef], make: F) -> Result<Arc<Prepared>, E>
+    pub async fn get<E, F>(&self, key: Key, generation: &Generation, make: F) -> Result<Arc<Prepared>, E>
     where
         F: Future<Output = Result<Prepared, E>>,
     {
-        let good = |_: &Key, kept: &mut Kept| match kept.base.is_below(layers) {
+        let layers = &generation.layers;
+        let is_good =
+            |kept: &Kept| kept.base.is_below(layers) && kept.prepared.is_good_beside(&generation.answers);
+        let good = |_: &Key, kept: &mut Kept| match is_good(kept) {
             true => EntryAction::Retain(Arc::clone(&kept.prepared)),
             false => EntryAction::ReplaceWithGuard,
         };
@@ -149,12 +152,12 @@ impl Plans {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{BlobId, BlobKind, BlobRef};
+    use crate::store::{AnswerRef, BlobId, BlobKind, BlobRef, generation_for_tests};
     use std::sync::atomic::{AtomicU32, Ordering};
 
     const MOST: u64 = 64 << 20;
 
-    fn layers(ids: &[u8]) -> Vec<LayerRef> {
+    fn layers(ids: &[u8]) -> Generation {
         let blob = |kind, id: u8| BlobRef { id: BlobId([id; 32]), kind, len: 1 };
         let layer = |&id| LayerRef {
             pack: blob(BlobKind::Pack, id),
@@ -162,7 +165,7 @@ mod tests {
             graph: blob(BlobKind::Graph, id),
             objects: 1,
         };
-        ids.iter().map(layer).collect()
+        Generation { layers: ids.iter().map(layer).collect(), ..generation_for_tests() }
     }
 
     fn key(n: u64) -> Key {
@@ -199,6 +202,21 @@ mod tests {
         assert!(Arc::ptr_eq(&merged, &again), "it was replaced");
         let shorter = plans.get(key(1), &layers(&[4]), make()).await.unwrap();
         assert!(!Arc::ptr_eq(&merged, &shorter), "it may name what is not there");
+    }
+
+    #[tokio::test]
+    async fn a_costly_plan_gives_way_to_a_stored_answer_and_no_other_does() {
+        let plans = Plans::new(MOST);
+        let before = layers(&[1]);
+        let layer = layers(&[9]).layers[0];
+        let stored =
+            Generation { answers: vec![AnswerRef { layer, kind: "depth 1".into() }], ..layers(&[1]) };
+        for (cost, goes) in [(1 << 20, true), (1 << 10, false)] {
+            let make = async || Ok::<_, ()>(Prepared::with_anew(cost));
+            let first = plans.get(key(cost), &before, make()).await.unwrap();
+            let then = plans.get(key(cost), &stored, make()).await.unwrap();
+            assert_eq!(Arc::ptr_eq(&first, &then), !goes, "{cost} bytes packed anew");
+        }
     }
 
     #[tokio::test]

@@ -18,7 +18,9 @@ use crate::git::filter::Filter;
 use crate::git::negotiate::{Common, Have, Next, answer_v0, answer_v2};
 use crate::git::request::{FetchRequest, Wire};
 use crate::git::response::{Sections, ambiguous_deepen_not, put_v0_shallow};
-use crate::mirror::snapshot::Granted;
+use crate::mirror::answers::Answer;
+use crate::mirror::snapshot::{Granted, Snapshot};
+use crate::mirror::wishes::Asked;
 use crate::pack::Gid;
 use crate::pack::filter::rules::{BadRules, Rules};
 use crate::pack::filter::trees::TreeError;
@@ -27,7 +29,10 @@ use crate::pack::history::shallow::{Deepen, NoBoundary, Shallow, deepen};
 use crate::pack::layer::stack::Stack;
 use crate::pack::meter::{Halt, Meter};
 use crate::pack::plan::select::{Query, SelectLimits, select};
-use crate::pack::plan::{Plan, PlanOptions, plan};
+use crate::pack::plan::{Plan, PlanOptions, plan_with};
+use crate::pack::set::GidSet;
+use crate::pack::{Selection, Source};
+use crate::store::{AnswerRef, BlobId};
 
 /// What is sent.
 pub struct Prepared {
@@ -35,6 +40,12 @@ pub struct Prepared {
     pub head: Vec<u8>,
     /// The pack; none where the negotiation goes on.
     pub plan: Option<Arc<Plan>>,
+    /// The answer that was made before from which the plan copies.
+    pub answer: Option<Arc<Answer>>,
+    /// Those that were looked at.
+    beside: Vec<BlobId>,
+    /// How often it was asked for.
+    pub asked: Asked,
     ends: Ends,
     /// What it holds of a budget.
     room: Option<Room>,
@@ -46,7 +57,24 @@ struct Ends(Mutex<Option<(ObjectId, bool)>>);
 
 impl Prepared {
     fn new(head: Vec<u8>, plan: Option<Plan>) -> Self {
-        Self { head, plan: plan.map(Arc::new), ends: Ends::default(), room: None }
+        let ends =
+            Ends(Mutex::new(plan.as_ref().and_then(|plan| plan.trailer).map(|trailer| (trailer, true))));
+        let (plan, asked) = (plan.map(Arc::new), Asked::default());
+        Self { head, plan, answer: None, beside: Vec::new(), asked, ends, room: None }
+    }
+
+    /// Says whether sending it takes much more than copying as many bytes would.
+    pub fn is_costly(&self) -> bool {
+        self.plan.as_ref().is_some_and(|plan| is_costly(plan))
+    }
+
+    /// Says whether it is still what would be prepared where `answers` are published.
+    pub fn is_good_beside(&self, answers: &[AnswerRef]) -> bool {
+        let is_there = |id: BlobId| answers.iter().any(|named| named.layer.pack.id == id);
+        let is_readable =
+            self.answer.as_ref().is_none_or(|answer| !answer.is_lost() && is_there(answer.id()));
+        let is_news = |named: &AnswerRef| !self.beside.contains(&named.layer.pack.id);
+        is_readable && !(self.is_costly() && answers.iter().any(is_news))
     }
 
     /// Keeps `room` for as long as the plan is kept.
@@ -102,6 +130,27 @@ impl From<BadRules> for NoPlan {
     }
 }
 
+/// Bytes of objects from which on it is worth something not to pack them anew.
+const MUCH: u64 = 256 << 10;
+/// And one of so many bytes of the pack.
+const SHARE: u64 = 20;
+/// A plan of more pieces than this is costly if they are small.
+const MANY_PIECES: usize = 2048;
+/// The mean of small pieces, in bytes.
+const SMALL_PIECES: u64 = 32 << 10;
+
+/// Says whether sending a plan takes much more than copying as many bytes would.
+pub fn is_costly(plan: &Plan) -> bool {
+    let in_pieces = plan.segments.len() > MANY_PIECES
+        && plan.known_len / (plan.segments.len() as u64).max(1) < SMALL_PIECES;
+    in_pieces || plan.anew_bytes > MUCH && plan.anew_bytes > plan.known_len / SHARE
+}
+
+/// Says whether the answer to a request for `numbers` may be taken from one that was made before: the client has nothing of it yet.
+pub fn is_fresh(numbers: &Numbers) -> bool {
+    numbers.haves.iter().chain(&numbers.shallow).all(Option::is_none)
+}
+
 /// Says whether [`prepare`] has to know all that is published: for a boundary that moves by so many commits, and for
 /// filters that name a blob.
 pub fn needs_reach(request: &FetchRequest) -> bool {
@@ -111,12 +160,13 @@ pub fn needs_reach(request: &FetchRequest) -> bool {
 
 /// Prepares the answer to `request`, whose objects are `numbers`.
 ///
-/// The work counts on `meter`, and what is held until it is done. Where [`needs_reach`] says so, the set of what is published
+/// Of `answers` that were made before, the one that holds most of it is copied from. The work counts on `meter`, and what is held until it is done. Where [`needs_reach`] says so, the set of what is published
 /// has been made before.
 pub fn prepare(
     granted: &Granted,
     request: &FetchRequest,
     numbers: &Numbers,
+    answers: &[Arc<Answer>],
     meter: &dyn Meter,
 ) -> Result<Prepared, NoPlan> {
     let stack = &*granted.stack;
@@ -165,7 +215,50 @@ pub fn prepare(
     };
     let mut selection = select(stack, &granted.source().reader(), &query, &SelectLimits::default(), meter)?;
     let options = PlanOptions { ofs_delta: request.ofs_delta, thin: request.thin_pack };
-    Ok(Prepared::new(head, Some(plan(stack, &mut selection, options, meter)?)))
+    let answer = best(answers, &selection, stack);
+    let stored = answer.as_ref().map(|answer| &answer.stored);
+    let plan = plan_with(stack, &mut selection, stored, options, meter)?;
+    let beside = granted.generation.answers.iter().map(|named| named.layer.pack.id).collect();
+    Ok(Prepared { answer, beside, ..Prepared::new(head, Some(plan)) })
+}
+
+/// The plan of a clone of depth 1 of HEAD, and the answer from which it copies; none if HEAD is no commit. Trees are read from
+/// `source`.
+pub fn of_head(
+    snapshot: &Snapshot,
+    source: &dyn Source,
+    answers: &[Arc<Answer>],
+    meter: &dyn Meter,
+) -> Result<Option<(Plan, Option<Arc<Answer>>)>, NoPlan> {
+    let stack = &*snapshot.stack;
+    let head = snapshot.refs.head_oid().and_then(|oid| stack.lookup(&oid));
+    let Some(head) = head.filter(|head| stack.kind(*head) == Kind::Commit) else { return Ok(None) };
+    meter.hold(SETS * u64::from(stack.len()).div_ceil(8))?;
+    let boundary = match deepen(stack, &[head], &[], Deepen::Depth(1), |_| false, meter) {
+        Ok(boundary) => boundary,
+        Err(NoBoundary::Halt(halt)) => return Err(halt.into()),
+        Err(_) => return Ok(None),
+    };
+    let wants = [head];
+    let query = Query { wants: &wants, shallow: Some(&boundary), ..Query::default() };
+    let mut selection = select(stack, source, &query, &SelectLimits::default(), meter)?;
+    let answer = best(answers, &selection, stack);
+    let stored = answer.as_ref().map(|answer| &answer.stored);
+    let options = PlanOptions { ofs_delta: true, thin: false };
+    Ok(Some((plan_with(stack, &mut selection, stored, options, meter)?, answer)))
+}
+
+/// The answer that holds most of what is selected.
+fn best(answers: &[Arc<Answer>], selection: &Selection<'_>, stack: &Stack) -> Option<Arc<Answer>> {
+    if answers.is_empty() {
+        return None;
+    }
+    let chosen = GidSet::from_roaring(&selection.objects, stack.len());
+    let counted = answers.iter().map(|answer| (answer.stored.count(&chosen), answer));
+    counted
+        .filter(|(count, _)| *count > 0)
+        .max_by_key(|(count, _)| *count)
+        .map(|(_, answer)| Arc::clone(answer))
 }
 
 /// The negotiation's questions, answered by the commit graph.
@@ -283,11 +376,17 @@ impl Prepared {
         Self::new(vec![0; bytes], None)
     }
 
+    /// An answer with so many bytes packed anew.
+    pub fn with_anew(bytes: u64) -> Self {
+        let plan = Plan { anew: 1, anew_bytes: bytes, ..Plan::empty(crate::git::HashKind::Sha1) };
+        Self::new(Vec::new(), Some(plan))
+    }
+
     /// An answer of so many bytes and an empty pack.
     pub fn with_plan(bytes: usize) -> Self {
         let (segments, literals, joins) = (vec![], vec![], vec![]);
         let hash = crate::git::HashKind::Sha1;
-        let plan = Plan { segments, literals, objects: 0, joins, anew: 0, room: 0, hash, known_len: 0 };
+        let plan = Plan { segments, literals, joins, ..Plan::empty(hash) };
         Self::new(vec![0; bytes], Some(plan))
     }
 }

@@ -115,6 +115,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// When what nobody names any more is deleted.
     pub gc: Gc,
+    /// Answers that are kept.
+    pub answers: StoredAnswers,
     /// Bounds against oversized input.
     pub limits: Limits,
     /// Looking in rotation whether what is stored is whole.
@@ -155,6 +157,16 @@ pub struct Gc {
     /// How long a repository stays that the primary does not have any more; zero: for ever.
     #[serde(with = "humantime_serde")]
     pub gone_after: Duration,
+}
+
+/// Answers that are kept because they are asked for again and again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredAnswers {
+    /// How much they may take of the bucket, in percent of their repository's packs; zero: none are made.
+    pub share: usize,
+    /// Make the answer to `--depth=1` of HEAD's branch before anybody asks for it.
+    pub depth1: bool,
 }
 
 /// Bounds against oversized or slow input.

@@ -57,6 +57,18 @@ pub struct FetchRequest {
     pub wire: Wire,
 }
 
+impl FetchRequest {
+    /// What kind of objects it asks for, in a few words for people.
+    pub fn kind(&self) -> String {
+        let depth =
+            self.deepen.filter(|depth| *depth != INFINITE_DEPTH).map(|depth| format!("depth {depth}"));
+        let cut = self.deepens_by_list().then(|| "shallow".to_owned());
+        let filter = self.filter.as_ref().map(|filter| format!("filter {filter}"));
+        let words: Vec<String> = depth.into_iter().chain(cut).chain(filter).collect();
+        if words.is_empty() { "as wanted".into() } else { words.join(", ") }
+    }
+}
+
 /// In which version of the protocol a fetch is asked for and answered, with what only that version says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Wire {

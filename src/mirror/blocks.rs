@@ -14,8 +14,10 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::local::{Local, PackBlob};
+use crate::mirror::answers::Answer;
 use crate::pack::Source;
 use crate::pack::layer::stack::Stack;
+use crate::pack::plan::stored::STORED;
 use crate::pack::plan::{Plan, Segment};
 use crate::store::StoreError;
 
@@ -42,6 +44,8 @@ struct Look<'a> {
 pub struct Blocks {
     local: Local,
     packs: Arc<[PackBlob]>,
+    /// An answer that was made before, under the number [`STORED`].
+    answer: Option<Arc<Answer>>,
     runtime: Handle,
     /// Cancelled once nothing may be read any more.
     revoked: CancellationToken,
@@ -50,7 +54,13 @@ pub struct Blocks {
 impl Blocks {
     /// Joins the packs of a stack, lowest layer first, to this node's cache. Must be called inside a runtime.
     pub fn new(local: Local, packs: Vec<PackBlob>) -> Self {
-        Self { local, packs: packs.into(), runtime: Handle::current(), revoked: CancellationToken::new() }
+        let (runtime, revoked) = (Handle::current(), CancellationToken::new());
+        Self { local, packs: packs.into(), answer: None, runtime, revoked }
+    }
+
+    /// The same, with the pack of an answer.
+    pub fn with_answer(&self, answer: Option<Arc<Answer>>) -> Self {
+        Self { answer, ..self.clone() }
     }
 
     /// Lets nothing be read from now on, also by jobs and streams that have begun.
@@ -73,7 +83,8 @@ impl Blocks {
 
     /// The pack of a layer, or an error that names a layer which the stack does not have.
     pub fn pack(&self, layer: usize) -> io::Result<&PackBlob> {
-        self.packs.get(layer).ok_or_else(|| {
+        let stored = self.answer.as_ref().filter(|_| layer == STORED as usize).map(|answer| &answer.pack);
+        self.packs.get(layer).or(stored).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidInput, format!("no layer {layer} in this stack"))
         })
     }
@@ -92,9 +103,11 @@ impl Blocks {
 
     /// The first block of each pack that `plan` reads and that is not on this node's disk.
     fn first_absent(&self, plan: &Plan, stack: &Stack) -> Vec<(&PackBlob, u64)> {
-        let mut looks: Vec<_> =
-            self.packs.iter().map(|pack| Look { pack, last: None, absent: None }).collect();
+        let packs = self.packs.iter().chain(self.answer.iter().map(|answer| &answer.pack));
+        let mut looks: Vec<_> = packs.map(|pack| Look { pack, last: None, absent: None }).collect();
         let mut look = |layer: usize, range: Range<u64>| {
+            // That of an answer is the last one.
+            let layer = layer.min(self.packs.len());
             let Some(look) = looks.get_mut(layer).filter(|look| look.absent.is_none()) else { return };
             let size = look.pack.block_size.max(1);
             for n in range.start / size..=range.end.saturating_sub(1).max(range.start) / size {

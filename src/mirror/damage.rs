@@ -164,10 +164,16 @@ pub fn faults(generation: &Generation, error: &(dyn Error + 'static)) -> Vec<(Bl
         let carried = error.downcast_ref::<io::Error>().and_then(|e| e.get_ref());
         let store = carried.and_then(|e| e.downcast_ref()).or_else(|| error.downcast_ref::<StoreError>());
         if let Some(key) = store.and_then(StoreError::lost) {
-            let named = generation.blobs().filter(|blob| key.contains(&blob.id.to_string()));
+            // An answer is none of what has to be there.
+            if generation.blobs().any(|blob| key.contains(&blob.id.to_string()))
+                && !generation.needed().any(|blob| key.contains(&blob.id.to_string()))
+            {
+                return Vec::new();
+            }
+            let named = generation.needed().filter(|blob| key.contains(&blob.id.to_string()));
             let named: Vec<_> = named.map(|blob| (blob, Fault::Lost)).collect();
             // This record does not name the blob that was read: any of its blobs may be meant.
-            let any = || generation.blobs().map(|blob| (blob, Fault::Lost)).collect();
+            let any = || generation.needed().map(|blob| (blob, Fault::Lost)).collect();
             return if named.is_empty() { any() } else { named };
         }
         let decode = match (error.downcast_ref::<TreeError>(), error.downcast_ref::<WriteError>()) {
@@ -180,7 +186,7 @@ pub fn faults(generation: &Generation, error: &(dyn Error + 'static)) -> Vec<(Bl
         }
         if let Some(OpenError::Damaged { .. }) = error.downcast_ref() {
             let packs: HashSet<BlobId> = generation.layers.iter().map(|layer| layer.pack.id).collect();
-            let read = generation.blobs().filter(|blob| !packs.contains(&blob.id));
+            let read = generation.needed().filter(|blob| !packs.contains(&blob.id));
             return read.map(|blob| (blob, Fault::Useless)).collect();
         }
         cause = error.source();

@@ -12,6 +12,7 @@
 //! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: what
 //! changes the bucket (`work`), HTTP and clients (`serve`).
 
+pub mod answers;
 pub mod blocks;
 pub mod carry;
 mod closing;
@@ -35,6 +36,7 @@ pub mod remove;
 pub mod repo;
 pub mod snapshot;
 pub mod standing;
+pub mod wishes;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicUsize;
@@ -57,6 +59,7 @@ use crate::mirror::opening::Opening;
 use crate::mirror::orders::Obeyed;
 use crate::mirror::progress::{Step, Sync};
 use crate::mirror::repo::Repo;
+use crate::mirror::wishes::Wishes;
 use crate::primary::{Grant, Naming, Primary};
 use crate::store::{Bucket, StoreError, nonce};
 
@@ -95,6 +98,7 @@ pub struct Mirror {
     enter: mpsc::UnboundedSender<Arc<Repo>>,
     entered: Mutex<Option<mpsc::UnboundedReceiver<Arc<Repo>>>>,
     newcomers: Newcomers,
+    wishes: Wishes,
     /// How the host names repositories; held while it is asked.
     naming: tokio::sync::Mutex<HostKnown>,
     repos: Mutex<Repos>,
@@ -140,6 +144,7 @@ impl Mirror {
             selection: settings.selection()?,
             enter,
             entered: Mutex::new(Some(entered)),
+            wishes: Wishes::default(),
             newcomers: Newcomers::new(settings.max_new_per_minute, settings.max_repositories),
             naming: tokio::sync::Mutex::default(),
             repos: Mutex::default(),

@@ -45,6 +45,7 @@ pub async fn remove_if(
             refs: bucket.put_blob(BlobKind::Refs, nothing.into()).await?,
             ref_count: 0,
             layers: Vec::new(),
+            answers: Vec::new(),
             created_at: unix_seconds(time_of_day()),
             removed: true,
             gone: None,

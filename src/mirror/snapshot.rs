@@ -18,6 +18,7 @@ use crate::git::HashKind;
 use crate::git::ls_refs::Listing;
 use crate::git::refs::Refs;
 use crate::local::{BlockHashes, Local, PackBlob};
+use crate::mirror::answers::{Answer, Answers};
 use crate::mirror::blocks::Blocks;
 use crate::mirror::carry::carry;
 use crate::pack::Gid;
@@ -107,6 +108,7 @@ pub struct Snapshot {
     tip_set: OnceLock<HashSet<ObjectId>>,
     tags: OnceLock<[u8; 32]>,
     listing: OnceLock<Listing>,
+    answers: Answers,
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -120,6 +122,11 @@ impl std::fmt::Debug for Snapshot {
 pub struct Granted(Arc<Snapshot>);
 
 impl Granted {
+    /// The state itself, for what is made of it in the background.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.0
+    }
+
     /// The bytes of the packs.
     pub fn source(&self) -> &Blocks {
         &self.0.blocks
@@ -207,6 +214,9 @@ impl Snapshot {
         }
         let packs = generation.layers.iter().zip(&layers).map(|(r, l)| pack_blob(&r.pack, l)).collect();
         let stack = Stack::open(layers).map_err(|e| unusable("the stack", number, &e))?;
+        // Where layers were only added, each object has the number that it had.
+        let beside = older.as_ref().filter(|older| generation.layers.starts_with(&older.generation.layers));
+        let answers = Answers::of(&generation, beside.map(|older| &older.answers));
         let seed = older.and_then(|older| older.reach_in(&generation.layers, &stack));
         Ok(Self {
             generation,
@@ -218,6 +228,7 @@ impl Snapshot {
             tip_set: OnceLock::new(),
             tags: OnceLock::new(),
             listing: OnceLock::new(),
+            answers,
         })
     }
 
@@ -261,6 +272,11 @@ impl Snapshot {
             None => Reach::new(&self.stack, &self.blocks, &tips, &limits, meter)?,
         };
         Ok(Arc::new(reach))
+    }
+
+    /// The answers that its record names, as far as they can be opened.
+    pub async fn answers(&self) -> Vec<Arc<Answer>> {
+        self.answers.open(self.blocks.local(), &self.stack).await
     }
 
     /// The refs as `ls-refs` shows them, written at first use.

@@ -12,7 +12,7 @@ use crate::mirror::evidence::Finding;
 use crate::mirror::health::{Mended, RepoHealth};
 use crate::mirror::progress::Sync;
 use crate::mirror::repo::{Phase, Repo};
-use crate::store::Generation;
+use crate::store::{AnswerRef, Generation, LayerRef};
 use crate::text::is_obeyed;
 
 /// How a repository stands.
@@ -65,6 +65,9 @@ pub struct RepoStatus {
     pub bytes: u64,
     /// Number of objects in its layers.
     pub objects: u64,
+    /// Answers that are kept in the bucket, since they are asked for again and again; the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<KeptAnswer>,
     /// When it was last found equal to the primary.
     #[serde(with = "humantime_serde::option")]
     pub last_compared: Option<SystemTime>,
@@ -100,6 +103,24 @@ pub struct RepoStatus {
     /// What differed from the primary lately, the newest first. A node's own `/status` has all that it remembers.
     #[serde(default)]
     pub differences: Vec<Finding>,
+}
+
+/// An answer that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptAnswer {
+    /// What was asked for, in words.
+    pub kind: String,
+    /// Bytes of its pack.
+    pub bytes: u64,
+    /// Objects in it.
+    pub objects: u64,
+}
+
+impl KeptAnswer {
+    fn of(named: &AnswerRef) -> Self {
+        let LayerRef { pack, objects, .. } = named.layer;
+        Self { kind: named.kind.clone(), bytes: pack.len, objects: objects.into() }
+    }
 }
 
 /// What is told of a repository that is marked as gone.
@@ -142,6 +163,7 @@ impl RepoStatus {
             refs: generation.ref_count,
             bytes: generation.blobs().map(|blob| blob.len).fold(0, u64::saturating_add),
             objects: generation.layers.iter().map(|layer| u64::from(layer.objects)).sum(),
+            answers: generation.answers.iter().map(KeptAnswer::of).collect(),
             last_compared: Some(compared),
             lag: Some(now.duration_since(compared).unwrap_or_default()),
             next_try: None,
@@ -189,6 +211,7 @@ impl RepoStatus {
             refs: 0,
             bytes: 0,
             objects: 0,
+            answers: Vec::new(),
             last_compared: None,
             lag: None,
             next_try: health.next,

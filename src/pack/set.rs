@@ -22,6 +22,11 @@ impl GidSet {
         Self { words: vec![0; (universe as usize).div_ceil(64)] }
     }
 
+    /// A bound of the gids that have room in it.
+    pub fn universe(&self) -> u32 {
+        u32::try_from(self.words.len().saturating_mul(64)).unwrap_or(u32::MAX)
+    }
+
     /// Adds `gid` and says whether it was new. A gid outside the universe is never added.
     pub fn insert(&mut self, gid: Gid) -> bool {
         let Some(word) = self.words.get_mut(gid as usize / 64) else { return false };

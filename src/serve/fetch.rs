@@ -1,5 +1,6 @@
 //! A fetch on its way to its client: asked for, decided, sent or passed on.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -7,6 +8,7 @@ use axum::response::Response;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::meter::JobMeter;
+use crate::answer::prepare::Prepared;
 use crate::answer::reason::Reason;
 use crate::answer::{Decision, Ready};
 use crate::git::request::{Command, CommandRequest, FetchRequest};
@@ -21,6 +23,7 @@ use crate::serve::grant::grant;
 use crate::serve::holding::Holding;
 use crate::serve::send::{CHUNK, Cut, Outgoing, Sent, holding, stream};
 use crate::serve::told;
+use crate::store::Generation;
 use crate::telemetry::metrics as names;
 
 /// Answers a v2 command other than `ls-refs`.
@@ -93,7 +96,11 @@ async fn send(app: &App, repo: &Arc<Repo>, ready: Ready) -> Result<Response, Fai
     let sender = known.into_iter().fold(sender, Sender::ending);
     let (local, memory) = (app.mirror.local.clone(), app.memory.readers.clone());
     let generation = granted.generation.clone();
-    let out = Outgoing::new(frame, sender, granted, meter, local, memory);
+    let answer = prepared.answer.clone();
+    if answer.is_some() {
+        metrics::counter!(names::KEPT_ANSWERS_USED).increment(1);
+    }
+    let out = Outgoing::new(frame, sender, granted, answer, meter, local, memory);
     let repo = Arc::clone(repo);
     let ended = move |sent: Result<Sent, &Cut>| match sent {
         Ok(sent) => {
@@ -102,13 +109,19 @@ async fn send(app: &App, repo: &Arc<Repo>, ready: Ready) -> Result<Response, Fai
             }
             metrics::histogram!(names::FETCH_SECONDS, "phase" => "send").record(sent.took.as_secs_f64());
         }
-        Err(Cut::Write(e)) => _ = repo.report_damage(&generation, e),
-        Err(Cut::Store(e)) => _ = repo.report_damage(&generation, e),
+        Err(Cut::Write(e)) => broken(&repo, &generation, &prepared, e),
+        Err(Cut::Store(e)) => broken(&repo, &generation, &prepared, e),
         Err(Cut::Gone | Cut::TooLong | Cut::Purged | Cut::Job(_)) => {}
     };
     let limits = &app.terms.limits;
     let patience = (limits.client_timeout, limits.transfer);
     Ok(upload_pack_result(stream(out, held, Arc::clone(places), patience, stop, ended)))
+}
+
+/// Takes note that what a stream reads cannot be read.
+fn broken(repo: &Repo, generation: &Generation, prepared: &Prepared, error: &(dyn Error + 'static)) {
+    prepared.answer.iter().for_each(|answer| answer.lose());
+    repo.report_damage(generation, error);
 }
 
 /// What `git pack-objects` would say of such a pack.

@@ -32,8 +32,12 @@ use crate::serve::{connection, count, files, git, health};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// A lack that lasts is told so often.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
+/// What the system takes of an answer before its client has taken what came earlier. Without a bound it takes some
+/// megabytes of each, and all connections of the machine stop where its memory for sockets ends.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 << 10;
 /// What is read ahead of a request, or waits to be written, in HTTP/1.
-const BUFFER: usize = 64 << 10;
+pub(super) const BUFFER: usize = 64 << 10;
 /// Requests at the same time on one connection, in HTTP/2.
 const STREAMS: u32 = 64;
 /// What a client may send in HTTP/2 before it is read: of one body, and of all on one connection.
@@ -153,6 +157,8 @@ impl Lack {
 async fn speak(socket: TcpStream, place: Place, router: Router) {
     // Small packets matter more than full ones: a negotiation is many short answers.
     let _ = socket.set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let _ = socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT);
     let connection = Arc::clone(&place.connection);
     let peer = socket.peer_addr().ok().map(Peer);
     let opened = tokio::select! {

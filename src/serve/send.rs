@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::answer::meter::JobMeter;
 use crate::budget::{Budget, Room};
 use crate::local::Local;
+use crate::mirror::answers::Answer;
 use crate::mirror::blocks::Reader;
 use crate::mirror::snapshot::Granted;
 use crate::pack::layer::encode;
@@ -106,16 +107,17 @@ pub enum Cut {
 }
 
 impl Outgoing {
-    /// Begins to send; `frame` holds what stands before the pack. Objects packed anew count on `meter`.
+    /// Begins to send, also out of an answer that was made before; `frame` holds what stands before the pack. Objects packed anew count on `meter`.
     pub fn new(
         frame: Frame,
         sender: Sender,
         granted: Granted,
+        answer: Option<Arc<Answer>>,
         meter: JobMeter,
         local: Local,
         memory: Budget,
     ) -> Self {
-        let reader = granted.source().streaming();
+        let reader = granted.source().with_answer(answer).streaming();
         let scratch = Scratch::new(0, LARGEST_OBJECT);
         Self {
             frame,

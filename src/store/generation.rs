@@ -25,6 +25,9 @@ pub const MOST_NUMBER: u64 = 1 << 53;
 /// The most layers of one record. What a repository of so many needs is to be merged, not to be opened.
 pub const MOST_LAYERS: usize = 65_536;
 
+/// The most answers of one record.
+pub const MOST_ANSWERS: usize = 64;
+
 /// The most bytes of one blob, so that no sum over a record overflows. S3 stores 5 TiB.
 const MOST_BLOB: u64 = 1 << 44;
 
@@ -64,6 +67,9 @@ pub struct Generation {
     pub ref_count: u64,
     /// The packs, lowest first. A pack may lean only on layers below it for what its refs reach, never for its deltas.
     pub layers: Vec<LayerRef>,
+    /// Answers that were made before, the oldest first. They are derived: without one of them its objects are packed anew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<AnswerRef>,
     /// When this record was made, Unix seconds, by the writer's clock. For people; nothing depends on it.
     pub created_at: u64,
     /// When the primary was asked for the refs, Unix seconds, by the writer's clock. For people.
@@ -97,11 +103,32 @@ pub struct LayerRef {
     pub objects: u32,
 }
 
+/// An answer that was made before: a pack of objects of the layers as clients get them, with its index and its graph.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerRef {
+    /// Its files.
+    #[serde(flatten)]
+    pub layer: LayerRef,
+    /// What was asked for, in words, for people.
+    pub kind: String,
+}
+
+impl LayerRef {
+    /// Its blobs.
+    pub fn blobs(&self) -> [BlobRef; 3] {
+        [self.pack, self.idx, self.graph]
+    }
+}
+
 impl Generation {
     /// Every blob that this record names.
     pub fn blobs(&self) -> impl Iterator<Item = BlobRef> + '_ {
-        let layers = self.layers.iter().flat_map(|layer| [layer.pack, layer.idx, layer.graph]);
-        std::iter::once(self.refs).chain(layers)
+        self.needed().chain(self.answers.iter().flat_map(|answer| answer.layer.blobs()))
+    }
+
+    /// The blobs without which the state cannot be served: all but those of answers.
+    pub fn needed(&self) -> impl Iterator<Item = BlobRef> + '_ {
+        std::iter::once(self.refs).chain(self.layers.iter().flat_map(LayerRef::blobs))
     }
 
     /// The SHA-256 of the record's bytes: what a child gives as its `parent`.
@@ -163,7 +190,11 @@ impl Generation {
         if let Some(blob) = self.blobs().find(|blob| blob.len > MOST_BLOB) {
             return Err(format!("{blob} cannot have {} bytes", blob.len));
         }
-        let kinds = self.layers.iter().map(|layer| (layer.pack.kind, layer.idx.kind, layer.graph.kind));
+        if self.answers.len() > MOST_ANSWERS {
+            return Err("it has more answers than any repository".into());
+        }
+        let layers = self.layers.iter().chain(self.answers.iter().map(|answer| &answer.layer));
+        let kinds = layers.map(|layer| (layer.pack.kind, layer.idx.kind, layer.graph.kind));
         let as_named = (BlobKind::Pack, BlobKind::Idx, BlobKind::Graph);
         if self.refs.kind != BlobKind::Refs || kinds.into_iter().any(|kinds| kinds != as_named) {
             return Err("a blob is not of the kind that its place needs".into());
@@ -258,6 +289,7 @@ pub(crate) mod tests {
                 graph: blob(BlobKind::Graph, "graph"),
                 objects: 3,
             }],
+            answers: Vec::new(),
             created_at: 1,
             verified_at: 2,
             removed: false,

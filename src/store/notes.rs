@@ -26,6 +26,8 @@ pub enum Note {
     Fetch,
     /// A node merges layers.
     Compaction,
+    /// A node makes an answer that is kept.
+    Answer,
 }
 
 impl Note {
@@ -37,6 +39,7 @@ impl Note {
             Self::Fetch => "fetch",
             Self::Vetted => "vetted",
             Self::Compaction => "compaction",
+            Self::Answer => "answer",
         };
         NoteKey(Path::from_iter(["repos", &repo.key(), name]))
     }

@@ -92,6 +92,12 @@ pub const LIVE_NODES: &str = "packmirror_live_nodes";
 pub const LEASE_WAITS: &str = "packmirror_lease_waits_total";
 /// No labels. Leases that were taken over from nodes that had died.
 pub const LEASES_TAKEN_OVER: &str = "packmirror_leases_taken_over_total";
+/// Labels: `result` (made, elsewhere, no-room, failed). Answers that were to be kept for further clients.
+pub const KEPT_ANSWERS: &str = "packmirror_kept_answers_total";
+/// No labels. Fetches that were answered out of one of them.
+pub const KEPT_ANSWERS_USED: &str = "packmirror_kept_answers_used_total";
+/// No labels. How long making one of them took.
+pub const KEPT_ANSWER_SECONDS: &str = "packmirror_kept_answer_duration_seconds";
 /// Labels: `result` (merged, elsewhere, overtaken, no-scratch, failed, unsealed). Merges of a repository's layers.
 pub const COMPACTIONS: &str = "packmirror_compactions_total";
 /// No labels. How long they took.
@@ -209,6 +215,13 @@ const TABLE: &[(&str, Kind, &str)] = &[
     (LIVE_NODES, Kind::Gauge(Unit::Count), "Nodes that divide the comparisons, this one included"),
     (LEASE_WAITS, Kind::Counter(Unit::Count), "Times that a node waited for the work of another one"),
     (LEASES_TAKEN_OVER, Kind::Counter(Unit::Count), "Leases taken over from nodes that had died"),
+    (KEPT_ANSWERS, Kind::Counter(Unit::Count), "Answers that were to be kept for further clients, by result"),
+    (
+        KEPT_ANSWERS_USED,
+        Kind::Counter(Unit::Count),
+        "Fetches that were answered out of an answer that is kept",
+    ),
+    (KEPT_ANSWER_SECONDS, Kind::Histogram(SECONDS), "Duration of making an answer that is kept"),
     (COMPACTIONS, Kind::Counter(Unit::Count), "Merges of a repository's layers, by result"),
     (COMPACTION_SECONDS, Kind::Histogram(SECONDS), "Duration of merges of layers"),
     (COMPACTION_READ, Kind::Counter(Unit::Bytes), "Bytes of packs that were merged"),

@@ -71,7 +71,7 @@ impl Pace {
 
 /// Looks whether every blob of `generation` is there with its length.
 pub async fn present(bucket: &Bucket, generation: &Generation) -> Result<Vec<Flaw>, StoreError> {
-    let blobs: Vec<BlobRef> = generation.blobs().collect();
+    let blobs: Vec<BlobRef> = generation.needed().collect();
     let looks = stream::iter(blobs).map(|blob| async move {
         match bucket.head(&blob).await {
             Ok(()) => Ok(None),
@@ -91,7 +91,7 @@ pub async fn whole(
     read: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Vec<Flaw>, StoreError> {
     let mut flaws = Vec::new();
-    for small in generation.blobs().filter(|blob| blob.kind != BlobKind::Pack) {
+    for small in generation.needed().filter(|blob| blob.kind != BlobKind::Pack) {
         flaws.extend(blob(&mirror.bucket, &small, None, pace, read).await?);
     }
     let mut open: Option<Snapshot> = None;

@@ -77,7 +77,8 @@ pub(super) async fn heal(
     let below = match named.is_empty() || restored {
         true => None,
         false => {
-            let partial = Generation { layers: named, ..refs.unwrap_or_else(|| record.clone()) };
+            let partial =
+                Generation { layers: named, answers: Vec::new(), ..refs.unwrap_or_else(|| record.clone()) };
             match Snapshot::open(&work.mirror.local, partial, None).await {
                 Ok(open) => Some(Arc::new(open)),
                 Err(OpenError::Store { source, .. }) if !source.is_loss() => return Err(source.into()),
@@ -132,7 +133,8 @@ pub(super) async fn lend(
 async fn bad(work: &Work, repo: &Repo, record: &Generation) -> Result<HashMap<BlobRef, Fault>, StoreError> {
     let mut bad = HashMap::new();
     let reported = repo.damage().reported();
-    for (blob, fault) in reported.into_iter().filter(|(blob, _)| record.blobs().any(|named| named == *blob)) {
+    for (blob, fault) in reported.into_iter().filter(|(blob, _)| record.needed().any(|named| named == *blob))
+    {
         let verified = match fault {
             Fault::Useless => None,
             Fault::Lost => Some(work.mirror.bucket.verify(&blob).await),

@@ -5,6 +5,7 @@
 //!   where layers were merged meanwhile; `follow`: what others published with the same refs. `gone`: what the primary does not have any more.
 //! - [`compact`]: layers are merged. `lease`: which node does what one is enough for. `heal`: damage is mended, `lend`: also for others, `alone`: without the primary. `regraph`: graphs of an
 //!   older version, built again.
+//! - `answers`: what is asked for again and again is kept.
 //! - [`collect`]: what nobody names any more is deleted. [`purge`]: what no ref reaches any more, at once.
 //! - [`examine`]: whether what is stored is whole. [`vet`]: the same of one repository, and whether it equals the primary, for people.
 //!   `rotation`: a look at everything now and then.
@@ -15,6 +16,7 @@
 //! which ask for a comparison and wait for it (`Repo::ask`); a node without this room serves what others published.
 
 mod alone;
+mod answers;
 pub mod collect;
 pub mod compact;
 pub mod cost;
@@ -92,6 +94,10 @@ pub struct Work {
     gone_after: Duration,
     /// How often this farm collects.
     collect_every: Duration,
+    /// What answers may take of the bucket, in percent of the packs.
+    answers_share: u64,
+    /// The answer to a clone of depth 1 is made before it is asked for.
+    makes_depth1: bool,
     /// Files that were stored as blobs lately, for storing them again.
     sources: Mutex<HashMap<Name, PathBuf>>,
     /// What this node alone cannot take in.
@@ -125,6 +131,8 @@ impl Work {
             grace: settings.gc.grace,
             gone_after: settings.gc.gone_after,
             collect_every: settings.gc.every,
+            makes_depth1: settings.answers.depth1 && settings.answers.share > 0,
+            answers_share: settings.answers.share as u64,
             sources: Mutex::default(),
             here: Mutex::default(),
             capabilities: Mutex::default(),
@@ -150,6 +158,9 @@ impl Work {
         self.tasks.spawn(lend::run(Arc::clone(&self), stop.clone()));
         self.tasks.spawn(rotation::run(Arc::clone(&self), stop.clone()));
         self.tasks.spawn(compact::run(Arc::clone(&self), stop.clone()));
+        if let Some(wishes) = self.mirror.wished() {
+            self.tasks.spawn(answers::run(Arc::clone(&self), wishes, stop.clone()));
+        }
         self.tasks.spawn(follow::run(Arc::clone(&self), stop.clone()));
         self.tasks.spawn(collect::run(Arc::clone(&self), stop.clone()));
         while let Some(Some(repo)) = stop.run_until_cancelled(entered.recv()).await {

@@ -15,7 +15,9 @@ use crate::boot::{time_of_day, unix_seconds};
 use crate::git::refs::Refs;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
-use crate::store::{BlobKind, BlobRef, Generation, LayerRef, Name, Publish, StoreError, VERSION, nonce};
+use crate::store::{
+    AnswerRef, BlobKind, BlobRef, Generation, LayerRef, Name, Publish, StoreError, VERSION, nonce,
+};
 use crate::telemetry::metrics as names;
 use crate::work::Work;
 use crate::work::error::SyncError;
@@ -32,8 +34,10 @@ pub(super) struct Draft<'a> {
     pub refs: &'a Refs,
     /// When the primary was asked for them, Unix seconds.
     pub asked: u64,
-    /// Whether blobs that are stored already are written again, since they may be what is damaged.
+    /// Whether blobs that are stored already are written again, since they may be what is damaged. Answers are left out then.
     pub repairing: bool,
+    /// The answers, where they are not those of the base.
+    pub answers: Option<Vec<AnswerRef>>,
 }
 
 /// What became of a [`Draft`].
@@ -46,7 +50,9 @@ pub(super) enum Published {
 
 /// Creates the generation that names what `draft` says, and opens it.
 pub(super) async fn publish(work: &Work, repo: &Repo, draft: Draft<'_>) -> Result<Published, SyncError> {
-    let Draft { base, layers, refs: seen, asked, repairing } = draft;
+    let Draft { base, layers, refs: seen, asked, repairing, answers } = draft;
+    let of_base = || base.filter(|_| !repairing).map(|base| base.answers.clone());
+    let answers = answers.or_else(of_base).unwrap_or_default();
     let text = zstd::bulk::compress(&seen.packed_refs(), 3)?;
     let text = Bytes::from(text);
     let refs = put(work, BlobKind::Refs, text.clone(), repairing).await?;
@@ -64,6 +70,7 @@ pub(super) async fn publish(work: &Work, repo: &Repo, draft: Draft<'_>) -> Resul
         refs,
         ref_count: seen.refs.len() as u64,
         layers,
+        answers,
         created_at: unix_seconds(time_of_day()),
         verified_at: asked,
         removed: false,

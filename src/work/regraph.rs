@@ -39,7 +39,10 @@ pub(super) async fn regraph(
     let (refs, layers) = made.inspect_err(|e| {
         repo.report_damage(old, e);
     })?;
-    let draft = Draft { base: Some(old), layers, refs: &refs, asked: old.verified_at, repairing: false };
+    // Graphs of answers are as old, and these are made again when they are asked for.
+    let answers = Some(Vec::new());
+    let asked = old.verified_at;
+    let draft = Draft { base: Some(old), layers, refs: &refs, asked, repairing: false, answers };
     repo.step(Step::Publishing);
     publish(work, repo, draft).await
 }

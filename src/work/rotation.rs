@@ -111,7 +111,7 @@ async fn vet(work: &Work, repo: &Repo, pace: &mut Pace) -> Result<Duration, NotF
         write(work, repo, &note).await?;
     }
     let open = repo.snapshot().filter(|open| open.generation.layers == newest.layers);
-    for named in newest.blobs() {
+    for named in newest.needed() {
         let key = named.to_string();
         let last = note.read.get(&key).copied().unwrap_or_default().min(now());
         if hash_every == 0 || now() - last < hash_every {
@@ -145,7 +145,7 @@ impl Vetted {
         let dice = Dice::random();
         let first = || now.saturating_sub(dice.up_to(Duration::from_secs(hash_every)).as_secs());
         self.read = newest
-            .blobs()
+            .needed()
             .map(|blob| blob.to_string())
             .map(|key| (before.get(&key).copied().unwrap_or_else(first), key))
             .map(|(at, key)| (key, at))
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn what_is_new_is_spread_over_the_interval_and_what_is_gone_is_forgotten() {
         let newest = generation_for_tests();
-        let named: Vec<String> = newest.blobs().map(|blob| blob.to_string()).collect();
+        let named: Vec<String> = newest.needed().map(|blob| blob.to_string()).collect();
         let mut note = Vetted { exists: 7, read: [("gone".into(), 1), (named[0].clone(), 950)].into() };
         note.fit(&newest, 1000, 100);
         assert_eq!(note.read.keys().cloned().collect::<Vec<_>>(), {

@@ -269,8 +269,14 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
             last = SyncError::Moving;
             continue;
         }
-        let draft =
-            Draft { base: base.as_ref(), layers, refs: &seen, asked: unix_seconds(asked.time), repairing };
+        let draft = Draft {
+            base: base.as_ref(),
+            layers,
+            refs: &seen,
+            asked: unix_seconds(asked.time),
+            repairing,
+            answers: None,
+        };
         repo.step(Step::Publishing);
         match publish_upon(work, repo, draft, new).await? {
             Published::Won(snapshot) => {
@@ -278,7 +284,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
                 if is_spoilt {
                     repaired(repo, Some("its record, published again".into()));
                 }
-                work.published(&repo.path);
+                work.published(repo);
                 if repairing {
                     repo.damage().repaired(&snapshot.generation);
                     // What was made anew may have the same bytes, and so the name that was reported.

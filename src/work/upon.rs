@@ -40,7 +40,7 @@ pub(super) async fn publish_upon(
         let Some(layers) = upon(work, repo, before, &winner, (top, new, refs)).await else {
             return Ok(Published::Lost(winner));
         };
-        let draft = Draft { base: Some(&*winner), layers, refs, asked, repairing };
+        let draft = Draft { base: Some(&*winner), layers, refs, asked, repairing, answers: None };
         published = publish(work, repo, draft).await?;
     }
     Ok(published)

@@ -184,8 +184,8 @@ async fn stored(
     found: &mut Vetted,
     read: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<Vec<Flaw>, StoreError> {
-    found.blobs = generation.blobs().count();
-    found.bytes = generation.blobs().map(|blob| blob.len).fold(0, u64::saturating_add);
+    found.blobs = generation.needed().count();
+    found.bytes = generation.needed().map(|blob| blob.len).fold(0, u64::saturating_add);
     let mut flaws = present(&mirror.bucket, generation).await?;
     if deep {
         let (done, total) = (std::sync::atomic::AtomicU64::new(0), found.bytes);

@@ -29,6 +29,7 @@ mod shapes;
 mod wire;
 mod world;
 
+mod answers;
 mod auth;
 mod cli;
 mod clients;

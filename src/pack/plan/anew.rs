@@ -12,7 +12,7 @@
 //! rises, so a cycle would lie within one layer. Within a layer the entries have the bases that its pack has, and a pack
 //! has no cycle. A pack that holds an object twice is the exception, since both copies have one gid. There, and for
 //! deltas by id that stand before their base, the chain of bases is followed once before anything is laid out, and an
-//! entry whose chain leads back to it is packed anew.
+//! entry whose chain leads back to it is packed anew. What is copied from a stored answer leans on nothing else.
 //!
 //! Relies on: what the client surely has (`select`). Elsewhere: the paths along stored deltas (`joins`), the entries
 //! themselves (`encode`).
@@ -39,10 +39,11 @@ pub(super) struct Anew {
 }
 
 impl Anew {
-    /// Finds them among the `chosen` objects; `thin` allows bases that only the client has.
+    /// Finds them among the `chosen` objects but those that are `stored` otherwise; `thin` allows bases that only the client has.
     pub fn find(
         stack: &Stack,
         chosen: &GidSet,
+        stored: &dyn Fn(Gid) -> bool,
         selection: &mut Selection<'_>,
         thin: bool,
         meter: &dyn Meter,
@@ -54,11 +55,15 @@ impl Anew {
         let mut orphans = Orphans::default();
         each_entry(stack, chosen, |gid, layer, _, entry| {
             meter.step(1)?;
+            if stored(gid) {
+                return Ok(());
+            }
             let base = entry.base.map(|base| stack.canonical(layer, base));
             let is_big = entry.end - entry.offset >= BIG;
             match base {
                 Some(base) if chosen.contains(base) => {
-                    if base >= gid {
+                    // What is stored otherwise stands before it.
+                    if base >= gid && !stored(base) {
                         forward.push(gid);
                     }
                     return Ok(());
@@ -87,7 +92,7 @@ impl Anew {
             Ok(())
         })?;
         for gid in forward {
-            if anew.leads_back(stack, chosen, gid, meter)? {
+            if anew.leads_back(stack, chosen, stored, gid, meter)? {
                 anew.set.insert(gid);
             } else {
                 anew.forward.insert(gid);
@@ -98,10 +103,17 @@ impl Anew {
 
     /// Says whether the chain of bases of `gid`, of deltas that go as stored, leads back to it. Every cycle has a member
     /// whose base stands behind it in the order of gids, so only those are asked about.
-    fn leads_back(&self, stack: &Stack, chosen: &GidSet, gid: Gid, meter: &dyn Meter) -> Result<bool, Halt> {
+    fn leads_back(
+        &self,
+        stack: &Stack,
+        chosen: &GidSet,
+        stored: &dyn Fn(Gid) -> bool,
+        gid: Gid,
+        meter: &dyn Meter,
+    ) -> Result<bool, Halt> {
         let mut seen = Gids::default();
         let mut at = gid;
-        while !self.set.contains(at) && seen.insert(at) {
+        while !self.set.contains(at) && !stored(at) && seen.insert(at) {
             match stack.entry(at).base.filter(|&base| chosen.contains(base)) {
                 Some(base) if base == gid => return Ok(true),
                 Some(base) => at = base,

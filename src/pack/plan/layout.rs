@@ -10,20 +10,22 @@
 //!
 //! Relies on: an order without cycles, and on objects packed anew standing in front. Elsewhere: which objects these are
 //! (`anew`), stating the distances that are left (`write::send`).
-use gix_hash::Kind as HashKind;
+use gix_hash::{Kind as HashKind, ObjectId};
 
 use crate::pack::entry::{self, Header, RawKind};
 use crate::pack::layer::graph::NONE;
-use crate::pack::layer::graph::view::GraphEntry;
+use crate::pack::layer::graph::view::{Graph, GraphEntry};
 use crate::pack::set::{GidMap, GidSet, Gids};
 use crate::pack::{Gid, Stack};
+
+use super::stored::{STORED, Usable};
 
 /// A piece of a pack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Segment {
     /// Bytes `start..start + len` of the pack of a layer.
     Copy {
-        /// Index of the layer in the stack.
+        /// Index of the layer in the stack, or [`STORED`].
         layer: u32,
         /// First byte in that pack.
         start: u64,
@@ -83,6 +85,8 @@ pub struct Plan {
     pub joins: Vec<Vec<Gid>>,
     /// Number of objects packed anew.
     pub anew: u32,
+    /// Bytes of these objects, inflated.
+    pub anew_bytes: u64,
     /// The most bytes of memory that packing one of them anew takes ([`crate::pack::layer::encode::room`]).
     pub room: u64,
     /// The hash of the repository, and of the trailer.
@@ -90,9 +94,27 @@ pub struct Plan {
     /// Length of the pack in bytes, trailer included, without the objects packed anew; headers whose length is not known
     /// yet count as they are laid out.
     pub known_len: u64,
+    /// The pack's trailer, where it is a stored answer as it lies there.
+    pub trailer: Option<ObjectId>,
 }
 
 impl Plan {
+    /// A plan of nothing, to be filled.
+    pub fn empty(hash: HashKind) -> Self {
+        Self {
+            segments: Vec::new(),
+            literals: Vec::new(),
+            objects: 0,
+            joins: Vec::new(),
+            anew: 0,
+            anew_bytes: 0,
+            room: 0,
+            hash,
+            known_len: 0,
+            trailer: None,
+        }
+    }
+
     /// Gives about how many bytes of memory it takes.
     pub fn bytes(&self) -> u64 {
         let joins = self.joins.iter().map(|path| size_of_val(&path[..])).sum::<usize>();
@@ -121,6 +143,8 @@ pub(super) struct Layout<'p> {
     /// Entries whose base stands behind them in the order of gids.
     forward: &'p Gids,
     ofs_delta: bool,
+    /// What is copied from a stored answer. Here its pack has the number behind those of the stack's layers.
+    pub stored: Option<&'p Usable<'p>>,
     pub plan: Plan,
     pub out: u64,
     /// Per layer, by position: an entry's offset in the answer is its stored one plus the last shift before it.
@@ -154,16 +178,7 @@ impl<'p> Layout<'p> {
         (anew, forward): (&'p GidSet, &'p Gids),
         ofs_delta: bool,
     ) -> Self {
-        let plan = Plan {
-            segments: Vec::new(),
-            literals: Vec::new(),
-            objects: 0,
-            joins: Vec::new(),
-            anew: 0,
-            room: 0,
-            hash: stack.hash(),
-            known_len: 0,
-        };
+        let plan = Plan::empty(stack.hash());
         Self {
             stack,
             chosen,
@@ -172,7 +187,8 @@ impl<'p> Layout<'p> {
             ofs_delta,
             plan,
             out: 0,
-            breaks: stack.layers().iter().map(|_| Vec::new()).collect(),
+            stored: None,
+            breaks: (0..=stack.layers().len()).map(|_| Vec::new()).collect(),
             next: (0, NONE),
             cursor: 0,
             early: GidMap::default(),
@@ -190,6 +206,18 @@ impl<'p> Layout<'p> {
         if self.forward.contains(&gid) {
             self.bases_first(gid);
         }
+        self.in_turn(layer, position, entry);
+    }
+
+    /// Lays out an entry of the stored answer; its base, if it has one, was laid out before.
+    pub fn stored(&mut self, position: u32) {
+        let layer = self.stack.layers().len();
+        let Some(entry) = self.graph(layer).and_then(|graph| graph.entry(position)) else { return };
+        self.in_turn(layer, position, &entry);
+    }
+
+    /// Lays out an entry behind the one that was laid out last.
+    fn in_turn(&mut self, layer: usize, position: u32, entry: &GraphEntry) {
         let shift = self.out.wrapping_sub(entry.offset);
         if let Some(breaks) = self.breaks.get_mut(layer)
             && (self.next != (layer, position) || breaks.last().is_none_or(|last| last.shift != shift))
@@ -200,6 +228,27 @@ impl<'p> Layout<'p> {
         self.entry(layer, entry, self.ofs_delta);
     }
 
+    /// The graph of a layer, or of the stored answer.
+    fn graph(&self, layer: usize) -> Option<&'p Graph> {
+        let held = self.stack.layers().get(layer);
+        held.or_else(|| self.stored.map(|usable| &usable.stored.layer)).map(|held| &held.graph)
+    }
+
+    /// The object at a position of a layer, or of the stored answer.
+    fn canonical(&self, layer: usize, position: u32) -> Gid {
+        match self.stored {
+            Some(usable) if layer == self.stack.layers().len() => usable.stored.gid(position),
+            _ => self.stack.canonical(layer, position),
+        }
+    }
+
+    /// Where an object is copied from.
+    fn place(&self, gid: Gid) -> (usize, u32) {
+        let usable = self.stored.filter(|usable| usable.set.contains(gid));
+        let position = usable.and_then(|usable| usable.stored.position(gid));
+        position.map_or_else(|| self.stack.layer_of(gid), |at| (self.stack.layers().len(), at))
+    }
+
     /// Lays out the chain of bases of `gid` that were not laid out yet, the deepest first.
     fn bases_first(&mut self, gid: Gid) {
         let mut chain = Vec::new();
@@ -208,6 +257,7 @@ impl<'p> Layout<'p> {
             && base > self.cursor
             && self.chosen.contains(base)
             && !self.anew.contains(base)
+            && !self.stored.is_some_and(|usable| usable.set.contains(base))
             && !self.early.contains_key(&base)
         {
             chain.push(base);
@@ -260,7 +310,7 @@ impl<'p> Layout<'p> {
 
     /// Finds how the next entry, a delta, names its base.
     fn naming(&mut self, layer: usize, entry: &GraphEntry, base: u32) -> Naming {
-        let gid = self.stack.canonical(layer, base);
+        let gid = self.canonical(layer, base);
         let size = entry.entry_size;
         let laid = self.offset_of(gid).filter(|_| self.ofs_delta);
         let header = match laid {
@@ -280,7 +330,7 @@ impl<'p> Layout<'p> {
             let planned = self.planned(distance, size);
             return Naming::Late(Segment::Across { base, size, planned }, planned);
         }
-        let stored = self.stack.layers().get(layer).and_then(|held| held.graph.offset(base));
+        let stored = self.graph(layer).and_then(|graph| graph.offset(base));
         let is_stored = match (header, entry.raw) {
             (Header::OfsDelta { distance }, RawKind::OfsDelta) => {
                 stored.is_some_and(|stored| distance == entry.offset - stored)
@@ -325,23 +375,24 @@ impl<'p> Layout<'p> {
         if let Some(&offset) = self.early.get(&gid) {
             return Some(offset);
         }
-        let (layer, position) = self.stack.layer_of(gid);
+        let (layer, position) = self.place(gid);
         let breaks = self.breaks.get(layer)?;
         let last = breaks.get(breaks.partition_point(|at| at.position <= position).checked_sub(1)?)?;
-        let stored = self.stack.layers().get(layer)?.graph.offset(position)?;
+        let stored = self.graph(layer)?.offset(position)?;
         Some(stored.wrapping_add(last.shift)).filter(|&offset| offset < self.out)
     }
 
     fn copy(&mut self, layer: usize, start: u64, end: u64) {
         self.out += end - start;
+        let layer = if layer == self.stack.layers().len() { STORED } else { layer as u32 };
         if let Some(Segment::Copy { layer: last, start: from, len }) = self.plan.segments.last_mut()
-            && *last as usize == layer
+            && *last == layer
             && *from + *len == start
         {
             *len += end - start;
             return;
         }
-        self.plan.segments.push(Segment::Copy { layer: layer as u32, start, len: end - start });
+        self.plan.segments.push(Segment::Copy { layer, start, len: end - start });
     }
 
     /// Lays out bytes that are no stored ones.

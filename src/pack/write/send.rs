@@ -348,16 +348,7 @@ mod tests {
         ];
         let literals = b"PACKab".to_vec();
         let hash = HashKind::Sha1;
-        Arc::new(Plan {
-            segments,
-            literals,
-            objects: 3,
-            joins: vec![],
-            anew: 1,
-            room: 0,
-            hash,
-            known_len: 39,
-        })
+        Arc::new(Plan { segments, literals, objects: 3, anew: 1, known_len: 39, ..Plan::empty(hash) })
     }
 
     #[test]
@@ -435,7 +426,7 @@ mod tests {
         let hash = HashKind::Sha1;
         let joins = vec![vec![2, 1]];
         let literals = b"PACK".to_vec();
-        let plan = Plan { segments, literals, objects: 6, joins, anew: 2, room: 0, hash, known_len: 0 };
+        let plan = Plan { segments, literals, objects: 6, joins, anew: 2, ..Plan::empty(hash) };
         let named = |header: &Header, data: &[u8]| {
             let mut entry = Vec::new();
             entry::encode(header, 3, &mut entry);

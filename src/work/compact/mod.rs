@@ -28,12 +28,12 @@ use indicatif::HumanBytes;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::git::path::RepoPath;
 use crate::git::refs::Refs;
 use crate::mirror::newest::NotFound;
 use crate::mirror::progress::Step;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::{OpenError, Snapshot};
+use crate::mirror::wishes::Wish;
 use crate::pack::filter::trees::TreeError;
 use crate::pack::meter::Halt;
 use crate::retry::Dice;
@@ -398,8 +398,14 @@ async fn replace(
     for _ in 0..MAX_ROUNDS {
         let Some(layers) = replaced(&base.generation.layers, below, inputs, merged) else { break };
         let (generation, refs): (&Generation, &Refs) = (&base.generation, &base.refs);
-        let draft =
-            Draft { base: Some(generation), layers, refs, asked: generation.verified_at, repairing: false };
+        let draft = Draft {
+            base: Some(generation),
+            layers,
+            refs,
+            asked: generation.verified_at,
+            repairing: false,
+            answers: None,
+        };
         match publish(work, repo, draft).await? {
             Published::Won(_) => return Ok(Outcome::Merged),
             Published::Lost(winner) => {
@@ -427,9 +433,12 @@ fn replaced(
 }
 
 impl Work {
-    /// Says that something was published, so that layers may have to be merged.
-    pub(super) fn published(&self, repo: &RepoPath) {
-        self.compaction.ask(repo);
+    /// Says that something was published, so that layers may have to be merged, and answers to be made.
+    pub(super) fn published(&self, repo: &Arc<Repo>) {
+        self.compaction.ask(&repo.path);
+        if self.makes_depth1 {
+            self.mirror.wish(Wish::Head(Arc::clone(repo)));
+        }
     }
 }
 

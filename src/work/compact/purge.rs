@@ -82,7 +82,9 @@ async fn publish_layers(
     layers: Vec<LayerRef>,
 ) -> Result<Option<Arc<Snapshot>>, CompactError> {
     let (base, refs) = (&open.generation, &open.refs);
-    let draft = Draft { base: Some(base), layers, refs, asked: base.verified_at, repairing: false };
+    // Answers may hold what is purged.
+    let answers = Some(Vec::new());
+    let draft = Draft { base: Some(base), layers, refs, asked: base.verified_at, repairing: false, answers };
     match publish(work, repo, draft).await? {
         Published::Won(published) => Ok(Some(published)),
         Published::Lost(_) => Ok(None),

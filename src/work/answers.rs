@@ -1,0 +1,247 @@
+//! Answers that are kept: what clients ask for again and again, and what costs much each time, is made once for all nodes.
+//!
+//! The pack of an answer is written as a client would get it, taken in like a pack from the primary, stored, and named by a new
+//! generation with the same refs and layers. So it is seen, kept and collected like everything else, and nobody has to look for it.
+//! It serves as a source of entries alone: which objects an answer holds is decided anew for each request. What a force-push left
+//! behind is therefore not sent, however long it lies in a stored answer, and a purge names none.
+//!
+//! One at a time on a node, and by one node for all. What fails is made some other day: the same can be sent without it.
+//! Relies on: wishes of `answer`, `publish`, `lease`. Elsewhere: how they are used (`pack::plan::stored`).
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::answer::prepare::{is_costly, of_head};
+use crate::git::path::RepoPath;
+use crate::mirror::answers::MOST_OBJECTS;
+use crate::mirror::newest::NotFound;
+use crate::mirror::repo::Repo;
+use crate::mirror::snapshot::OpenError;
+use crate::mirror::wishes::{Wish, Wished};
+use crate::pack::Scratch;
+use crate::pack::meter::Halt;
+use crate::pack::write::reader::PackReader;
+use crate::store::{AnswerRef, BlobId, BlobKind, LayerRef, MOST_ANSWERS, Note, StoreError};
+use crate::telemetry::metrics as names;
+use crate::text::chain;
+use crate::work::Work;
+use crate::work::cost::{Cost, StopOnDrop};
+use crate::work::error::SyncError;
+use crate::work::ingest::{Expected, IngestError, NewLayer, ingest};
+use crate::work::publish::{Draft, Published, publish, put_file};
+
+/// The most answers of one repository.
+const MOST: usize = if MOST_ANSWERS < 16 { MOST_ANSWERS } else { 16 };
+/// However small a repository is, its answers may take so many bytes.
+const LEAST_ROOM: u64 = 4 << 20;
+/// Bytes of decoded objects that are kept while objects are packed anew.
+const SCRATCH: usize = 16 << 20;
+/// How often it is looked, of one repository, what a clone of depth 1 costs.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// How often an answer is put beside what was published meanwhile.
+const MAX_ROUNDS: usize = 8;
+/// Threads that compute the ids of its objects.
+const THREADS: usize = 1;
+
+/// Why an answer was not stored.
+#[derive(Debug, thiserror::Error)]
+enum NotMade {
+    #[error("the bucket: {0}")]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    NotFound(#[from] NotFound),
+    #[error("what it holds: {0}")]
+    Plan(String),
+    #[error("its pack: {0}")]
+    Pack(#[from] IngestError),
+    #[error("it could not begin: {0}")]
+    Halted(#[from] Halt),
+    #[error("scratch space of this node: {0}")]
+    Io(#[from] io::Error),
+    #[error("it takes {bytes} bytes, and answers.share leaves {room}")]
+    NoRoom { bytes: u64, room: u64 },
+    #[error("it has {objects} objects, and at most {MOST_OBJECTS} are kept")]
+    TooMany { objects: u32 },
+    #[error("{0}")]
+    Publish(#[from] SyncError),
+}
+
+impl From<OpenError> for NotMade {
+    fn from(error: OpenError) -> Self {
+        NotFound::from(error).into()
+    }
+}
+
+/// Makes what is wished for, until `stop`.
+pub async fn run(work: Arc<Work>, mut wishes: mpsc::Receiver<Wish>, stop: CancellationToken) {
+    let mut looked = HashMap::new();
+    while let Some(Some(wish)) = stop.run_until_cancelled(wishes.recv()).await {
+        let begun = Instant::now();
+        let fulfilling = async {
+            match wish {
+                Wish::Asked(wished) => Some((Arc::clone(&wished.repo), make(&work, wished).await)),
+                Wish::Head(repo) => match head(&work, &repo, &mut looked).await {
+                    Ok(None) => None,
+                    Ok(Some(wished)) => Some((repo, make(&work, wished).await)),
+                    Err(error) => Some((repo, Err(error))),
+                },
+            }
+        };
+        let Some(fulfilled) = stop.run_until_cancelled(fulfilling).await else { return };
+        let Some((repo, made)) = fulfilled else { continue };
+        let result = match &made {
+            Ok(true) => "made",
+            Ok(false) => "elsewhere",
+            Err(NotMade::NoRoom { .. } | NotMade::TooMany { .. }) => "no-room",
+            Err(_) => "failed",
+        };
+        metrics::counter!(names::KEPT_ANSWERS, "result" => result).increment(1);
+        metrics::histogram!(names::KEPT_ANSWER_SECONDS).record(begun.elapsed().as_secs_f64());
+        if let Err(error) = made {
+            tracing::info!(repo = %repo.path, error = chain(&error), "an answer was not stored; it is made for each client");
+        }
+    }
+}
+
+/// The answer to a clone of depth 1 of HEAD, if it is to be made: each one costs much without it.
+async fn head(
+    work: &Work,
+    repo: &Arc<Repo>,
+    looked: &mut HashMap<RepoPath, tokio::time::Instant>,
+) -> Result<Option<Wished>, NotMade> {
+    let now = tokio::time::Instant::now();
+    looked.retain(|_, at| now.duration_since(*at) < LOOK_AGAIN);
+    let Some(snapshot) = repo.snapshot().filter(|_| looked.insert(repo.path.clone(), now).is_none()) else {
+        return Ok(None);
+    };
+    let cost = Arc::new(Cost::begin(&work.compaction_memory).await?);
+    let _end = StopOnDrop(Arc::clone(&cost));
+    let answers = snapshot.answers().await;
+    let job = crate::threads::spawn_blocking(move || {
+        let source = snapshot.blocks_for_work().reader();
+        let plan = of_head(&snapshot, &source, &answers, &*cost);
+        drop(source);
+        plan.map(|plan| plan.map(|(plan, answer)| (snapshot, plan, answer)))
+    });
+    let planned = job.await.map_err(io::Error::other)?.map_err(|e| NotMade::Plan(chain(&e)))?;
+    let costly = planned.filter(|(_, plan, _)| is_costly(plan));
+    Ok(costly.map(|(snapshot, plan, answer)| Wished {
+        repo: Arc::clone(repo),
+        snapshot,
+        plan: Arc::new(plan),
+        answer,
+        kind: "depth 1".into(),
+        done: CancellationToken::new().drop_guard(),
+    }))
+}
+
+/// Makes one, unless another node does. Says whether it did.
+async fn make(work: &Work, wished: Wished) -> Result<bool, NotMade> {
+    let (repo, begun_with) = (Arc::clone(&wished.repo), &wished.snapshot.generation);
+    if !work.is_sound() || repo.damage().is_known() {
+        return Ok(false);
+    }
+    let lease = work.lease(&repo.path, Note::Answer, begun_with.number).await?;
+    let newest = work.mirror.newest(&repo).await?;
+    let is_news = newest.as_ref().is_none_or(|newest| newest.answers != begun_with.answers);
+    let (Some(_lease), Some(newest), false) = (lease, newest, is_news) else {
+        // Another node was faster, or something was published: whoever asks again finds it, or wishes anew.
+        work.mirror.refresh(&repo).await?;
+        return Ok(false);
+    };
+    let all: u64 = newest.layers.iter().map(|layer| layer.pack.len).sum();
+    let room = (all / 100).saturating_mul(work.answers_share).max(LEAST_ROOM);
+    let bytes = wished.plan.known_len;
+    if bytes > room {
+        return Err(NotMade::NoRoom { bytes, room });
+    }
+    if wished.plan.objects > MOST_OBJECTS {
+        return Err(NotMade::TooMany { objects: wished.plan.objects });
+    }
+    let cost = Arc::new(Cost::begin(&work.compaction_memory).await?);
+    let _end = StopOnDrop(Arc::clone(&cost));
+    let (Some(new), _scratch) = write(work, &wished, cost).await? else { return Ok(false) };
+    let layer = store(work, &new).await?;
+    if layer.pack.len > room {
+        return Err(NotMade::NoRoom { bytes: layer.pack.len, room });
+    }
+    let answer = AnswerRef { layer, kind: wished.kind.clone() };
+    tracing::info!(repo = %repo.path, kind = answer.kind, bytes = layer.pack.len, objects = layer.objects, "an answer is kept");
+    name(work, &wished, answer, room).await
+}
+
+/// Writes the pack, and takes it in.
+async fn write(
+    work: &Work,
+    wished: &Wished,
+    cost: Arc<Cost>,
+) -> Result<(Option<NewLayer>, tempfile::TempDir), NotMade> {
+    let scratch = work.mirror.local.scratch()?;
+    let (snapshot, plan) = (Arc::clone(&wished.snapshot), Arc::clone(&wished.plan));
+    let blocks = snapshot.blocks_for_work().with_answer(wished.answer.clone());
+    let job = crate::threads::spawn_blocking(move || {
+        let (source, decoded) = (blocks.reader(), Scratch::new(SCRATCH, u64::MAX));
+        let stream = PackReader::new(plan, &snapshot.stack, &source, decoded, &*cost);
+        let (tips, hash) = (Vec::new(), snapshot.refs.hash);
+        let expected = Expected { tips, hash, largest_object: u64::MAX, threads: THREADS };
+        let new = ingest(stream, scratch.path(), Some((&snapshot.stack, &source)), &expected, &cost, &|_| {});
+        Ok::<_, NotMade>((new?, scratch))
+    });
+    job.await.map_err(io::Error::other)?
+}
+
+/// Stores the files.
+async fn store(work: &Work, new: &NewLayer) -> Result<LayerRef, StoreError> {
+    let (pack, idx, graph) = tokio::try_join!(
+        put_file(work, BlobKind::Pack, &new.pack, false, &|_| {}),
+        put_file(work, BlobKind::Idx, &new.idx, false, &|_| {}),
+        put_file(work, BlobKind::Graph, &new.graph, false, &|_| {}),
+    )?;
+    Ok(LayerRef { pack, idx, graph, objects: new.layer.graph.len() })
+}
+
+/// Publishes a generation that names it, upon whatever is the newest.
+async fn name(work: &Work, wished: &Wished, answer: AnswerRef, room: u64) -> Result<bool, NotMade> {
+    let (repo, begun_with) = (&wished.repo, &wished.snapshot);
+    let grown_from = wished.answer.as_ref().map(|answer| answer.id());
+    let mut base = Arc::clone(begun_with);
+    for _ in 0..MAX_ROUNDS {
+        let Some(newest) = work.mirror.newest(repo).await? else { return Ok(false) };
+        if newest.number > base.generation.number {
+            base = work.mirror.open(repo, newest).await?;
+        }
+        let generation = &base.generation;
+        if generation.object_format != begun_with.generation.object_format {
+            return Ok(false);
+        }
+        let answers = Some(with(&generation.answers, &answer, grown_from, room));
+        let (layers, asked) = (generation.layers.clone(), generation.verified_at);
+        let draft =
+            Draft { base: Some(generation), layers, refs: &base.refs, asked, repairing: false, answers };
+        if let Published::Won(_) = publish(work, repo, draft).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The answers with a new one, which takes the place of the one of its kind that it grew out of; the oldest go where there are
+/// too many.
+fn with(before: &[AnswerRef], new: &AnswerRef, grown_from: Option<BlobId>, room: u64) -> Vec<AnswerRef> {
+    let others = before.iter().filter(|answer| {
+        let is_outgrown = grown_from == Some(answer.layer.pack.id) && answer.kind == new.kind;
+        answer.layer.pack != new.layer.pack && !is_outgrown
+    });
+    let mut kept: Vec<AnswerRef> = others.cloned().collect();
+    kept.push(new.clone());
+    let bytes = |kept: &[AnswerRef]| kept.iter().map(|answer| answer.layer.pack.len).sum::<u64>();
+    while kept.len() > MOST || kept.len() > 1 && bytes(&kept) > room {
+        kept.remove(0);
+    }
+    kept
+}
