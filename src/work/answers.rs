@@ -212,6 +212,10 @@ async fn name(work: &Work, wished: &Wished, answer: AnswerRef, room: u64) -> Res
     let mut base = Arc::clone(begun_with);
     for _ in 0..MAX_ROUNDS {
         let Some(newest) = work.mirror.newest(repo).await? else { return Ok(false) };
+        // It may hold what was purged since.
+        if work.mirror.is_closed(repo, begun_with.generation.number).await? {
+            return Ok(false);
+        }
         if newest.number > base.generation.number {
             base = work.mirror.open(repo, newest).await?;
         }

@@ -17,11 +17,14 @@ use super::store::{Fate, Hold, Kept, Shared, Store, View};
 use super::turns::note;
 use super::walker::{self, Dump};
 use super::world::{Node, scratch, settings};
+use crate::answer::prepare::of_head;
 use crate::git::path::RepoPath;
 use crate::local::{Local, LocalOptions};
 use crate::mirror::Mirror;
 use crate::mirror::remove::remove;
 use crate::mirror::repo::Repo;
+use crate::mirror::wishes::{Wish as Asked, Wished};
+use crate::pack::meter::Unlimited;
 use crate::primary::{Location, Primary, PrimarySettings};
 use crate::retry::plan;
 use crate::serve::listen::router;
@@ -280,6 +283,42 @@ fn what_a_node_has_begun_to_fetch_does_not_come_back_after_a_purge() {
         assert!(report.is_whole(), "{report:?}");
         node.line.runs.send_replace(true);
         let _ = cloning.await;
+        is_forgotten(&shared, &host, node).await;
+    });
+}
+
+#[test]
+fn an_answer_that_a_node_is_about_to_keep_does_not_come_back_after_a_purge() {
+    plan(1);
+    in_paused_time(async {
+        let (shared, host) = (Shared::new(), Host::new(1));
+        let node = serving(&shared, &host, 3).await;
+        let mirror = node.app.mirror.clone();
+        let repo = mirror.repo(&RepoPath::parse(REPO).unwrap()).unwrap();
+        let snapshot = repo.snapshot().unwrap();
+        let open = snapshot.clone();
+        let planned = crate::threads::spawn_blocking(move || {
+            of_head(&open, &open.blocks_for_work().reader(), &[], &Unlimited).unwrap().unwrap()
+        });
+        let planned = planned.await.unwrap().0;
+        host.set(REPO, Some(1));
+        let _ = clone(&router(node.app.clone()), REPO).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(newest(&shared), 2);
+        let (arrived, go) = (Arc::<Notify>::default(), Arc::<Notify>::default());
+        *node.view.hold.lock().unwrap() = Some(Hold { after: 0, arrived: arrived.clone(), go: go.clone() });
+        mirror.wish(Asked::Asked(Wished {
+            repo,
+            snapshot,
+            plan: Arc::new(planned),
+            answer: None,
+            kind: "depth 1".into(),
+            done: CancellationToken::new().drop_guard(),
+        }));
+        tokio::time::timeout(PATIENCE, arrived.notified()).await.unwrap();
+        let report = Process::start(&shared, &host, 3).purge_of(REPO).await.unwrap();
+        assert!(report.is_whole(), "{report:?}");
+        go.notify_one();
         is_forgotten(&shared, &host, node).await;
     });
 }

@@ -58,12 +58,17 @@ pub fn named(record: &Value) -> Vec<(String, u64)> {
         return found;
     }
     add(&record["refs"]);
-    for layer in record["layers"].as_array().into_iter().flatten() {
+    for layer in layers(record) {
         for part in ["pack", "idx", "graph"] {
             add(&layer[part]);
         }
     }
     found
+}
+
+/// The layers of a record, and the answers that it keeps.
+fn layers(record: &Value) -> impl Iterator<Item = &Value> {
+    ["layers", "answers"].into_iter().flat_map(|list| record[list].as_array().into_iter().flatten())
 }
 
 /// Checks that what a record names is there, whole, and is what its name says (I1, I12).
@@ -165,10 +170,9 @@ pub fn forgotten(told: &[(String, Bytes)]) -> BTreeSet<String> {
     forgotten
 }
 
-/// The ids of the objects that a record's layers hold, as far as these are there.
+/// The ids of the objects that a record's layers and answers hold, as far as these are there.
 pub fn objects(dump: &Dump, record: &Value) -> BTreeSet<String> {
-    let layers = record["layers"].as_array().into_iter().flatten();
-    let ids = layers.map(|layer| layer["idx"]["id"].as_str().unwrap());
+    let ids = layers(record).map(|layer| layer["idx"]["id"].as_str().unwrap());
     let all = ids.filter_map(|id| dump.get(&format!("blobs/{}/{id}.idx", &id[..2])));
     all.flat_map(|idx| {
         // Version 2 (gitformat-pack(5)): eight bytes, 256 counts, the last of which is that of the ids that follow.

@@ -38,7 +38,7 @@ use crate::work::error::SyncError;
 use crate::work::sync::sync;
 use nodes::wait_for_nodes;
 use report::Report;
-use stored::{named_ref, only_in_old_packs};
+use stored::{named_ref, only_in_old_packs, only_reached_answers};
 
 /// How often it is begun anew after another writer was faster.
 const MAX_ROUNDS: usize = 5;
@@ -160,7 +160,9 @@ async fn brought_back(work: &Work, repo: &Arc<Repo>, generation: u64) -> Result<
         synced => _ = synced?,
     }
     let Some(open) = work.mirror.refresh(repo).await? else { return Ok(true) };
-    Ok(!reached(work, &open, open.refs.tips()).await?.unreachable.is_empty())
+    let reached = reached(work, &open, open.refs.tips()).await?;
+    let is_reached = |oid: &ObjectId| reached.reaches(&open, oid);
+    Ok(!reached.unreachable.is_empty() || !only_reached_answers(work, &open.generation, is_reached).await?)
 }
 
 /// Publishes a generation that holds nothing that its refs do not reach, if that is not a dry run; also where the newest one is

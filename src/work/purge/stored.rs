@@ -12,7 +12,7 @@ use crate::git::refname;
 use crate::git::refs::Refs;
 use crate::mirror::snapshot::{Snapshot, object_format};
 use crate::pack::layer::open_idx;
-use crate::store::BlobId;
+use crate::store::{BlobId, Generation};
 use crate::work::Work;
 use crate::work::collect::purge::Survey;
 use crate::work::collect::round::Told;
@@ -73,6 +73,24 @@ pub(super) async fn only_in_old_packs(
         }
     }
     Ok(stored)
+}
+
+/// Says whether the answers that a generation keeps hold nothing but what is `reached`.
+pub(super) async fn only_reached_answers(
+    work: &Work,
+    generation: &Generation,
+    is_reached: impl Fn(&ObjectId) -> bool,
+) -> Result<bool, PurgeError> {
+    for answer in &generation.answers {
+        let idx = work.mirror.local.mapped(&answer.layer.idx).await?;
+        let idx = object_format(generation).ok().and_then(|hash| open_idx(idx, hash).ok());
+        // What cannot be read is not kept.
+        let Some(idx) = idx else { return Ok(false) };
+        if !(0..idx.num_objects()).all(|rank| is_reached(&idx.oid_at_index(rank).to_owned())) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The name of a ref that reaches an object, if one of the first few does.
