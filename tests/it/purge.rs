@@ -283,7 +283,8 @@ fn a_pack_that_is_purged_while_it_is_sent_breaks_off() {
     assert_eq!(done["nodes"][0]["answer"], "obeyed", "{done}");
     let mut all = Vec::new();
     let read = stream.read_to_end(&mut all);
-    assert!(all.len() > 1 << 20 && all.len() < 48 << 20, "{} bytes", all.len());
+    // What was on its way already: the system holds little of it.
+    assert!(all.len() > 64 << 10 && all.len() < 48 << 20, "{} bytes", all.len());
     // The last chunk is missing, whether the words on the side band came through or not.
     assert!(!all.ends_with(b"0\r\n\r\n"), "{read:?}");
     node.logged(&["a pack that was purged is not sent to its end"]);
