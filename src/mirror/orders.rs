@@ -61,6 +61,16 @@ impl Mirror {
         Ok(new.len())
     }
 
+    /// Says whether an order closes generation `number` of a repository, also one that this node has not obeyed yet.
+    pub async fn is_closed(&self, repo: &Repo, number: u64) -> Result<bool, StoreError> {
+        let (mut floor, obeyed) = (repo.floor(), self.obeyed());
+        for new in self.bucket.orders().await?.into_iter().filter(|order| *order > obeyed) {
+            let order = self.bucket.order(new).await?.filter(|order| order.repo == repo.path);
+            floor = floor.max(order.map_or(0, |order| order.generation));
+        }
+        Ok(number < floor)
+    }
+
     /// Empties the cache if orders are not there any more that this node never obeyed.
     async fn clean_after_absence(&self, orders: &[u64]) -> Result<(), StoreError> {
         let obeyed = self.local.index().get::<u64>(ORDERS, HIGHEST).unwrap_or_default();

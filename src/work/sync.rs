@@ -84,7 +84,7 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         // Each round counts its memory from zero: what the last one held is given back.
         let cost = Arc::new(Cost::begin(&work.sync_memory).await?.of(repo.progress()));
         let end = StopOnDrop(Arc::clone(&cost));
-        let asked = Moment::now();
+        let (asked, floor) = (Moment::now(), repo.floor());
         repo.step(Step::Asking);
         let offer = (!insists).then(|| repo.health().offer()).flatten();
         let looking = async {
@@ -264,6 +264,11 @@ pub async fn sync(work: &Work, repo: &Arc<Repo>, insists: bool) -> Result<Synced
         }
         let new = made.as_ref().map(|(new, _)| new);
         let layers = layers(work, repo, below.as_deref(), new, &seen, repairing).await?;
+        if repo.floor() != floor {
+            // It was purged: what the primary showed before may be what for.
+            last = SyncError::Moving;
+            continue;
+        }
         let draft = Draft {
             base: base.as_ref(),
             layers,

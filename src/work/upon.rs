@@ -58,6 +58,10 @@ async fn upon(
     if !is_ours || winner.removed || winner.manifest_digest != before.manifest_digest {
         return None;
     }
+    // What was fetched before a purge lies on nothing after it: the next round of the sync asks the primary again.
+    if work.mirror.is_closed(repo, before.number).await.unwrap_or(true) {
+        return None;
+    }
     // If it cannot be opened, the next round of the sync reports why.
     let open = work.mirror.open(repo, winner.clone()).await.ok()?;
     if open.generation.number != winner.number || winner.layers.contains(&top) {

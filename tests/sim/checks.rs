@@ -1,6 +1,6 @@
 //! What must be true of a farm in fair weather: of the bucket, as the walker reads it, and of each node, as a client sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,6 +110,21 @@ pub async fn absent(host: &Host, repo: &str, node: &Node) {
     for state in host.ever(repo) {
         let tip = &Universe::get().states[state].refs["refs/heads/main"];
         refused(&router, repo, tip, "which the primary does not show").await;
+    }
+}
+
+/// Checks that the bucket has nothing of a repository that it reached only before the last purge that said it was whole: when it
+/// showed the state that is `since`th of all.
+pub fn purged(shared: &Arc<Shared>, host: &Host, repo: &str, since: usize) {
+    let (dump, ever) = (unprefixed(shared), host.ever(repo));
+    let of = |states: &[usize]| -> BTreeSet<&String> {
+        states.iter().flat_map(|state| &Universe::get().reached[*state]).collect()
+    };
+    let (before, still) = (of(&ever[..since]), of(&ever[since..]));
+    for record in walker::records(&dump, repo) {
+        let stored = walker::objects(&dump, &record.value);
+        let left = before.difference(&still).find(|oid| stored.contains(**oid));
+        assert_eq!(left, None, "generation {} of {repo} holds what was purged", record.number);
     }
 }
 

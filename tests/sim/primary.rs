@@ -4,7 +4,7 @@
 //! history made anew. Each state is a bare repository on the objects of all; what `git upload-pack` says to a request in a
 //! state is remembered.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -42,6 +42,8 @@ pub struct State {
 pub struct Universe {
     dir: tempfile::TempDir,
     pub states: Vec<State>,
+    /// The objects that each state reaches.
+    pub reached: Vec<BTreeSet<String>>,
     said: Mutex<HashMap<(usize, bool, Bytes), Bytes>>,
 }
 
@@ -162,6 +164,7 @@ impl Universe {
             state(&[("main", 34), ("topic", 21)], &[("v2", &v2)]),
             state(&[("main", 14), ("topic", 23), ("light", 9)], &[("v1", &v1), ("v2", &v2)]),
         ];
+        let mut reached = Vec::new();
         for (n, state) in states.iter().enumerate() {
             run(git(dir.path()).args(["init", "-q", "--bare", "-b", "main", &format!("{n}.git")]), b"");
             let bare = dir.path().join(format!("{n}.git"));
@@ -173,8 +176,11 @@ impl Universe {
             let updates: String =
                 state.refs.iter().map(|(name, oid)| format!("create {name} {oid}\n")).collect();
             run(git(&bare).args(["update-ref", "--stdin"]), updates.as_bytes());
+            let listed = run(git(&bare).args(["rev-list", "--objects", "--all"]), b"");
+            let listed = String::from_utf8(listed).unwrap();
+            reached.push(listed.lines().map(|line| line[..40].to_owned()).collect());
         }
-        Self { dir, states, said: Mutex::default() }
+        Self { dir, states, reached, said: Mutex::default() }
     }
 
     /// The bare repository of a state.

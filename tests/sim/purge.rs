@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gix_hash::ObjectId;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::checks::unprefixed;
+use super::checks::{self, unprefixed};
+use super::client::clone;
 use super::nth::every_call;
 use super::primary::{Host, Line, Universe, git, run};
 use super::schedules::in_paused_time;
-use super::store::{Fate, Kept, Shared, Store, View};
+use super::store::{Fate, Hold, Kept, Shared, Store, View};
 use super::turns::note;
 use super::walker::{self, Dump};
-use super::world::{scratch, settings};
+use super::world::{Node, scratch, settings};
 use crate::git::path::RepoPath;
 use crate::local::{Local, LocalOptions};
 use crate::mirror::Mirror;
@@ -22,6 +24,7 @@ use crate::mirror::remove::remove;
 use crate::mirror::repo::Repo;
 use crate::primary::{Location, Primary, PrimarySettings};
 use crate::retry::plan;
+use crate::serve::listen::router;
 use crate::store::faulty::at_once;
 use crate::store::{Bucket, Generation, StoreError};
 use crate::work::Work;
@@ -176,4 +179,107 @@ fn once(kept: &Kept, n: u64, fate: Fate) -> bool {
 fn a_purge_that_fails_or_ends_at_any_call_loses_nothing_and_another_one_ends_it() {
     let kept = before();
     every_call(|n, fate| once(&kept, n, fate));
+}
+
+/// A node that serves the repository in a state, which is published.
+async fn serving(shared: &Arc<Shared>, host: &Arc<Host>, state: usize) -> Node {
+    let node = Node::start(shared, host, 1, &settings()).await;
+    host.set(REPO, Some(state));
+    let _ = clone(&router(node.app.clone()), REPO).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(newest(shared), 1);
+    node
+}
+
+fn newest(shared: &Arc<Shared>) -> u64 {
+    walker::records(&unprefixed(shared), REPO).first().map_or(0, |newest| newest.number)
+}
+
+/// Nothing is left of what was there only before the state that the primary shows now.
+async fn is_forgotten(shared: &Arc<Shared>, host: &Host, node: Node) {
+    tokio::time::sleep(settings().compare_every * 3).await;
+    checks::purged(shared, host, REPO, host.ever(REPO).len() - 1);
+    checks::bucket(shared, host, REPO, None);
+    checks::node(shared, host, REPO, &node).await;
+    node.kill();
+}
+
+#[test]
+fn what_a_node_is_about_to_publish_does_not_come_back_after_a_purge() {
+    plan(1);
+    in_paused_time(async {
+        let (shared, host) = (Shared::new(), Host::new(1));
+        let node = serving(&shared, &host, 1).await;
+        let (arrived, go) = (Arc::<Notify>::default(), Arc::<Notify>::default());
+        *node.view.hold.lock().unwrap() = Some(Hold { after: 0, arrived: arrived.clone(), go: go.clone() });
+        host.set(REPO, Some(3));
+        let app = node.app.clone();
+        let cloning = tokio::spawn(async move { clone(&router(app), REPO).await });
+        tokio::time::timeout(PATIENCE, arrived.notified()).await.unwrap();
+        host.set(REPO, Some(1));
+        let report = Process::start(&shared, &host, 3).purge_of(REPO).await.unwrap();
+        assert!(report.is_whole(), "{report:?}");
+        go.notify_one();
+        let _ = cloning.await;
+        is_forgotten(&shared, &host, node).await;
+    });
+}
+
+#[test]
+fn what_a_node_publishes_while_a_purge_runs_is_purged_too() {
+    plan(1);
+    in_paused_time(async {
+        let (shared, host) = (Shared::new(), Host::new(1));
+        let node = serving(&shared, &host, 1).await;
+        let process = Process::start(&shared, &host, 3);
+        let meanwhile = async {
+            while newest(&shared) < 2 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            // Its generation is there, and no order yet.
+            process.view.freeze(true);
+            host.set(REPO, Some(3));
+            while newest(&shared) < 3 {
+                let _ = clone(&router(node.app.clone()), REPO).await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            host.set(REPO, Some(1));
+            process.view.freeze(false);
+        };
+        let purging = async { tokio::join!(process.purge_of(REPO), meanwhile).0 };
+        let report = tokio::time::timeout(PATIENCE, purging).await.unwrap().unwrap();
+        assert!(report.is_whole(), "{report:?}");
+        checks::purged(&shared, &host, REPO, host.ever(REPO).len() - 1);
+        is_forgotten(&shared, &host, node).await;
+    });
+}
+
+#[test]
+fn what_a_node_has_begun_to_fetch_does_not_come_back_after_a_purge() {
+    plan(1);
+    in_paused_time(async {
+        let (shared, host) = (Shared::new(), Host::new(1));
+        let node = serving(&shared, &host, 1).await;
+        // It has looked at the primary, and not into the bucket.
+        node.view.freeze(true);
+        host.set(REPO, Some(3));
+        let app = node.app.clone();
+        let cloning = tokio::spawn(async move { clone(&router(app), REPO).await });
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        host.set(REPO, Some(1));
+        let process = Process::start(&shared, &host, 3);
+        let meanwhile = async {
+            while !shared.dump().keys().any(|key| key.starts_with("farm/purges/")) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            // Its fetch begins upon what the purge has published, and takes long.
+            node.line.runs.send_replace(false);
+            node.view.freeze(false);
+        };
+        let report = tokio::join!(process.purge_of(REPO), meanwhile).0.unwrap();
+        assert!(report.is_whole(), "{report:?}");
+        node.line.runs.send_replace(true);
+        let _ = cloning.await;
+        is_forgotten(&shared, &host, node).await;
+    });
 }

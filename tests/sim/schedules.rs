@@ -1,5 +1,6 @@
 //! Schedules: what happens to a farm, out of a seed, and what must be true after.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -134,7 +135,7 @@ async fn schedule(seed: u64) {
     for repo in REPOS {
         host.set(repo, any_state(&mut chance));
     }
-    let mut nodes = Vec::new();
+    let (mut nodes, mut purged) = (Vec::new(), BTreeMap::new());
     for _ in 0..chance.random_range(2..=4) {
         nodes.push(Node::start(&shared, &host, chance.random_range(0..u64::MAX), &settings).await);
     }
@@ -162,7 +163,11 @@ async fn schedule(seed: u64) {
             12 if kind.grace.is_some() => {
                 tokio::time::sleep(settings.gc.grace + settings.gc.every).await;
             }
-            13 if kind.purges => purge(&shared, &host, &mut chance, repo).await,
+            13 if kind.purges => {
+                if purge(&shared, &host, &mut chance, repo).await {
+                    purged.insert(repo, host.ever(repo).len() - 1);
+                }
+            }
             14 if kind.loses => remove(&shared, &host, &mut chance, repo).await,
             15 if kind.loses => {
                 host.set(repo, None);
@@ -216,13 +221,17 @@ async fn schedule(seed: u64) {
         }
     }
     checks::forgotten(&shared, &nodes);
+    for (repo, since) in purged {
+        checks::purged(&shared, &host, repo, since);
+    }
     for node in nodes {
         node.kill();
     }
 }
 
-/// Somebody runs `packmirror purge`, now and then for an object that is still reachable, and ends it if it takes too long.
-async fn purge(shared: &Arc<Shared>, host: &Arc<Host>, chance: &mut StdRng, repo: &str) {
+/// Somebody runs `packmirror purge`, now and then for an object that is still reachable, and ends it if it takes too long. Says whether it said
+/// that all is gone.
+async fn purge(shared: &Arc<Shared>, host: &Arc<Host>, chance: &mut StdRng, repo: &str) -> bool {
     let process = Process::start_as(shared, host, 3, chance.random_range(0..u64::MAX));
     process.view.set_weather(weather(chance, false));
     let tips: Vec<&String> = Universe::get().states.iter().flat_map(|state| state.refs.values()).collect();
@@ -232,6 +241,7 @@ async fn purge(shared: &Arc<Shared>, host: &Arc<Host>, chance: &mut StdRng, repo
     let purged = tokio::time::timeout(Duration::from_secs(chance.random_range(10..300)), purging).await;
     note(|| format!("purged {repo}: {purged:?}"));
     process.view.kill();
+    purged.is_ok_and(|purged| purged.is_ok_and(|report| report.is_whole()))
 }
 
 /// Somebody runs `packmirror rm`.

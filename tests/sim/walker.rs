@@ -165,6 +165,20 @@ pub fn forgotten(told: &[(String, Bytes)]) -> BTreeSet<String> {
     forgotten
 }
 
+/// The ids of the objects that a record's layers hold, as far as these are there.
+pub fn objects(dump: &Dump, record: &Value) -> BTreeSet<String> {
+    let layers = record["layers"].as_array().into_iter().flatten();
+    let ids = layers.map(|layer| layer["idx"]["id"].as_str().unwrap());
+    let all = ids.filter_map(|id| dump.get(&format!("blobs/{}/{id}.idx", &id[..2])));
+    all.flat_map(|idx| {
+        // Version 2 (gitformat-pack(5)): eight bytes, 256 counts, the last of which is that of the ids that follow.
+        let (head, rest) = idx.split_at(8 + 256 * 4);
+        let count = u32::from_be_bytes(*head.last_chunk().unwrap()) as usize;
+        rest.chunks(20).take(count).map(hex::encode)
+    })
+    .collect()
+}
+
 /// The first line of a record.
 fn first_line(record: &[u8]) -> Value {
     serde_json::from_slice(record.split(|byte| *byte == b'\n').next().unwrap()).expect("JSON")

@@ -14,6 +14,7 @@ use super::roots::{Kept, of_tips};
 use super::{CompactError, enough_scratch, make, store};
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Snapshot;
+use crate::store::LayerRef;
 use crate::work::Work;
 use crate::work::cost::Cost;
 use crate::work::cost::StopOnDrop;
@@ -46,14 +47,17 @@ pub(in crate::work) async fn reached(
     Ok(Reached { kept, unreachable })
 }
 
-/// Publishes a generation with the refs of `open` and one layer of what was `reached`. `None`: another writer was faster, and
-/// nothing was published.
+/// Publishes a generation with the refs of `open` and one layer of what was `reached`; with the layers of `open`, if that is all of
+/// them. `None`: another writer was faster, and nothing was published.
 pub(in crate::work) async fn publish_reached(
     work: &Work,
     repo: &Arc<Repo>,
     open: &Arc<Snapshot>,
     reached: &Reached,
 ) -> Result<Option<Arc<Snapshot>>, CompactError> {
+    if reached.unreachable.is_empty() {
+        return publish_layers(work, repo, open, open.generation.layers.clone()).await;
+    }
     let (below, inputs) = (
         Layers::default(),
         Layers::of(&open.generation.layers, open.stack.layers(), 0..open.generation.layers.len()),
@@ -67,6 +71,16 @@ pub(in crate::work) async fn publish_reached(
         None => (Vec::new(), None),
     };
     repo.compaction().end();
+    publish_layers(work, repo, open, layers).await
+}
+
+/// Publishes a generation with the refs of `open` and other layers.
+async fn publish_layers(
+    work: &Work,
+    repo: &Arc<Repo>,
+    open: &Arc<Snapshot>,
+    layers: Vec<LayerRef>,
+) -> Result<Option<Arc<Snapshot>>, CompactError> {
     let (base, refs) = (&open.generation, &open.refs);
     // Answers may hold what is purged.
     let answers = Some(Vec::new());

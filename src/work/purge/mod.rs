@@ -2,7 +2,8 @@
 //!
 //! In this order, so that a purge that ends anywhere loses nothing that is reachable, and another one ends it: the repository is
 //! synced; a generation is published that holds what the refs reach and nothing else; the nodes are told to forget what came before
-//! (an order) and are waited for; blobs that only older records name are deleted, and then these records.
+//! (an order) and are waited for; it is looked whether one of them has published meanwhile what it had on its way; blobs that
+//! only older records name are deleted, and then these records.
 //!
 //! - [`report`]: what was done, for people. `nodes`: which nodes are live and what they have obeyed. `stored`: which
 //!   objects only older records' packs hold.
@@ -117,26 +118,53 @@ impl PurgeError {
 /// Purges a repository, or says what would be purged. `repo` is told how far the sync and the merge are, `told` of the rest.
 pub async fn purge(work: &Work, repo: &Arc<Repo>, wish: &Wish, told: Told<'_>) -> Result<Report, PurgeError> {
     let bucket = &work.mirror.bucket;
-    let mut report = Report { repository: wish.repo.to_string(), dry_run: wish.dry_run, ..Report::default() };
-    let open = rid(work, repo, wish, &mut report).await?;
-    let found = survey(bucket, &wish.repo, work.grace, told).await?.ok_or(PurgeError::NoRepository)?;
-    let is_reached = |oid: &ObjectId| open.as_ref().is_some_and(|(open, reached)| reached.reaches(open, oid));
-    let stored =
-        only_in_old_packs(work, &found, open.as_ref().map(|(open, _)| &**open), is_reached, told).await?;
-    report.unreachable_objects += stored.objects;
-    let in_newest = |oid: &&ObjectId| report.found.contains(*oid) || stored.has(oid);
-    report.not_stored = wish.oids.iter().filter(|oid| !in_newest(oid)).map(ObjectId::to_string).collect();
-    report.survey(&found);
-    if wish.dry_run {
+    for _ in 0..MAX_ROUNDS {
+        let mut report =
+            Report { repository: wish.repo.to_string(), dry_run: wish.dry_run, ..Report::default() };
+        let open = rid(work, repo, wish, &mut report).await?;
+        let found = survey(bucket, &wish.repo, work.grace, told).await?.ok_or(PurgeError::NoRepository)?;
+        let is_reached =
+            |oid: &ObjectId| open.as_ref().is_some_and(|(open, reached)| reached.reaches(open, oid));
+        let stored =
+            only_in_old_packs(work, &found, open.as_ref().map(|(open, _)| &**open), is_reached, told).await?;
+        report.unreachable_objects += stored.objects;
+        let in_newest = |oid: &&ObjectId| report.found.contains(*oid) || stored.has(oid);
+        report.not_stored = wish.oids.iter().filter(|oid| !in_newest(oid)).map(ObjectId::to_string).collect();
+        report.survey(&found);
+        if wish.dry_run {
+            return Ok(report);
+        }
+        let answered =
+            if found.is_empty() { None } else { tell(work, wish, &found, &mut report, told).await? };
+        if answered.is_some() && brought_back(work, repo, report.generation).await? {
+            continue;
+        }
+        let purged = delete(bucket, &wish.repo, found, answered, told).await?;
+        report.purged(&purged);
         return Ok(report);
     }
-    let answered = if found.is_empty() { None } else { tell(work, wish, &found, &mut report, told).await? };
-    let purged = delete(bucket, &wish.repo, found, answered, told).await?;
-    report.purged(&purged);
-    Ok(report)
+    Err(PurgeError::Moving)
 }
 
-/// Makes sure that the newest generation holds nothing that its refs do not reach, if that is not a dry run. Gives it with what is
+/// Says whether what nodes had on their way is published, upon `generation` and before they obeyed: nothing tells them to forget
+/// it. From then on they publish only what the primary shows since.
+async fn brought_back(work: &Work, repo: &Arc<Repo>, generation: u64) -> Result<bool, PurgeError> {
+    let newest = work.mirror.newest_record(repo).await?;
+    if newest.is_none_or(|newest| newest.removed || newest.number == generation) {
+        return Ok(false);
+    }
+    // Which a sync compares with.
+    work.mirror.look_up(repo).await?;
+    match sync(work, repo, true).await {
+        Err(SyncError::Removed) => return Ok(true),
+        synced => _ = synced?,
+    }
+    let Some(open) = work.mirror.refresh(repo).await? else { return Ok(true) };
+    Ok(!reached(work, &open, open.refs.tips()).await?.unreachable.is_empty())
+}
+
+/// Publishes a generation that holds nothing that its refs do not reach, if that is not a dry run; also where the newest one is
+/// such a one, so that what others are about to publish finds its number taken. Gives the one before with what is
 /// reached; `None`: the repository was taken out of the mirror, and nothing is.
 async fn rid(
     work: &Work,
@@ -151,6 +179,8 @@ async fn rid(
             return Ok(None);
         }
         if !wish.dry_run {
+            // What a sync compares with, where others have published since the last round.
+            work.mirror.look_up(repo).await?;
             match sync(work, repo, true).await {
                 Err(SyncError::Removed) => continue,
                 synced => _ = synced?,
@@ -173,7 +203,7 @@ async fn rid(
         report.is_synced = open.equals(&refs);
         report.found = wish.oids.iter().filter(|oid| open.stack.lookup(oid).is_some()).copied().collect();
         report.unreachable_objects = reached.unreachable.len();
-        if wish.dry_run || reached.unreachable.is_empty() {
+        if wish.dry_run {
             return Ok(Some((open, reached)));
         }
         let Some(published) = publish_reached(work, repo, &open, &reached).await? else { continue };
