@@ -29,6 +29,7 @@ use crate::answer::reason::Reason;
 use crate::answer::turns::Turns;
 use crate::budget::Budget;
 use crate::config::{Freshness, Settings};
+use crate::fair::Flow;
 use crate::git::request::FetchRequest;
 use crate::mirror::Mirror;
 use crate::mirror::snapshot::Granted;
@@ -97,6 +98,8 @@ pub struct Answers {
     sync_wait: Duration,
     plans: Arc<Plans>,
     turns: Arc<Turns>,
+    /// For whom it decides.
+    flow: Flow,
     /// For plans and answers that are held.
     readers: Budget,
     /// For what is computed.
@@ -116,6 +119,12 @@ impl Answers {
         // Selection and planning are pure computation: more at once than cores only makes all of them slower.
         let turns = Arc::new(Turns::new(cores.max(2)));
         let (freshness, sync_wait) = (settings.freshness, settings.sync_wait);
-        Self { mirror, freshness, sync_wait, plans, turns, readers, work }
+        Self { mirror, freshness, sync_wait, plans, turns, flow: Flow::default(), readers, work }
+    }
+
+    /// The same for one client and one repository, which take turns with others.
+    #[must_use]
+    pub fn in_turns_of(&self, flow: Flow) -> Self {
+        Self { flow, ..self.clone() }
     }
 }
