@@ -40,6 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         tips: &tips,
         facts: None,
         cache_bytes: graph::build::DEFAULT_CACHE,
+        threads: 2,
         meter: &packmirror::pack::meter::Unlimited,
         progress: &|_, _| {},
         stop: &stop,
