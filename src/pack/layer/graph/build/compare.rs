@@ -115,7 +115,10 @@ impl<'o, 'a> Comparison<'o, 'a> {
             let _first = Held::new(meter, first.len() as u64)?;
             meter.step((bytes.len() + first.len()) as u64 / LEAST_ENTRY)?;
             let mut cursor = Cursor { rest: TreeEntries::new(&first, hash), next: None };
-            for entry in TreeEntries::new(&bytes, hash) {
+            let mut entries = TreeEntries::new(&bytes, hash);
+            loop {
+                cursor.skip_common(&mut entries);
+                let Some(entry) = entries.next() else { break };
                 let entry =
                     entry.map_err(|error| BuildError::Malformed { oid: self.objects.oid(tree), error })?;
                 let mut kept = Left { entry, subtrees: Vec::new() };
@@ -191,6 +194,13 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    /// Skips what both trees have next in the very same bytes, which is most of them.
+    fn skip_common(&mut self, entries: &mut TreeEntries<'_>) {
+        if self.next.is_none() {
+            entries.skip_common(&mut self.rest);
+        }
+    }
+
     /// Gives the entry of this tree at the place of `entry`, or none within if it is stored in the very same bytes. To be
     /// asked in sorted order; where a tree is not sorted, matches are missed, which only makes lists longer.
     fn same_name(&mut self, entry: &TreeEntry<'_>) -> Option<Option<TreeEntry<'a>>> {
