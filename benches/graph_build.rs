@@ -31,20 +31,27 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let hash = hash_of(&repo)?;
     let tips = tips(&repo)?;
     let stop = AtomicBool::new(false);
-    let start = Instant::now();
-    let draft = graph::build(BuildInput {
-        pack: &pack,
-        idx,
-        below: None,
-        hash,
-        tips: &tips,
-        facts: None,
-        cache_bytes: graph::build::DEFAULT_CACHE,
-        meter: &packmirror::pack::meter::Unlimited,
-        progress: &|_, _| {},
-        stop: &stop,
-    })?;
-    let built = start.elapsed();
+    let build = |threads: usize| {
+        let start = Instant::now();
+        let draft = graph::build(BuildInput {
+            pack: &pack,
+            idx: idx.clone(),
+            below: None,
+            hash,
+            tips: &tips,
+            facts: None,
+            cache_bytes: graph::build::DEFAULT_CACHE,
+            threads,
+            meter: &packmirror::pack::meter::Unlimited,
+            progress: &|_, _| {},
+            stop: &stop,
+        });
+        draft.map(|draft| (draft, start.elapsed()))
+    };
+    let (draft, built) = build(2)?;
+    let (alone, built_alone) = build(1)?;
+    assert!(draft == alone, "the graph depends on the number of threads");
+    drop(alone);
     let file = draft.to_bytes();
     let start = Instant::now();
     let packed = graph::compress(&file)?;
@@ -62,7 +69,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     println!("introductions: {} first, {} again", commits.first.items.len(), commits.again.items.len());
     println!("graph: {} MB, {} MB as stored", file.len() >> 20, packed.len() >> 20);
-    println!("build {built:.1?}, compress {compressed:.1?}, open {opened:.1?}");
+    println!(
+        "build {built:.1?} on two threads, {built_alone:.1?} on one; compress {compressed:.1?}, open {opened:.1?}"
+    );
     for line in std::fs::read_to_string("/proc/self/status").unwrap_or_default().lines() {
         if line.starts_with("VmHWM") || line.starts_with("RssAnon") {
             println!("{line}");

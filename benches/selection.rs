@@ -277,6 +277,7 @@ fn open(repo: &Path, kept: Option<&Path>) -> Result<(Stack, OnePack)> {
                 tips: &tips,
                 facts: None,
                 cache_bytes: graph::build::DEFAULT_CACHE,
+                threads: 2,
                 meter: &packmirror::pack::meter::Unlimited,
                 progress: &|_, _| {},
                 stop: &AtomicBool::new(false),

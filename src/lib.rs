@@ -3,7 +3,7 @@
 //! The rooms, from the outside in; each uses only rooms below it:
 //!
 //! - [`cli`]: one file per command. [`config`]: the settings. [`telemetry`]: log and metrics.
-//!   [`budget`]: bounds on memory. [`text`]: foreign text, made safe to print. [`folder`]: a directory held open.
+//!   [`budget`]: bounds on memory. [`fair`]: places for work, by turns. [`text`]: foreign text, made safe to print. [`folder`]: a directory held open.
 //!   [`umask`]: permissions of new files. [`tls`]: its cryptography. [`boot`]: a clock that does not stand still. [`threads`]: jobs
 //!   beside the async threads.
 //! - [`node`]: a node out of settings, from start to end.
@@ -18,6 +18,7 @@ pub mod boot;
 pub mod budget;
 pub mod cli;
 pub mod config;
+pub mod fair;
 pub mod folder;
 pub mod git;
 pub mod local;

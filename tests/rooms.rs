@@ -17,6 +17,7 @@ const ORDER: &[&str] = &[
     "local",
     "store",
     "budget",
+    "fair",
     "pack",
     "git",
     "telemetry",

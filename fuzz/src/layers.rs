@@ -136,6 +136,7 @@ impl World {
                 tips: &packing.tips,
                 facts: None,
                 cache_bytes: 1 << 20,
+                threads: 2,
                 meter: &Unlimited,
                 progress: &|_, _| {},
                 stop: &AtomicBool::new(false),

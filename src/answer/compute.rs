@@ -19,7 +19,7 @@ impl Answers {
         &self,
         job: impl FnOnce(&dyn Meter) -> T + Send + 'static,
     ) -> Result<T, Failed> {
-        let turn = self.turns.turn().await?;
+        let turn = self.turns.turn(self.flow).await?;
         let stop = CancellationToken::new();
         // Dropped with this future, which is dropped when the client leaves.
         let _left = stop.clone().drop_guard();

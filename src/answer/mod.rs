@@ -29,6 +29,7 @@ use crate::answer::reason::Reason;
 use crate::answer::turns::Turns;
 use crate::budget::Budget;
 use crate::config::{Freshness, Settings};
+use crate::fair::Flow;
 use crate::git::request::FetchRequest;
 use crate::mirror::Mirror;
 use crate::mirror::snapshot::Granted;
@@ -99,6 +100,8 @@ pub struct Answers {
     turns: Arc<Turns>,
     /// What is asked for again and again is stored.
     makes_answers: bool,
+    /// For whom it decides.
+    flow: Flow,
     /// For plans and answers that are held.
     readers: Budget,
     /// For what is computed.
@@ -118,7 +121,13 @@ impl Answers {
         // Selection and planning are pure computation: more at once than cores only makes all of them slower.
         let turns = Arc::new(Turns::new(cores.max(2)));
         let (freshness, sync_wait) = (settings.freshness, settings.sync_wait);
-        let makes_answers = settings.answers.share > 0;
-        Self { mirror, freshness, sync_wait, plans, turns, makes_answers, readers, work }
+        let (makes_answers, flow) = (settings.answers.share > 0, Flow::default());
+        Self { mirror, freshness, sync_wait, plans, turns, makes_answers, flow, readers, work }
+    }
+
+    /// The same for one client and one repository, which take turns with others.
+    #[must_use]
+    pub fn in_turns_of(&self, flow: Flow) -> Self {
+        Self { flow, ..self.clone() }
     }
 }

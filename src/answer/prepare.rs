@@ -215,9 +215,7 @@ pub fn prepare(
     };
     let mut selection = select(stack, &granted.source().reader(), &query, &SelectLimits::default(), meter)?;
     let options = PlanOptions { ofs_delta: request.ofs_delta, thin: request.thin_pack };
-    let answer = best(answers, &selection, stack);
-    let stored = answer.as_ref().map(|answer| &answer.stored);
-    let plan = plan_with(stack, &mut selection, stored, options, meter)?;
+    let (plan, answer) = laid_out(stack, &mut selection, answers, options, meter)?;
     let beside = granted.generation.answers.iter().map(|named| named.layer.pack.id).collect();
     Ok(Prepared { answer, beside, ..Prepared::new(head, Some(plan)) })
 }
@@ -242,10 +240,25 @@ pub fn of_head(
     let wants = [head];
     let query = Query { wants: &wants, shallow: Some(&boundary), ..Query::default() };
     let mut selection = select(stack, source, &query, &SelectLimits::default(), meter)?;
-    let answer = best(answers, &selection, stack);
-    let stored = answer.as_ref().map(|answer| &answer.stored);
     let options = PlanOptions { ofs_delta: true, thin: false };
-    Ok(Some((plan_with(stack, &mut selection, stored, options, meter)?, answer)))
+    Ok(Some(laid_out(stack, &mut selection, answers, options, meter)?))
+}
+
+/// Lays out what is selected: as the stack has it, or with the help of an answer that was made before where that would cost much.
+fn laid_out(
+    stack: &Stack,
+    selection: &mut Selection<'_>,
+    answers: &[Arc<Answer>],
+    options: PlanOptions,
+    meter: &dyn Meter,
+) -> Result<(Plan, Option<Arc<Answer>>), Halt> {
+    let plain = plan_with(stack, selection, None, options, meter)?;
+    let Some(answer) = best(answers, selection, stack).filter(|_| is_costly(&plain)) else {
+        return Ok((plain, None));
+    };
+    let helped = plan_with(stack, selection, Some(&answer.stored), options, meter)?;
+    let is_better = helped.anew_bytes < plain.anew_bytes || helped.segments.len() < plain.segments.len() / 2;
+    Ok(if is_better { (helped, Some(answer)) } else { (plain, None) })
 }
 
 /// The answer that holds most of what is selected.

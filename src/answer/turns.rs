@@ -1,16 +1,16 @@
 //! Turns to compute: how many plans are made at the same time, and that long ones keep nobody waiting.
 //!
 //! A job begins in one of as many quick places as there are cores. One that takes longer than a second goes on in a long
-//! place and leaves its quick one to others; long jobs take turns among themselves. So whatever two requests ask for, a third
+//! place and leaves its quick one to others; long jobs take turns among themselves. Who waits gets a place by turns of clients
+//! and repositories (`fair`). So whatever two requests ask for, a third
 //! that asks for little is answered. Relies on: jobs that look in now and then (`meter`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
 use crate::answer::Failed;
+use crate::fair::{Fair, Flow, Place};
 use crate::pack::meter::Halt;
 
 /// How long a request waits for its turn before it is told to come back.
@@ -25,15 +25,16 @@ const MOST_WAITING: usize = 32;
 /// Where a node computes.
 #[derive(Debug)]
 pub struct Turns {
-    quick: Arc<Semaphore>,
-    long: Arc<Semaphore>,
+    quick: Arc<Fair>,
+    long: Arc<Fair>,
     waiting: AtomicUsize,
 }
 
 /// A place that a job has.
 #[derive(Debug)]
 pub struct Turn {
-    place: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
+    flow: Flow,
     is_long: bool,
     since: Instant,
 }
@@ -41,14 +42,14 @@ pub struct Turn {
 impl Turns {
     /// Makes `quick` places, and half as many long ones.
     pub fn new(quick: usize) -> Self {
-        let places = |n: usize| Arc::new(Semaphore::new(n.max(1)));
-        Self { quick: places(quick), long: places(quick / 2), waiting: AtomicUsize::new(0) }
+        Self { quick: Fair::new(quick), long: Fair::new(quick / 2), waiting: AtomicUsize::new(0) }
     }
 
-    /// Waits for a quick place, but not for ever.
-    pub async fn turn(&self) -> Result<Turn, Failed> {
-        let place = turn(&self.quick).await?;
-        Ok(Turn { place: Some(place), is_long: false, since: Instant::now() })
+    /// Waits for a quick place, but not for ever: a request that has waited too long is shed.
+    pub async fn turn(&self, flow: Flow) -> Result<Turn, Failed> {
+        let place = tokio::time::timeout(LONGEST_QUEUE, self.quick.place(flow)).await;
+        let place = Some(place.map_err(|_| Failed::Busy)?);
+        Ok(Turn { place, flow, is_long: false, since: Instant::now() })
     }
 
     /// Says whether a job has had its place for so long that it has to ask whether it may go on.
@@ -63,9 +64,9 @@ impl Turns {
     pub async fn go_on(&self, turn: &mut Turn) -> Result<(), Halt> {
         turn.place = None;
         let waiting = Waiting::new(&self.waiting).ok_or(Halt::Busy)?;
-        let place = Arc::clone(&self.long).acquire_owned().await.map_err(|_| Halt::Stopped)?;
+        let place = Some(self.long.place(turn.flow).await);
         drop(waiting);
-        *turn = Turn { place: Some(place), is_long: true, since: Instant::now() };
+        *turn = Turn { place, flow: turn.flow, is_long: true, since: Instant::now() };
         Ok(())
     }
 }
@@ -86,14 +87,6 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Waits for a permit; a request that has waited too long is shed.
-async fn turn(limit: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failed> {
-    match tokio::time::timeout(LONGEST_QUEUE, Arc::clone(limit).acquire_owned()).await {
-        Ok(Ok(permit)) => Ok(permit),
-        _ => Err(Failed::Busy),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,12 +94,13 @@ mod tests {
     #[tokio::test]
     async fn long_jobs_leave_the_quick_places_and_take_turns() {
         let turns = Turns::new(2);
-        let (mut a, mut b) = (turns.turn().await.unwrap(), turns.turn().await.unwrap());
+        let (mut a, mut b) =
+            (turns.turn(Flow::default()).await.unwrap(), turns.turn(Flow::default()).await.unwrap());
         assert!(!turns.is_over(&a));
         a.since -= 2 * QUICK;
         assert!(turns.is_over(&a));
         turns.go_on(&mut a).await.unwrap();
-        drop(turns.turn().await.unwrap());
+        drop(turns.turn(Flow::default()).await.unwrap());
         a.since -= 2 * SLICE;
         assert!(!turns.is_over(&a), "nobody waits");
         {
@@ -126,10 +120,10 @@ mod tests {
     #[tokio::test]
     async fn the_crowd_of_long_jobs_is_bounded() {
         let turns = Turns::new(1);
-        let mut first = turns.turn().await.unwrap();
+        let mut first = turns.turn(Flow::default()).await.unwrap();
         turns.go_on(&mut first).await.unwrap();
         let counted: Vec<_> = (0..MOST_WAITING).map(|_| Waiting::new(&turns.waiting).unwrap()).collect();
-        let mut late = turns.turn().await.unwrap();
+        let mut late = turns.turn(Flow::default()).await.unwrap();
         assert_eq!(turns.go_on(&mut late).await, Err(Halt::Busy));
         drop(counted);
     }

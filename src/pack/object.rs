@@ -135,6 +135,22 @@ impl<'a> TreeEntries<'a> {
         }
     }
 
+    /// Skips the entries that this tree and `other`, which is well formed, both have next in the very same bytes.
+    pub fn skip_common(&mut self, other: &mut TreeEntries<'_>) {
+        let same = common(self.rest, other.rest);
+        let mut at = 0;
+        // Modes and names have no zero in them.
+        while let Some(zero) = self.rest.get(at..same).and_then(|bytes| bytes.find_byte(0)) {
+            let end = at + zero + 1 + self.hash_len;
+            if end > same {
+                break;
+            }
+            at = end;
+        }
+        self.rest = self.rest.get(at..).unwrap_or_default();
+        other.rest = other.rest.get(at..).unwrap_or_default();
+    }
+
     fn read(&mut self) -> Option<TreeEntry<'a>> {
         let bytes = self.rest;
         let mut mode = 0u32;
@@ -163,6 +179,15 @@ impl<'a> TreeEntries<'a> {
             raw: bytes.get(..end)?,
         })
     }
+}
+
+/// Counts the bytes with which both begin.
+fn common(a: &[u8], b: &[u8]) -> usize {
+    let (whole, _) = a.as_chunks::<32>();
+    let chunks = whole.iter().zip(b.as_chunks::<32>().0).take_while(|(a, b)| a == b).count();
+    let at = chunks * 32;
+    let rest = a.get(at..).unwrap_or_default().iter().zip(b.get(at..).unwrap_or_default());
+    at + rest.take_while(|(a, b)| a == b).count()
 }
 
 impl<'a> Iterator for TreeEntries<'a> {
@@ -209,6 +234,32 @@ mod tests {
         ];
         for (committer, want) in cases {
             assert_eq!(dated(committer), want, "{committer}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(crate::seed::cases(256))]
+
+        #[test]
+        fn what_two_trees_begin_with_is_skipped_entry_by_entry(
+            shared in prop::collection::vec((0u8..3, 0u8..40), 0..12),
+            left in prop::collection::vec((0u8..3, 0u8..40), 0..3),
+            right in prop::collection::vec((0u8..3, 0u8..40), 0..3),
+        ) {
+            let tree = |tail: &[(u8, u8)]| {
+                let entries = shared.iter().chain(tail);
+                // Ids with zeros in them, names of many lengths.
+                entries.flat_map(|&(id, name)| {
+                    let name = "n".repeat(usize::from(name) + 1);
+                    [format!("100644 {name}\0").as_bytes(), &[id; 20]].concat()
+                }).collect::<Vec<u8>>()
+            };
+            let (a, b) = (tree(&left), tree(&right));
+            let (mut a, mut b) = (TreeEntries::new(&a, HashKind::Sha1), TreeEntries::new(&b, HashKind::Sha1));
+            a.skip_common(&mut b);
+            let more = left.iter().zip(&right).take_while(|(left, right)| left == right).count();
+            prop_assert_eq!(a.count(), left.len() - more);
+            prop_assert_eq!(b.count(), right.len() - more);
         }
     }
 

@@ -176,6 +176,16 @@ impl Packed {
         below: Option<(&Stack, &dyn Source)>,
         tips: &[ObjectId],
     ) -> Result<Draft, BuildError> {
+        self.draft_by(2, hash, below, tips)
+    }
+
+    pub fn draft_by(
+        &self,
+        threads: usize,
+        hash: HashKind,
+        below: Option<(&Stack, &dyn Source)>,
+        tips: &[ObjectId],
+    ) -> Result<Draft, BuildError> {
         build(BuildInput {
             pack: &self.pack,
             idx: self.idx.clone(),
@@ -184,6 +194,7 @@ impl Packed {
             tips,
             facts: None,
             cache_bytes: 1 << 20,
+            threads,
             meter: &crate::pack::meter::Unlimited,
             progress: &|_, _| {},
             stop: &AtomicBool::new(false),

@@ -10,10 +10,15 @@ use tokio::sync::Semaphore;
 use crate::answer::Answers;
 use crate::budget::Budget;
 use crate::config::{Freshness, Limits, OnPrimaryDown, OtherPaths, Settings, Unselected};
+use crate::fair::{Fair, Flow};
 use crate::mirror::Mirror;
 use crate::primary::Grants;
 use crate::serve::drain::Stop;
-use crate::telemetry::metrics::Recorder;
+use crate::telemetry::metrics::{self as names, Recorder};
+
+/// So many requests at a time that found no place here may be passed to the primary. A crowd that is too large for a node with
+/// everything at hand is no crowd for the primary.
+const MOST_OVERFLOW: usize = 8;
 
 /// A node, as its handlers see it. Cheap to clone.
 #[derive(Clone)]
@@ -36,6 +41,10 @@ pub struct App {
     pub memory: Memory,
     /// Where pieces of packs are filled.
     pub filling: Filling,
+    /// For whom it works: requests of one client for one repository take turns with others.
+    pub flow: Flow,
+    /// For what this node has no place for: so much of it may be with the primary.
+    pub overflow: Arc<Semaphore>,
     /// How much that is not Git may be under way: it may last as long as a client wants, and must leave room for Git.
     pub others: Arc<Semaphore>,
 }
@@ -63,8 +72,16 @@ impl App {
             stop,
             memory,
             filling: Filling::new(cores),
+            flow: Flow::default(),
+            overflow: Arc::new(Semaphore::new(MOST_OVERFLOW)),
             others: Arc::new(Semaphore::new((settings.limits.connections / 2).max(1))),
         }
+    }
+
+    /// The same node for the requests of one client for one repository.
+    #[must_use]
+    pub fn in_turns_of(&self, flow: Flow) -> Self {
+        Self { flow, answers: self.answers.in_turns_of(flow), ..self.clone() }
     }
 }
 
@@ -104,20 +121,21 @@ impl Terms {
     }
 }
 
-/// How many pieces of packs are filled at the same time. Who waits gets a place in the order of asking.
+/// How many pieces of packs are filled at the same time. Who waits gets a place by turns of clients and repositories.
 #[derive(Clone, Debug)]
 pub struct Filling {
     /// For packs that are copied: they wait for nothing but the disk.
-    pub copying: Arc<Semaphore>,
+    pub copying: Arc<Fair>,
     /// For packs with objects packed anew, which may wait for memory.
-    pub packing: Arc<Semaphore>,
+    pub packing: Arc<Fair>,
+    /// For streams that begin: one at a time waits for memory.
+    pub door: Arc<Fair>,
 }
 
 impl Filling {
     /// Places for a machine with so many cores.
     pub fn new(cores: usize) -> Self {
-        let places = |n: usize| Arc::new(Semaphore::new(n));
-        Self { copying: places((2 * cores).max(4)), packing: places(cores.max(2)) }
+        Self { copying: Fair::new((2 * cores).max(4)), packing: Fair::new(cores.max(2)), door: Fair::new(1) }
     }
 }
 
@@ -137,5 +155,14 @@ impl Memory {
     pub fn new(most: u64) -> Self {
         let share = |eighths| Budget::new(most / 8 * eighths, "limits.memory");
         Self { strangers: share(1), readers: share(4), work: share(3) }
+    }
+
+    /// Sets the gauges of what is held.
+    pub fn measure(&self) {
+        let shares = [("strangers", &self.strangers), ("readers", &self.readers), ("work", &self.work)];
+        for (name, share) in shares {
+            let held = share.most().saturating_sub(share.free());
+            metrics::gauge!(names::MEMORY_HELD, "share" => name).set(held as f64);
+        }
     }
 }

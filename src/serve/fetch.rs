@@ -69,6 +69,7 @@ pub async fn fetch(
     match app.answers.fetch(repo, &grant, request).await {
         Decision::Send(ready) => send(app, repo, *ready).await,
         Decision::Refuse(words) => Ok(git_error(&words)),
+        Decision::Pass(Reason::Busy) => Err(Failure::Busy),
         Decision::Pass(reason) => pass_on(app, asked, reason).await,
     }
 }
@@ -80,7 +81,7 @@ async fn send(app: &App, repo: &Arc<Repo>, ready: Ready) -> Result<Response, Fai
         counted("negotiation");
         return Ok(upload_pack_result(Body::from(head)));
     };
-    let held = Holding::begin(&app.memory.readers, plan.anew > 0).await?;
+    let held = Holding::begin(&app.memory.readers, (&app.filling.door, app.flow), plan.anew > 0).await?;
     counted("fetch");
     told::note(|facts| facts.objects = Some(u64::from(plan.objects)));
     let mut frame = Frame::new(request.wire.band().max().map_or(Framing::Bare, Framing::Band));
@@ -115,7 +116,7 @@ async fn send(app: &App, repo: &Arc<Repo>, ready: Ready) -> Result<Response, Fai
     };
     let limits = &app.terms.limits;
     let patience = (limits.client_timeout, limits.transfer);
-    Ok(upload_pack_result(stream(out, held, Arc::clone(places), patience, stop, ended)))
+    Ok(upload_pack_result(stream(out, held, (Arc::clone(places), app.flow), patience, stop, ended)))
 }
 
 /// Takes note that what a stream reads cannot be read.

@@ -10,6 +10,7 @@ use http::{Method, StatusCode};
 
 use crate::answer::reason::Reason;
 use crate::config::{OnPrimaryDown, Unselected};
+use crate::fair::Flow;
 use crate::git::HashKind;
 use crate::git::ls_refs::LsRefs;
 use crate::git::other_path::may_be_gits;
@@ -31,6 +32,7 @@ use crate::serve::other;
 use crate::serve::pass::{ask, check, client_response, outbound, pass};
 use crate::serve::told;
 use crate::serve::watch::{Form, watch};
+use crate::telemetry::metrics as names;
 use crate::text::chain;
 
 /// Answers any request under a repository's path.
@@ -63,6 +65,7 @@ async fn answer(app: &App, request: Request) -> Result<Response, Failure> {
         return Err(Failure::NotSelected);
     }
     if selected && parts.method == Method::POST && endpoint == Endpoint::UploadPack {
+        let app = &app.in_turns_of(Flow::of(&path, origin::address(app, &parts)));
         let limits = &app.terms.limits;
         let begun = body::begin(&parts.headers, body, limits, &app.memory.strangers).await?;
         return upload_pack(app, path, client, version, begun).await;
@@ -298,14 +301,21 @@ async fn ls_refs(app: &App, asked: &Asked, request: &LsRefs) -> Result<Response,
     }
 }
 
-/// What this node has no place for goes to the primary: git does not try again after a 503.
+/// What this node has no place for goes to the primary, since git does not try again after a 503; but only a little of it at a time.
 async fn or_primary(
     app: &App,
     asked: &Asked,
     answer: Result<Response, Failure>,
 ) -> Result<Response, Failure> {
     match answer {
-        Err(Failure::Busy) => pass_on(app, asked, Reason::Busy).await,
+        Err(Failure::Busy) => {
+            let Ok(place) = Arc::clone(&app.overflow).try_acquire_owned() else {
+                metrics::counter!(names::SHED).increment(1);
+                return Err(Failure::Busy);
+            };
+            let response = pass_on(app, asked, Reason::Busy).await?;
+            Ok(response.map(|body| Body::from_stream(body.into_data_stream().inspect(move |_| _ = &place))))
+        }
         answer => answer,
     }
 }

@@ -39,6 +39,7 @@ pub async fn readyz(State(app): State<App>) -> Response {
 /// The metrics in Prometheus' text form.
 pub async fn metrics(State(app): State<App>) -> Response {
     measure(&app.mirror);
+    app.memory.measure();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.recorder.render())
         .into_response()
 }

@@ -6,7 +6,7 @@
 //! are never made up: the primary knows by which of its own names we reach it, and we do not know how the client came.
 //! Elsewhere: which of a client's own headers go on (`primary`).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -33,6 +33,26 @@ pub fn client(app: &App, parts: &Parts) -> Result<ClientHeaders, BadHeaders> {
     let client = ClientHeaders::of(&parts.headers)?;
     let Some(Peer(peer)) = parts.extensions.get() else { return Ok(client) };
     Ok(client.from_there(origin(&parts.headers, peer.ip(), &app.terms.trusted_proxies)))
+}
+
+/// The address that a request counts for: of those that it came through, the last one that is no trusted proxy's.
+pub fn address(app: &App, parts: &Parts) -> IpAddr {
+    let peer = parts.extensions.get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |Peer(peer)| peer.ip());
+    nearest(&parts.headers, peer, &app.terms.trusted_proxies)
+}
+
+fn nearest(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> IpAddr {
+    let mut nearest = canonical(peer);
+    let values: Vec<_> = headers.get_all(FOR).iter().filter_map(|value| value.to_str().ok()).collect();
+    for said in values.iter().rev().flat_map(|value| value.rsplit(',')) {
+        if !is_trusted(nearest, trusted) {
+            break;
+        }
+        // What is no address was said by a trusted proxy all the same, and ends what it tells.
+        let Ok(address) = said.trim().parse() else { break };
+        nearest = canonical(address);
+    }
+    nearest
 }
 
 /// The same address, in the one form that counts.
@@ -100,6 +120,27 @@ mod tests {
         let told = origin(&headers, peer.parse().unwrap(), &trusted);
         let text = |name| told.get(name).map(|value: &HeaderValue| value.to_str().unwrap().to_owned());
         (text(FOR).unwrap(), text(PROTO))
+    }
+
+    #[test]
+    fn a_request_counts_for_the_last_address_that_is_no_proxys() {
+        let headers = |chain: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            chain.iter().for_each(|value| _ = headers.append(FOR, HeaderValue::from_static(value)));
+            headers
+        };
+        let trusted: Vec<_> = ["10.0.0.0/8"].iter().map(|net| network(net).unwrap()).collect();
+        for (chain, peer, want) in [
+            (&[][..], "198.51.100.1", "198.51.100.1"),
+            // What others say does not count.
+            (&["192.0.2.1"], "198.51.100.1", "198.51.100.1"),
+            (&["192.0.2.1"], "10.0.0.1", "192.0.2.1"),
+            (&["192.0.2.66, 192.0.2.1", "10.0.0.2"], "::ffff:10.0.0.1", "192.0.2.1"),
+            (&["192.0.2.66, unknown"], "10.0.0.1", "10.0.0.1"),
+        ] {
+            let nearest = nearest(&headers(chain), peer.parse().unwrap(), &trusted);
+            assert_eq!(nearest, want.parse::<IpAddr>().unwrap(), "{chain:?} {peer}");
+        }
     }
 
     #[test]

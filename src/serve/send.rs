@@ -2,7 +2,7 @@
 //!
 //! A task per stream waits: for the client, for blocks of the bucket, for a place to work. A thread and a place are taken
 //! only while one piece is filled. So a client that reads slowly holds two small pieces and nothing that others need, and
-//! many that want much share the processor piece by piece, in the order in which they ask. While a stream has nothing to
+//! many that want much share the processor piece by piece, in turns (`fair`). While a stream has nothing to
 //! send it sends keep-alive packets.
 //!
 //! Relies on: a plan, whose first bytes are at hand (`fetch`). Elsewhere: framing (`frame`), what one stream may hold
@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::meter::JobMeter;
 use crate::budget::{Budget, Room};
+use crate::fair::{Fair, Flow};
 use crate::local::Local;
 use crate::mirror::answers::Answer;
 use crate::mirror::blocks::Reader;
@@ -134,7 +135,6 @@ impl Outgoing {
     /// Fills the piece up to about `most` bytes. For blocking threads; waits for nothing but this node's disk, and for
     /// memory if a large object is to be packed anew.
     fn fill(&mut self, most: usize) -> Result<Filled, WriteError> {
-        self.frame.reserve(most);
         loop {
             if !self.rest.is_empty() {
                 let room = most.saturating_sub(self.frame.len()).max(1);
@@ -200,12 +200,12 @@ impl Outgoing {
 
 /// Sends a pack to its end. `ended` is told how it went, unless the client left.
 ///
-/// `places` are taken while a piece is filled; a client that takes nothing for `patience` is cut off, and so is one that takes
+/// `places` are taken while a piece is filled, in turns of the `flow`s that want one; a client that takes nothing for `patience` is cut off, and so is one that takes
 /// longer than `longest` for all; `stop` is cancelled when the client has left.
 pub fn stream(
     out: Outgoing,
     held: Holding,
-    places: Arc<Semaphore>,
+    (places, flow): (Arc<Fair>, Flow),
     (patience, longest): (Duration, Duration),
     stop: CancellationToken,
     ended: impl FnOnce(Result<Sent, &Cut>) + Send + 'static,
@@ -214,7 +214,7 @@ pub fn stream(
     let (pieces, queue) = mpsc::channel(1);
     // Dropped with the body, which is dropped when the client leaves.
     let left = stop.drop_guard();
-    let mut run = Run { pieces, held, places, patience };
+    let mut run = Run { pieces, held, places, flow, patience };
     // What is still on its way when the last piece is made is paid for until the client has it.
     let last = Arc::new(OnceLock::new());
     let paid = Arc::clone(&last);
@@ -252,7 +252,8 @@ pub struct Sent {
 struct Run {
     pieces: mpsc::Sender<io::Result<Bytes>>,
     held: Holding,
-    places: Arc<Semaphore>,
+    places: Arc<Fair>,
+    flow: Flow,
     patience: Duration,
 }
 
@@ -341,8 +342,10 @@ impl Run {
         &mut self,
         mut out: Box<Outgoing>,
     ) -> Result<(Box<Outgoing>, Result<Filled, WriteError>), Cut> {
-        let place = self.unless_gone(Arc::clone(&self.places).acquire_owned()).await?;
+        let place = self.unless_gone(self.places.place(self.flow)).await?;
         let most = self.held.piece();
+        // Made on the async threads, where it ends as well: each of the many threads for jobs would keep room for pieces.
+        out.frame.reserve(most);
         let job = crate::threads::spawn_blocking(move || {
             let _place = place;
             let filled = out.fill(most);

@@ -114,6 +114,8 @@ pub const COLLECTED_OBJECTS: &str = "packmirror_collected_objects_total";
 pub const COLLECTED_BYTES: &str = "packmirror_collected_bytes_total";
 /// No labels. Orders of `packmirror purge` that this node obeyed.
 pub const ORDERS_OBEYED: &str = "packmirror_purges_obeyed_total";
+/// Label `share` (strangers, readers, work). Memory that is held for clients; together `limits.memory` at most.
+pub const MEMORY_HELD: &str = "packmirror_memory_held_bytes";
 /// No labels. Layers of the repository that has most.
 pub const LAYERS: &str = "packmirror_layers";
 
@@ -162,6 +164,7 @@ const TABLE: &[(&str, Kind, &str)] = &[
     (HTTP_REQUESTS, Kind::Counter(Unit::Count), "HTTP requests answered, by service and status code"),
     (INFLIGHT, Kind::Gauge(Unit::Count), "Requests being answered, by service"),
     (SHED, Kind::Counter(Unit::Count), "Requests turned away because of a limit"),
+    (MEMORY_HELD, Kind::Gauge(Unit::Bytes), "Memory held for clients, by share"),
     (FETCH_SECONDS, Kind::Histogram(SECONDS), "Duration of fetches, by phase"),
     (ANSWER_BYTES, Kind::Counter(Unit::Bytes), "Bytes of answers sent to clients, by source"),
     (FIRST_BYTE_SECONDS, Kind::Histogram(SECONDS), "Time to the first byte of an answer, by kind and source"),

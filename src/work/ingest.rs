@@ -29,7 +29,7 @@ use crate::pack::meter::{Halt, Held, Meter};
 use crate::pack::{DecodeError, Scratch, Source, Stack};
 use crate::work::cost::Cost;
 
-/// Threads that compute the ids of a pack from the primary.
+/// Threads that compute the ids of a pack from the primary, and its graph.
 pub const THREADS: usize = 2;
 /// Bases of so many bytes or more lie in files while a pack is indexed.
 const KEEP_FROM: u64 = 4 << 20;
@@ -71,7 +71,7 @@ pub struct Expected {
     pub hash: gix_hash::Kind,
     /// The largest object that is taken, in bytes.
     pub largest_object: u64,
-    /// Threads that compute its ids.
+    /// Threads that compute its ids and its graph.
     pub threads: usize,
 }
 
@@ -136,7 +136,8 @@ pub fn ingest(
 
     step(Step::Graph);
     let idx_bytes = map_file(&idx).map_err(IngestError::Scratch)?;
-    let NewGraph { file: graph, layer } = graph_of(&pack_bytes, idx_bytes, below, hash, tips, scratch, cost)?;
+    let NewGraph { file: graph, layer } =
+        graph_of(&pack_bytes, idx_bytes, below, (hash, threads), tips, scratch, cost)?;
     Ok(Some(NewLayer { pack, idx, graph, layer }))
 }
 
@@ -148,12 +149,12 @@ pub struct NewGraph {
     pub layer: Arc<Layer>,
 }
 
-/// Builds the graph of a pack that lies on `below`, in files of `scratch`.
+/// Builds the graph of a pack that lies on `below`, in files of `scratch`, on so many threads.
 pub fn graph_of(
     pack: &[u8],
     idx: Bytes,
     below: Option<(&Stack, &dyn Source)>,
-    hash: gix_hash::Kind,
+    (hash, threads): (gix_hash::Kind, usize),
     tips: &[ObjectId],
     scratch: &Path,
     cost: &Cost,
@@ -167,6 +168,7 @@ pub fn graph_of(
         tips,
         facts: None,
         cache_bytes: cache.0,
+        threads,
         meter: cost,
         // It goes through all objects twice.
         progress: &|done, total| cost.tell(done / 2, total / 2),

@@ -23,7 +23,7 @@ use crate::store::{BlobKind, Generation, LayerRef, StoreError};
 use crate::work::Work;
 use crate::work::cost::Cost;
 use crate::work::error::SyncError;
-use crate::work::ingest::{IngestError, NewGraph, graph_of};
+use crate::work::ingest::{IngestError, NewGraph, THREADS, graph_of};
 use crate::work::publish::{Draft, Published, publish, put_file};
 
 /// Publishes `old` once more, with graphs that this program reads.
@@ -113,7 +113,7 @@ async fn build(
         let stack = Stack::open(below).map_err(|e| IngestError::Graph(e.into()))?;
         let below = (!stack.layers().is_empty()).then_some((&stack, &blocks as &dyn Source));
         let pack = map_file(&pack).map_err(IngestError::Scratch)?;
-        graph_of(&pack, idx, below, hash, &tips, scratch.path(), &cost).map(|made| (made, scratch))
+        graph_of(&pack, idx, below, (hash, THREADS), &tips, scratch.path(), &cost).map(|made| (made, scratch))
     });
     Ok(made.await.map_err(|e| StoreError::unavailable("build a graph", e.to_string()))??)
 }

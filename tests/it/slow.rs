@@ -1,17 +1,18 @@
 //! Clients that read slowly and clients that come in crowds: they cost others nothing, and get what they asked for.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::hostile::full;
 use crate::mirror_only;
 use crate::node::Node;
 use crate::oracle::{from_bucket, mirrored, same};
-use crate::primary::Primary;
+use crate::primary::{Primary, Seen};
 use crate::shapes::{Change, History, noise};
 use crate::wire::{command, read_reply};
-use crate::world::{World, eventually};
+use crate::world::{AtEnd, SOON, World, eventually};
 
 const MIB: u64 = 1 << 20;
 const MAIN: &str = "refs/heads/main";
@@ -47,7 +48,30 @@ fn large(dir: &std::path::Path) {
     h.import(dir);
 }
 
-/// Hundreds that take a pack and do not read on: others are served as ever, and the node holds little for each.
+/// Reads a little from each now and then, until told to stop.
+fn dribble(streams: &mut [TcpStream], stop: &AtomicBool) {
+    let mut some = [0; 2048];
+    streams.iter().for_each(|stream| stream.set_nonblocking(true).expect("a socket"));
+    while !stop.load(Ordering::SeqCst) {
+        for stream in &mut *streams {
+            match stream.read(&mut some) {
+                Ok(n) => assert_ne!(n, 0, "a slow reader was cut off"),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    streams.iter().for_each(|stream| stream.set_nonblocking(false).expect("a socket"));
+}
+
+/// What a node holds for those who may read, in bytes, and how many fetches are in flight.
+fn held(node: &Node) -> (f64, f64) {
+    let memory = node.metric("packmirror_memory_held_bytes", &["share=\"readers\""]);
+    (memory, node.metric("packmirror_inflight", &["service=\"fetch\""]))
+}
+
+/// Hundreds that take a pack and read on slowly: others are served as ever, the node holds little for each, and nothing once
+/// they have left.
 #[test]
 fn slow_readers_hold_nothing_that_others_need() {
     mirror_only!();
@@ -59,6 +83,10 @@ fn slow_readers_hold_nothing_that_others_need() {
     mirrored(&world, &node, &small);
     let crowd: u64 = if full() { 1000 } else { 150 };
     let want = format!("want {}", large.oid("main"));
+    // What both are answered with is kept.
+    from_bucket(&node, || same(&world, &primary, &node, &large.path));
+    from_bucket(&node, || same(&world, &primary, &node, &small.path));
+    let idle = eventually("nothing in flight", || Some(held(&node)).filter(|held| held.1 == 0.0));
     let (before, threads) = (node.status("RssAnon"), node.status("Threads"));
     let mut slow: Vec<TcpStream> =
         (0..crowd).map(|_| ask(&node, &large.path, &["ofs-delta", "no-progress", &want, "done"])).collect();
@@ -73,13 +101,106 @@ fn slow_readers_hold_nothing_that_others_need() {
         let more = node.status("Threads").saturating_sub(threads) / 1024;
         (more < crowd / 4).then_some(())
     });
-    from_bucket(&node, || same(&world, &primary, &node, &small.path));
-    from_bucket(&node, || same(&world, &primary, &node, &large.path));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _end = AtEnd(&stop);
+        scope.spawn(|| dribble(&mut slow, &stop));
+        from_bucket(&node, || same(&world, &primary, &node, &small.path));
+        from_bucket(&node, || same(&world, &primary, &node, &large.path));
+        eventually("a small share of the memory for each slow reader", || {
+            (held(&node).0 - idle.0 < (crowd * 128 * 1024) as f64).then_some(())
+        });
+    });
     // Who reads on gets all of it.
     let mut rest = slow.swap_remove(0);
     let mut all = Vec::new();
     rest.read_to_end(&mut all).expect("the rest");
     assert!(all.len() as u64 > 16 * MIB && all.ends_with(b"0000\r\n0\r\n\r\n"), "{} bytes", all.len());
+    drop((rest, slow));
+    eventually("nothing is held for those who left", || {
+        let now = held(&node);
+        // Less than one of them held: the plan of what they asked for is kept.
+        (now.1 == 0.0 && now.0 < idle.0 + 65536.0).then_some(())
+    });
+}
+
+/// More slow readers than the node has memory for: a few of those who wait in vain go to the primary, the others are told to
+/// come back before anything was sent; and there is room for everybody once the crowd has left.
+#[test]
+fn who_finds_no_memory_is_told_to_come_back() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let large = primary.repo("team/large.git", large);
+    let node = world.setup(&primary).set("limits.memory = \"64MiB\"").start();
+    mirrored(&world, &node, &large);
+    let want = format!("want {}", large.oid("main"));
+    let crowd: Vec<TcpStream> =
+        (0..400).map(|_| ask(&node, &large.path, &["ofs-delta", "no-progress", &want, "done"])).collect();
+    let heads = std::thread::scope(|scope| {
+        let readers: Vec<_> = crowd
+            .iter()
+            .map(|mut stream| {
+                scope.spawn(move || {
+                    let (mut head, mut byte) = (String::new(), [0]);
+                    stream.set_read_timeout(Some(SOON)).expect("a timeout");
+                    while !head.ends_with("\r\n\r\n") && stream.read_exact(&mut byte).is_ok() {
+                        head.push(char::from(byte[0]));
+                    }
+                    head.to_ascii_lowercase()
+                })
+            })
+            .collect();
+        readers.into_iter().map(|reader| reader.join().expect("a reader")).collect::<Vec<_>>()
+    });
+    let all = |status: &str| heads.iter().filter(|head| head.starts_with(status)).collect::<Vec<_>>();
+    let (served, refused) = (all("http/1.1 200").len(), all("http/1.1 503"));
+    assert!(served > 100 && refused.len() > 100, "{served} served, {} refused", refused.len());
+    assert!(refused.iter().all(|head| head.contains("\r\nretry-after: ")), "{refused:?}");
+    // A primary takes its time for so many.
+    let asked = |seen: &&Seen| String::from_utf8_lossy(&seen.body).contains("no-progress");
+    let passed = primary.log().iter().filter(asked).count();
+    assert!(passed == 8 && served + refused.len() + passed >= 400, "{passed} passed on");
+    drop(crowd);
+    eventually("nothing in flight", || (held(&node).1 == 0.0).then_some(()));
+    from_bucket(&node, || same(&world, &primary, &node, &large.path));
+}
+
+/// Two hundred clones of one repository at once all end, from the bucket.
+#[test]
+fn two_hundred_clones_at_once_all_end() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let large = primary.repo("team/large.git", large);
+    let node = world.node(&primary);
+    mirrored(&world, &node, &large);
+    let want = format!("want {}", large.oid("main"));
+    let passed = node.passed();
+    let streams: Vec<TcpStream> =
+        (0..200).map(|_| ask(&node, &large.path, &["ofs-delta", "no-progress", &want, "done"])).collect();
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = streams
+            .into_iter()
+            .map(|mut stream| {
+                scope.spawn(move || {
+                    let (mut piece, mut bytes, mut end) = (vec![0; 1 << 16], 0, Vec::new());
+                    loop {
+                        let n = stream.read(&mut piece).expect("an answer");
+                        if n == 0 {
+                            return (bytes, end);
+                        }
+                        bytes += n as u64;
+                        end.extend_from_slice(&piece[..n]);
+                        end.drain(..end.len().saturating_sub(11));
+                    }
+                })
+            })
+            .collect();
+        for reader in readers {
+            let (bytes, end) = reader.join().expect("a reader");
+            assert!(bytes > 16 * MIB && end == b"0000\r\n0\r\n\r\n", "{bytes} bytes, {}", end.escape_ascii());
+        }
+    });
+    assert_eq!(node.passed(), passed, "{}", node.answers_text());
 }
 
 /// A stream that lasts for longer than is allowed ends broken, so that what it reads may be deleted after the grace; a fast one is whole.

@@ -326,6 +326,7 @@ impl Mirror {
             tips,
             facts: None,
             cache_bytes: 64 << 20,
+            threads: 2,
             meter: &packmirror::pack::meter::Unlimited,
             progress: &|_, _| {},
             stop: &AtomicBool::new(false),

@@ -62,7 +62,7 @@ pub fn plan_with(
 ) -> Result<Plan, Halt> {
     let chosen = GidSet::from_roaring(&selection.objects, stack.len());
     let objects = selection.objects.len() as u32;
-    let usable = stored.map(|stored| stored.usable(&chosen, meter)).transpose()?;
+    let usable = stored.map(|stored| stored.usable(stack, &chosen, meter)).transpose()?;
     let is_stored = |gid| usable.as_ref().is_some_and(|usable| usable.set.contains(gid));
     let mut anew = Anew::find(stack, &chosen, &is_stored, selection, options.thin, meter)?;
     let joined = std::mem::take(&mut anew.joined);

@@ -73,13 +73,21 @@ impl Stored {
         is_whole.then(|| ObjectId::try_from(self.layer.graph.pack_trailer()).ok()).flatten()
     }
 
-    /// The objects of `chosen` that can be copied from it: those whose bases can.
-    pub(super) fn usable(&self, chosen: &GidSet, meter: &dyn Meter) -> Result<Usable<'_>, Halt> {
+    /// The objects of `chosen` that are copied from it: those whose bases are, and that the stack would not give in fewer bytes.
+    pub(super) fn usable(
+        &self,
+        stack: &Stack,
+        chosen: &GidSet,
+        meter: &dyn Meter,
+    ) -> Result<Usable<'_>, Halt> {
         let mut set = GidSet::new(chosen.universe());
         let mut usable = vec![false; self.gids.len()];
-        for &(gid, position) in &self.places {
+        for &(gid, position) in self.places.iter().filter(|(gid, _)| chosen.contains(*gid)) {
+            let (here, there) = (self.layer.graph.entry(position), stack.entry(gid));
+            let is_anew = there.base.is_some_and(|base| !chosen.contains(base));
+            let is_longer = here.is_none_or(|here| here.end - here.offset > there.end - there.offset);
             if let Some(place) = usable.get_mut(position as usize) {
-                *place = chosen.contains(gid);
+                *place = is_anew || !is_longer;
             }
         }
         meter.step(self.gids.len() as u64)?;

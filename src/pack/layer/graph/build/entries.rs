@@ -1,8 +1,9 @@
-//! The object columns of a graph, from the entries of the pack in one pass.
+//! The object columns of a graph, from the entries of the pack in one pass, piece by piece on several threads.
 use bytes::Bytes;
 use gix_hash::Kind as HashKind;
 use gix_zlib::Inflate;
 
+use super::ordered::ordered;
 use super::{BuildError, NONE, Progress};
 use crate::pack::delta;
 use crate::pack::entry::{self, Header, RawKind};
@@ -20,11 +21,15 @@ pub(super) struct Entries {
     pub positions: Vec<u32>,
 }
 
+/// Entries that are read at once.
+const PIECE: usize = 4096;
+
 /// Reads every entry header, and of deltas the size of their result.
 pub(super) fn scan(
     pack: &[u8],
     idx: &gix_pack::index::File<Bytes>,
     hash: HashKind,
+    threads: usize,
     progress: &Progress<'_>,
 ) -> Result<Entries, BuildError> {
     let bad = BuildError::Pack;
@@ -43,7 +48,7 @@ pub(super) fn scan(
     let count = n as usize;
     let mut entries = Entries {
         offsets: order.iter().map(|&(offset, _)| offset).chain([end]).collect(),
-        kinds: vec![0; count],
+        kinds: Vec::with_capacity(count),
         raws: Vec::with_capacity(count),
         header_lens: Vec::with_capacity(count),
         bases: Vec::with_capacity(count),
@@ -57,44 +62,81 @@ pub(super) fn scan(
     }
     drop(order);
 
-    let mut inflate = Inflate::default();
-    let mut front = [0u8; delta::MAX_SIZES_LEN];
-    for position in 0..count {
-        progress.step(position as u64, 2 * count as u64, position)?;
-        let (offset, end) = (entries.offsets[position], entries.offsets[position + 1]);
-        let bytes = pack.get(offset as usize..end as usize).ok_or(bad("an entry is outside the pack"))?;
-        let decoded = entry::decode(bytes, hash).map_err(|error| bad(error.0))?;
-        let base = match decoded.header {
-            Header::Whole(kind) => {
-                entries.kinds[position] = entry::kind_code(kind);
-                NONE
-            }
+    let Entries { offsets, positions, kinds, raws, header_lens, bases, sizes, entry_sizes, .. } =
+        &mut entries;
+    let reader = Reader { pack, idx, hash, offsets, positions };
+    let read = |inflate: &mut Inflate, piece: usize| {
+        let start = piece * PIECE;
+        (start..count.min(start + PIECE)).map(|position| reader.read(position, inflate)).collect()
+    };
+    let mut take = |piece: Vec<Row>| {
+        for row in piece {
+            progress.step(raws.len() as u64, 2 * count as u64, raws.len())?;
+            kinds.push(row.kind);
+            raws.push(row.raw);
+            header_lens.push(row.header_len);
+            bases.push(row.base);
+            sizes.push(row.size);
+            entry_sizes.push(row.entry_size);
+        }
+        Ok(())
+    };
+    ordered(threads, count.div_ceil(PIECE), &Inflate::default, &read, &mut take)?;
+    resolve_kinds(&mut entries)?;
+    Ok(entries)
+}
+
+/// What the columns say of one entry.
+struct Row {
+    /// 0 for a delta.
+    kind: u8,
+    raw: u8,
+    header_len: u8,
+    base: u32,
+    size: u64,
+    entry_size: u64,
+}
+
+/// Reads entries, each by itself.
+struct Reader<'a> {
+    pack: &'a [u8],
+    idx: &'a gix_pack::index::File<Bytes>,
+    hash: HashKind,
+    offsets: &'a [u64],
+    positions: &'a [u32],
+}
+
+impl Reader<'_> {
+    fn read(&self, position: usize, inflate: &mut Inflate) -> Result<Row, BuildError> {
+        let bad = BuildError::Pack;
+        let (offset, end) = (self.offsets[position], self.offsets[position + 1]);
+        let bytes =
+            self.pack.get(offset as usize..end as usize).ok_or(bad("an entry is outside the pack"))?;
+        let decoded = entry::decode(bytes, self.hash).map_err(|error| bad(error.0))?;
+        let (kind, base) = match decoded.header {
+            Header::Whole(kind) => (entry::kind_code(kind), NONE),
             Header::OfsDelta { distance } => {
                 let at = offset.checked_sub(distance).ok_or(bad("a delta base is outside the pack"))?;
-                let base = entries.offsets[..count].binary_search(&at);
-                base.map_err(|_| bad("a delta base is no entry"))? as u32
+                let base = self.offsets[..position].binary_search(&at);
+                (0, base.map_err(|_| bad("a delta base is no entry"))? as u32)
             }
             Header::RefDelta { base } => {
-                let rank = idx.lookup(base).ok_or(bad("a delta base is not in the pack: it is thin"))?;
-                entries.positions[rank as usize]
+                let rank = self.idx.lookup(base).ok_or(bad("a delta base is not in the pack: it is thin"))?;
+                (0, self.positions[rank as usize])
             }
         };
         let raw = decoded.header.raw_kind();
         let size = if raw.is_delta() {
             let zipped = bytes.get(decoded.header_len..).unwrap_or_default();
-            let sizes = delta::inflate_front(&mut inflate, zipped, &mut front).and_then(delta::sizes);
+            let mut front = [0u8; delta::MAX_SIZES_LEN];
+            let sizes = delta::inflate_front(inflate, zipped, &mut front).and_then(delta::sizes);
             sizes.map_err(|error| bad(error.0))?.1
         } else {
             decoded.size
         };
-        entries.raws.push(raw as u8);
-        entries.header_lens.push(decoded.header_len as u8);
-        entries.bases.push(base);
-        entries.sizes.push(size);
-        entries.entry_sizes.push(decoded.size);
+        let (header_len, entry_size) = (decoded.header_len as u8, decoded.size);
+        Ok(Row { kind, raw: raw as u8, header_len, base, size, entry_size })
     }
-    resolve_kinds(&mut entries)?;
-    Ok(entries)
 }
 
 /// Gives every delta the type of the object at the end of its chain.

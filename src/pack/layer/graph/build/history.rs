@@ -3,7 +3,8 @@ use std::collections::VecDeque;
 
 use gix_object::Kind;
 
-use super::objects::Objects;
+use super::objects::{Hands, Objects};
+use super::ordered::ordered;
 use super::seen::Seen;
 use super::{BuildError, Link, NONE, Progress, set};
 use crate::pack::meter::{Growing, Held};
@@ -15,6 +16,8 @@ const MAX_STEPS: usize = 2000;
 const MAX_PARENTS: usize = 100_000;
 /// What a parent costs in the columns of the graph and of those who make it.
 const BYTES_PER_PARENT: u64 = 16;
+/// Commits that are read at once.
+const PIECE: usize = 256;
 
 /// The commits of the new layer. A row is an index into its columns, in the order of positions.
 pub(super) struct NewCommits<'a> {
@@ -36,7 +39,7 @@ pub(super) struct NewCommits<'a> {
 }
 
 impl<'a> NewCommits<'a> {
-    pub fn read(objects: &mut Objects<'a>, progress: &Progress<'_>) -> Result<Self, BuildError> {
+    pub fn read(objects: &Objects<'a>, threads: usize, progress: &Progress<'_>) -> Result<Self, BuildError> {
         let positions = objects.new_of(Kind::Commit);
         let mut history = Self {
             base: objects.base(),
@@ -52,25 +55,31 @@ impl<'a> NewCommits<'a> {
             held: Growing::new(objects.meter, 64 * positions.len() as u64)?,
             positions,
         };
-        let (objects_len, hash) = (u64::from(objects.len()), objects.hash());
-        let meter = objects.meter;
-        for (row, &position) in history.positions.iter().enumerate() {
-            progress.step(objects_len, 2 * objects_len, row)?;
-            let gid = history.base + position;
-            let bytes = objects.bytes(gid)?;
-            let held = Held::new(meter, 2 * bytes.len() as u64)?;
-            let links = object::commit(&bytes, hash)
-                .map_err(|error| BuildError::Malformed { oid: objects.oid(gid), error })?;
-            meter.step(links.parents.len() as u64)?;
-            history.held.more(BYTES_PER_PARENT * links.parents.len() as u64)?;
-            for parent in &links.parents {
-                history.parents.push(objects.need(parent, Kind::Commit, Link::Parent, gid)?);
+        let len = u64::from(objects.len());
+        let Self { positions, dates, trees, parent_starts, parents, held, base, .. } = &mut history;
+        let read = |hands: &mut Hands, piece: usize| {
+            let rows = positions.chunks(PIECE).nth(piece).unwrap_or_default();
+            let mut held = Growing::new(objects.meter, 0)?;
+            let mut commits = Vec::with_capacity(rows.len());
+            for &position in rows {
+                let commit = Commit::read(objects, *base + position, hands)?;
+                held.more(size_of_val(&commit.parents[..]) as u64)?;
+                commits.push(commit);
             }
-            history.parent_starts.push(history.parents.len());
-            history.trees.push(objects.need(&links.tree, Kind::Tree, Link::RootTree, gid)?);
-            history.dates.push(links.date);
-            drop(held);
-        }
+            Ok((commits, held))
+        };
+        let mut take = |(piece, _held): (Vec<Commit>, Growing<'a>)| -> Result<(), BuildError> {
+            for commit in piece {
+                progress.step(len, 2 * len, dates.len())?;
+                held.more(BYTES_PER_PARENT * commit.parents.len() as u64)?;
+                parents.extend(commit.parents);
+                parent_starts.push(parents.len());
+                trees.push(commit.tree);
+                dates.push(commit.date);
+            }
+            Ok(())
+        };
+        ordered(threads, positions.len().div_ceil(PIECE), &|| objects.hands(), &read, &mut take)?;
         for (row, &position) in (0u32..).zip(&history.positions) {
             set(&mut history.rows, position, row);
         }
@@ -206,6 +215,28 @@ impl<'a> NewCommits<'a> {
     }
 }
 
+/// A commit as it is read.
+struct Commit {
+    tree: Gid,
+    date: u64,
+    parents: Vec<Gid>,
+}
+
+impl Commit {
+    fn read(objects: &Objects<'_>, gid: Gid, hands: &mut Hands) -> Result<Self, BuildError> {
+        let bytes = objects.bytes(gid, hands)?;
+        let _held = Held::new(objects.meter, 2 * bytes.len() as u64)?;
+        let links = object::commit(&bytes, objects.hash())
+            .map_err(|error| BuildError::Malformed { oid: objects.oid(gid), error })?;
+        objects.meter.step(links.parents.len() as u64)?;
+        let parents =
+            links.parents.iter().map(|parent| objects.need(parent, Kind::Commit, Link::Parent, gid));
+        let parents = parents.collect::<Result<_, _>>()?;
+        let tree = objects.need(&links.tree, Kind::Tree, Link::RootTree, gid)?;
+        Ok(Self { tree, date: links.date, parents })
+    }
+}
+
 /// What a search for ancestors needs, kept between searches.
 pub(super) struct Search {
     seen: Seen,
@@ -215,7 +246,7 @@ pub(super) struct Search {
 impl Search {
     /// Ready for a history of `rows` commits.
     pub fn new(rows: usize) -> Self {
-        Self { seen: Seen::new(rows), queue: VecDeque::new() }
+        Self { seen: Seen::new(rows as u32), queue: VecDeque::new() }
     }
 }
 

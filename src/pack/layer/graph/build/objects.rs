@@ -2,6 +2,8 @@
 //!
 //! Gids below `base()` are those of the stack below; `base() + position` is an object of the new
 //! pack. An object that both hold is known by its gid below.
+use std::sync::{Mutex, PoisonError};
+
 use bytes::Bytes;
 use gix_hash::{Kind as HashKind, ObjectId, oid};
 use gix_object::Kind;
@@ -28,10 +30,17 @@ pub(super) struct Objects<'a> {
     base: Gid,
     /// Positions of objects that are below too, with their gid there; sorted.
     dups: Vec<(u32, Gid)>,
-    inflate: Inflate,
-    cache: ByteLru<()>,
-    scratch: Scratch,
+    /// Decoded trees of the new pack, for all threads: they walk the same part of the history.
+    cache: Mutex<ByteLru<()>>,
+    /// How many bytes of objects below one thread keeps.
+    below_cache: usize,
     pub meter: &'a dyn Meter,
+}
+
+/// What one thread decodes with.
+pub(super) struct Hands {
+    inflate: Inflate,
+    scratch: Scratch,
 }
 
 impl<'a> Objects<'a> {
@@ -41,7 +50,7 @@ impl<'a> Objects<'a> {
         hash: HashKind,
         entries: Entries,
         below: Option<(&'a Stack, &'a dyn Source)>,
-        cache_bytes: usize,
+        (cache_bytes, threads): (usize, usize),
         meter: &'a dyn Meter,
     ) -> Result<Self, BuildError> {
         let below = below.filter(|(stack, _)| !stack.is_empty());
@@ -69,11 +78,29 @@ impl<'a> Objects<'a> {
             below,
             base,
             dups,
-            inflate: Inflate::default(),
-            cache: ByteLru::new(cache_bytes - below_cache),
-            scratch: Scratch::new(below_cache, MAX_OBJECT),
+            cache: Mutex::new(ByteLru::new(cache_bytes - below_cache)),
+            below_cache: below_cache / threads.max(1),
             meter,
         })
+    }
+
+    /// Gives what one more thread decodes with.
+    pub fn hands(&self) -> Hands {
+        Hands { inflate: Inflate::default(), scratch: Scratch::new(self.below_cache, MAX_OBJECT) }
+    }
+
+    fn cached(&self, position: u32) -> Option<Bytes> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.get(position).map(|(bytes, ())| bytes)
+    }
+
+    fn keep(&self, position: u32, bytes: &Bytes) {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(position, bytes.clone(), ());
+    }
+
+    /// Drops what is decoded.
+    pub fn forget(&mut self) {
+        self.cache = Mutex::new(ByteLru::new(0));
     }
 
     pub fn hash(&self) -> HashKind {
@@ -170,25 +197,25 @@ impl<'a> Objects<'a> {
 
     /// Gives the bytes of an object. Whole chains pass through the cache, as in `decode::object`. What it takes on the
     /// way is held on the meter until it returns; what it gives is the caller's to count.
-    pub fn bytes(&mut self, gid: Gid) -> Result<Bytes, BuildError> {
+    pub fn bytes(&self, gid: Gid, hands: &mut Hands) -> Result<Bytes, BuildError> {
         let meter = self.meter;
         let Some(position) = self.position(gid) else {
             let (stack, source) = self.below.ok_or(BuildError::Pack("an object is nowhere"))?;
             // A base, a delta and what they make.
             let _held = Held::new(meter, decode::peak(stack, gid, meter)?)?;
-            return Ok(decode::object(stack, source, gid, &mut self.scratch, meter)?.1);
+            return Ok(decode::object(stack, source, gid, &mut hands.scratch, meter)?.1);
         };
         let mut chain = Vec::new();
         let mut at = position;
         let mut bytes = loop {
-            if let Some((bytes, ())) = self.cache.get(at) {
+            if let Some(bytes) = self.cached(at) {
                 break bytes;
             }
             match self.entries.bases[at as usize] {
                 NONE => {
                     let _held = self.hold(at, 0)?;
-                    let whole = Bytes::from(self.inflate(at)?);
-                    self.cache.put(at, whole.clone(), ());
+                    let whole = Bytes::from(self.inflate(at, hands)?);
+                    self.keep(at, &whole);
                     break whole;
                 }
                 base => {
@@ -200,10 +227,10 @@ impl<'a> Objects<'a> {
         let _chain = Held::new(meter, 4 * chain.len() as u64)?;
         while let Some(at) = chain.pop() {
             let _held = self.hold(at, bytes.len() as u64)?;
-            let delta = self.inflate(at)?;
+            let delta = self.inflate(at, hands)?;
             let size = self.entries.sizes[at as usize];
             bytes = delta::apply(&bytes, &delta, size).map_err(|error| BuildError::Pack(error.0))?.into();
-            self.cache.put(at, bytes.clone(), ());
+            self.keep(at, &bytes);
         }
         Ok(bytes)
     }
@@ -217,7 +244,7 @@ impl<'a> Objects<'a> {
     }
 
     /// Inflates the data of one entry of the new pack.
-    fn inflate(&mut self, position: u32) -> Result<Vec<u8>, BuildError> {
+    fn inflate(&self, position: u32, hands: &mut Hands) -> Result<Vec<u8>, BuildError> {
         let at = position as usize;
         let size = self.entries.entry_sizes[at];
         if size > MAX_OBJECT || self.entries.sizes[at] > MAX_OBJECT {
@@ -226,6 +253,6 @@ impl<'a> Objects<'a> {
         let start = self.entries.offsets[at] + u64::from(self.entries.header_lens[at]);
         let zipped = self.pack.get(start as usize..self.entries.offsets[at + 1] as usize);
         let zipped = zipped.ok_or(BuildError::Pack("an entry is outside the pack"))?;
-        delta::inflate(&mut self.inflate, zipped, size as usize).map_err(|error| BuildError::Pack(error.0))
+        delta::inflate(&mut hands.inflate, zipped, size as usize).map_err(|error| BuildError::Pack(error.0))
     }
 }

@@ -482,6 +482,27 @@ fn an_empty_pack_is_a_layer_too() {
 }
 
 #[test]
+fn a_graph_does_not_depend_on_how_many_threads_build_it() {
+    let repo = Repo::new(HashKind::Sha1);
+    random_history(&repo, 7, 900);
+    let lower: String = (1..=500).map(|n| format!("m{n}\n")).collect();
+    let upper: String = (501..=900).map(|n| format!("m{n}\n")).collect();
+    let packs = [
+        repo.pack(&["--revs", "--delta-base-offset"], &lower),
+        repo.completed_thin_pack(&format!("{upper}--not\n{lower}")),
+    ];
+    let (below, source) = stack(&packs[..1], HashKind::Sha1);
+    for (packed, below) in [(&packs[0], None), (&packs[1], Some((&below, &source as &dyn Source)))] {
+        let build = |threads| packed.draft_by(threads, HashKind::Sha1, below, &[]).unwrap();
+        let alone = build(1);
+        assert!(alone.commits.positions.len() > 4 * PIECE, "several pieces for each thread");
+        for threads in [2, 3, 8] {
+            assert!(build(threads).to_bytes() == alone.to_bytes(), "{threads} threads");
+        }
+    }
+}
+
+#[test]
 fn a_build_can_be_watched_and_stopped() {
     let (_, packed, _) = odd(HashKind::Sha1);
     let last = AtomicU64::new(0);
@@ -495,6 +516,7 @@ fn a_build_can_be_watched_and_stopped() {
             tips: &[],
             facts: Some(PackFacts::of(&packed.pack)),
             cache_bytes: DEFAULT_CACHE,
+            threads: 1,
             meter: &crate::pack::meter::Unlimited,
             progress: &|done, total| {
                 assert!(done <= total && done >= last.load(Ordering::Relaxed));

@@ -14,17 +14,17 @@ use crate::pack::object::{self, TreeEntries};
 /// Reads the new tags, `(position, target)` by position, and proves that everything they and
 /// `tips` lead to exists.
 pub(super) fn prove(
-    objects: &mut Objects<'_>,
+    objects: &Objects<'_>,
     introducers: &[u32],
     tips: &[ObjectId],
     progress: &Progress<'_>,
 ) -> Result<Vec<(u32, Gid)>, BuildError> {
     let mut tags = Vec::new();
     let mut trees = Vec::new();
-    let hash = objects.hash();
+    let (hash, mut hands) = (objects.hash(), objects.hands());
     for position in objects.new_of(Kind::Tag) {
         let gid = objects.base() + position;
-        let bytes = objects.bytes(gid)?;
+        let bytes = objects.bytes(gid, &mut hands)?;
         let (target, kind) = object::tag(&bytes, hash)
             .map_err(|error| BuildError::Malformed { oid: objects.oid(gid), error })?;
         let target = objects.need(&target, kind, Link::Target, gid)?;
@@ -49,7 +49,7 @@ pub(super) fn prove(
     trees.retain(|&tree| is_new(objects, tree));
     while let Some(tree) = trees.pop() {
         progress.check_stop()?;
-        let bytes = objects.bytes(tree)?;
+        let bytes = objects.bytes(tree, &mut hands)?;
         let _bytes = Held::new(objects.meter, bytes.len() as u64)?;
         objects.meter.step(bytes.len() as u64 / BYTES_PER_STEP + 1)?;
         for entry in TreeEntries::new(&bytes, hash) {
