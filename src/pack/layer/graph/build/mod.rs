@@ -78,9 +78,9 @@ const PIECE: usize = 64;
 /// Bytes that cost as much to make or to look through as reading one entry of a tree.
 const BYTES_PER_STEP: u64 = 64;
 
-/// A cache of decoded trees that serves repositories of a million objects well: in git/git twice as much saves less
-/// than a hundredth of the work.
-pub const DEFAULT_CACHE: usize = 48 << 20;
+/// A cache of decoded trees that serves repositories of a million objects well: in git/git twice as much saves one
+/// hundredth of the work.
+pub const DEFAULT_CACHE: usize = 32 << 20;
 
 /// How one object leads to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,6 +197,7 @@ pub fn build<'a>(input: BuildInput<'a>) -> Result<Draft, BuildError> {
     let cache = (input.cache_bytes, threads);
     let mut objects_at = Objects::new(pack, idx, input.hash, entries, input.below, cache, input.meter)?;
     let history = NewCommits::read(&objects_at, threads, &progress)?;
+    objects_at.keep_trees();
     let found = {
         let mut introductions = Introductions::new(&objects_at, &history)?;
         let rows = |piece: usize| history.order.chunks(PIECE).nth(piece).unwrap_or_default();
@@ -259,8 +260,9 @@ pub fn build<'a>(input: BuildInput<'a>) -> Result<Draft, BuildError> {
     let externals = refs.externals.iter().map(|&gid| objects_at.oid(gid)).collect();
     let dups = objects_at.dups().iter().map(|&(position, _)| position).collect();
     let entries = objects_at.into_entries();
-    let mut leaning: Vec<(u32, u32)> =
-        entries.bases.iter().copied().zip(0..).filter(|&(base, _)| base != NONE).collect();
+    let deltas = entries.bases.iter().copied().zip(0..).filter(|&(base, _)| base != NONE);
+    let mut leaning: Vec<(u32, u32)> = Vec::with_capacity(deltas.clone().count());
+    leaning.extend(deltas);
     leaning.sort_unstable();
     Ok(Draft {
         hash: input.hash,

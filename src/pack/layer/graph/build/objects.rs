@@ -32,6 +32,8 @@ pub(super) struct Objects<'a> {
     dups: Vec<(u32, Gid)>,
     /// Decoded trees of the new pack, for all threads: they walk the same part of the history.
     cache: Mutex<ByteLru<()>>,
+    /// How many bytes of trees of the new pack are kept.
+    own_cache: usize,
     /// How many bytes of objects below one thread keeps.
     below_cache: usize,
     pub meter: &'a dyn Meter,
@@ -70,6 +72,7 @@ impl<'a> Objects<'a> {
         }
         // What a push touches is mostly below; a first layer has nothing there.
         let below_cache = if below.is_some() { cache_bytes / 2 } else { 0 };
+        let own_cache = cache_bytes - below_cache;
         Ok(Self {
             pack,
             idx,
@@ -78,7 +81,8 @@ impl<'a> Objects<'a> {
             below,
             base,
             dups,
-            cache: Mutex::new(ByteLru::new(cache_bytes - below_cache)),
+            cache: Mutex::new(ByteLru::new(own_cache / 8)),
+            own_cache,
             below_cache: below_cache / threads.max(1),
             meter,
         })
@@ -98,7 +102,12 @@ impl<'a> Objects<'a> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(position, bytes.clone(), ());
     }
 
-    /// Drops what is decoded.
+    /// Begins to keep trees. Commits are read once, so while they are read little is kept.
+    pub fn keep_trees(&mut self) {
+        self.cache = Mutex::new(ByteLru::new(self.own_cache));
+    }
+
+    /// Drops what is kept.
     pub fn forget(&mut self) {
         self.cache = Mutex::new(ByteLru::new(0));
     }
