@@ -18,6 +18,7 @@ use crate::budget::Room;
 use crate::config::Freshness;
 use crate::git::object_info::ObjectInfo;
 use crate::git::request::{FetchRequest, Wire};
+use crate::mirror::answers::{MOST_OBJECTS, room};
 use crate::mirror::blocks::Blocks;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::Granted;
@@ -93,9 +94,10 @@ impl Answers {
     /// those behind it wait for that. Says whether it waited.
     async fn is_made_meanwhile(&self, repo: &Arc<Repo>, ready: &Ready) -> bool {
         let (prepared, request) = (&ready.prepared, &ready.request);
-        let Some(plan) = prepared.plan.as_ref().filter(|_| self.makes_answers && prepared.is_costly()) else {
-            return false;
-        };
+        let room = room(&ready.granted.generation, self.answers_share);
+        let fits = |plan: &&Arc<Plan>| plan.known_len <= room && plan.objects <= MOST_OBJECTS;
+        let plan = prepared.plan.as_ref().filter(|_| self.answers_share > 0 && prepared.is_costly());
+        let Some(plan) = plan.filter(fits) else { return false };
         if !request.ofs_delta {
             return false;
         }

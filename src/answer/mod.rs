@@ -98,8 +98,8 @@ pub struct Answers {
     sync_wait: Duration,
     plans: Arc<Plans>,
     turns: Arc<Turns>,
-    /// What is asked for again and again is stored.
-    makes_answers: bool,
+    /// How much of the bucket answers may take that are kept, in percent of the packs; zero: none are.
+    answers_share: u64,
     /// For whom it decides.
     flow: Flow,
     /// For plans and answers that are held.
@@ -121,8 +121,8 @@ impl Answers {
         // Selection and planning are pure computation: more at once than cores only makes all of them slower.
         let turns = Arc::new(Turns::new(cores.max(2)));
         let (freshness, sync_wait) = (settings.freshness, settings.sync_wait);
-        let (makes_answers, flow) = (settings.answers.share > 0, Flow::default());
-        Self { mirror, freshness, sync_wait, plans, turns, makes_answers, flow, readers, work }
+        let (answers_share, flow) = (settings.answers.share as u64, Flow::default());
+        Self { mirror, freshness, sync_wait, plans, turns, answers_share, flow, readers, work }
     }
 
     /// The same for one client and one repository, which take turns with others.

@@ -135,9 +135,9 @@ const MUCH: u64 = 256 << 10;
 /// And one of so many bytes of the pack.
 const SHARE: u64 = 20;
 /// A plan of more pieces than this is costly if they are small.
-const MANY_PIECES: usize = 2048;
+const MANY_PIECES: usize = 4096;
 /// The mean of small pieces, in bytes.
-const SMALL_PIECES: u64 = 32 << 10;
+const SMALL_PIECES: u64 = 8 << 10;
 
 /// Says whether sending a plan takes much more than copying as many bytes would.
 pub fn is_costly(plan: &Plan) -> bool {

@@ -23,6 +23,15 @@ use crate::store::{BlobId, Generation, LayerRef};
 /// An answer of more objects is neither made nor opened: each takes twelve bytes of memory while it is open.
 pub const MOST_OBJECTS: u32 = 2_000_000;
 
+/// However small a repository is, its answers may take so many bytes.
+const LEAST_ROOM: u64 = 4 << 20;
+
+/// How many bytes the packs of a repository's answers may have, where they may take `share` percent of its packs.
+pub fn room(generation: &Generation, share: u64) -> u64 {
+    let all: u64 = generation.layers.iter().map(|layer| layer.pack.len).sum();
+    (all / 100).saturating_mul(share).max(LEAST_ROOM)
+}
+
 /// An answer, open.
 pub struct Answer {
     /// Its pack.

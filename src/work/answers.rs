@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::answer::prepare::{is_costly, of_head};
 use crate::git::path::RepoPath;
-use crate::mirror::answers::MOST_OBJECTS;
+use crate::mirror::answers::{MOST_OBJECTS, room};
 use crate::mirror::newest::NotFound;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::OpenError;
@@ -37,8 +37,8 @@ use crate::work::publish::{Draft, Published, publish, put_file};
 
 /// The most answers of one repository.
 const MOST: usize = if MOST_ANSWERS < 16 { MOST_ANSWERS } else { 16 };
-/// However small a repository is, its answers may take so many bytes.
-const LEAST_ROOM: u64 = 4 << 20;
+/// An answer goes where a new one of its kind holds all but one of so many of its objects.
+const OUTGROWN: u32 = 8;
 /// Bytes of decoded objects that are kept while objects are packed anew.
 const SCRATCH: usize = 16 << 20;
 /// How often it is looked, of one repository, what a clone of depth 1 costs.
@@ -154,8 +154,7 @@ async fn make(work: &Work, wished: Wished) -> Result<bool, NotMade> {
         work.mirror.refresh(&repo).await?;
         return Ok(false);
     };
-    let all: u64 = newest.layers.iter().map(|layer| layer.pack.len).sum();
-    let room = (all / 100).saturating_mul(work.answers_share).max(LEAST_ROOM);
+    let room = room(&newest, work.answers_share);
     let bytes = wished.plan.known_len;
     if bytes > room {
         return Err(NotMade::NoRoom { bytes, room });
@@ -172,7 +171,8 @@ async fn make(work: &Work, wished: Wished) -> Result<bool, NotMade> {
     }
     let answer = AnswerRef { layer, kind: wished.kind.clone() };
     tracing::info!(repo = %repo.path, kind = answer.kind, bytes = layer.pack.len, objects = layer.objects, "an answer is kept");
-    name(work, &wished, answer, room).await
+    let outgrown = wished.answer.as_ref().filter(|old| old.stored.is_mostly_in(&new.layer, OUTGROWN));
+    name(work, &wished, answer, outgrown.map(|old| old.id()), room).await
 }
 
 /// Writes the pack, and takes it in.
@@ -206,9 +206,14 @@ async fn store(work: &Work, new: &NewLayer) -> Result<LayerRef, StoreError> {
 }
 
 /// Publishes a generation that names it, upon whatever is the newest.
-async fn name(work: &Work, wished: &Wished, answer: AnswerRef, room: u64) -> Result<bool, NotMade> {
+async fn name(
+    work: &Work,
+    wished: &Wished,
+    answer: AnswerRef,
+    outgrown: Option<BlobId>,
+    room: u64,
+) -> Result<bool, NotMade> {
     let (repo, begun_with) = (&wished.repo, &wished.snapshot);
-    let grown_from = wished.answer.as_ref().map(|answer| answer.id());
     let mut base = Arc::clone(begun_with);
     for _ in 0..MAX_ROUNDS {
         let Some(newest) = work.mirror.newest(repo).await? else { return Ok(false) };
@@ -223,7 +228,7 @@ async fn name(work: &Work, wished: &Wished, answer: AnswerRef, room: u64) -> Res
         if generation.object_format != begun_with.generation.object_format {
             return Ok(false);
         }
-        let answers = Some(with(&generation.answers, &answer, grown_from, room));
+        let answers = Some(with(&generation.answers, &answer, outgrown, room));
         let (layers, asked) = (generation.layers.clone(), generation.verified_at);
         let draft =
             Draft { base: Some(generation), layers, refs: &base.refs, asked, repairing: false, answers };
@@ -234,11 +239,11 @@ async fn name(work: &Work, wished: &Wished, answer: AnswerRef, room: u64) -> Res
     Ok(false)
 }
 
-/// The answers with a new one, which takes the place of the one of its kind that it grew out of; the oldest go where there are
+/// The answers with a new one, which takes the place of the one of its kind that it has outgrown; the oldest go where there are
 /// too many.
-fn with(before: &[AnswerRef], new: &AnswerRef, grown_from: Option<BlobId>, room: u64) -> Vec<AnswerRef> {
+fn with(before: &[AnswerRef], new: &AnswerRef, outgrown: Option<BlobId>, room: u64) -> Vec<AnswerRef> {
     let others = before.iter().filter(|answer| {
-        let is_outgrown = grown_from == Some(answer.layer.pack.id) && answer.kind == new.kind;
+        let is_outgrown = outgrown == Some(answer.layer.pack.id) && answer.kind == new.kind;
         answer.layer.pack != new.layer.pack && !is_outgrown
     });
     let mut kept: Vec<AnswerRef> = others.cloned().collect();

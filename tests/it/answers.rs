@@ -118,6 +118,24 @@ fn the_answer_to_a_clone_of_depth_one_is_there_before_it_is_asked_for() {
 }
 
 #[test]
+fn answers_to_two_branches_are_kept_side_by_side() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", shrinking);
+    repo.set_ref("refs/heads/before", &repo.oid("main~1"));
+    let node = world.setup(&primary).set("answers.share = 1000").start();
+    mirrored(&world, &node, &repo);
+    eventually("an answer to be stored", || (answers(&world, &repo).len() == 1).then_some(()));
+    eventually("another one to be stored", || {
+        same_clone(&world, &primary, &node, &repo, "--bare --depth 1 --branch before");
+        (answers(&world, &repo).len() == 2).then_some(())
+    });
+    let before = used(&node);
+    same_clone(&world, &primary, &node, &repo, SHALLOW);
+    assert_eq!(used(&node), before + 1.0, "the first one is there still");
+}
+
+#[test]
 fn a_wave_of_clones_costs_one_computation() {
     mirror_only!();
     const CLIENTS: usize = 24;

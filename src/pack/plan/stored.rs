@@ -58,6 +58,13 @@ impl Stored {
         self.places.get(at).map(|(_, position)| *position)
     }
 
+    /// Says whether another pack holds all but one of each `part` of its objects.
+    pub fn is_mostly_in(&self, other: &Layer, part: u32) -> bool {
+        let oids = (0..self.layer.graph.len()).filter_map(|position| self.layer.oid(position));
+        let lacking = oids.filter(|oid| other.lookup(oid).is_none()).count();
+        lacking as u64 * u64::from(part) <= u64::from(self.layer.graph.len())
+    }
+
     /// How many of `chosen` it holds.
     pub fn count(&self, chosen: &GidSet) -> usize {
         self.places.iter().filter(|(gid, _)| chosen.contains(*gid)).count()
