@@ -215,19 +215,27 @@ pub fn prepare(
     };
     let mut selection = select(stack, &granted.source().reader(), &query, &SelectLimits::default(), meter)?;
     let options = PlanOptions { ofs_delta: request.ofs_delta, thin: request.thin_pack };
-    let (plan, answer) = laid_out(stack, &mut selection, answers, options, meter)?;
+    let LaidOut { plan, answer } = laid_out(stack, &mut selection, answers, options, meter)?;
     let beside = granted.generation.answers.iter().map(|named| named.layer.pack.id).collect();
     Ok(Prepared { answer, beside, ..Prepared::new(head, Some(plan)) })
 }
 
-/// The plan of a clone of depth 1 of HEAD, and the answer from which it copies; none if HEAD is no commit. Trees are read from
+/// A plan, and the answer that was made before from which it copies.
+pub struct LaidOut {
+    /// The plan.
+    pub plan: Plan,
+    /// The answer.
+    pub answer: Option<Arc<Answer>>,
+}
+
+/// The plan of a clone of depth 1 of HEAD; none if HEAD is no commit. Trees are read from
 /// `source`.
 pub fn of_head(
     snapshot: &Snapshot,
     source: &dyn Source,
     answers: &[Arc<Answer>],
     meter: &dyn Meter,
-) -> Result<Option<(Plan, Option<Arc<Answer>>)>, NoPlan> {
+) -> Result<Option<LaidOut>, NoPlan> {
     let stack = &*snapshot.stack;
     let head = snapshot.refs.head_oid().and_then(|oid| stack.lookup(&oid));
     let Some(head) = head.filter(|head| stack.kind(*head) == Kind::Commit) else { return Ok(None) };
@@ -251,14 +259,17 @@ fn laid_out(
     answers: &[Arc<Answer>],
     options: PlanOptions,
     meter: &dyn Meter,
-) -> Result<(Plan, Option<Arc<Answer>>), Halt> {
+) -> Result<LaidOut, Halt> {
     let plain = plan_with(stack, selection, None, options, meter)?;
     let Some(answer) = best(answers, selection, stack).filter(|_| is_costly(&plain)) else {
-        return Ok((plain, None));
+        return Ok(LaidOut { plan: plain, answer: None });
     };
     let helped = plan_with(stack, selection, Some(&answer.stored), options, meter)?;
     let is_better = helped.anew_bytes < plain.anew_bytes || helped.segments.len() < plain.segments.len() / 2;
-    Ok(if is_better { (helped, Some(answer)) } else { (plain, None) })
+    Ok(match is_better {
+        true => LaidOut { plan: helped, answer: Some(answer) },
+        false => LaidOut { plan: plain, answer: None },
+    })
 }
 
 /// The answer that holds most of what is selected.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::answer::prepare::{is_costly, of_head};
+use crate::answer::prepare::{LaidOut, is_costly, of_head};
 use crate::git::path::RepoPath;
 use crate::mirror::answers::{MOST_OBJECTS, room};
 use crate::mirror::newest::NotFound;
@@ -126,11 +126,11 @@ async fn head(
         let source = snapshot.blocks_for_work().reader();
         let plan = of_head(&snapshot, &source, &answers, &*cost);
         drop(source);
-        plan.map(|plan| plan.map(|(plan, answer)| (snapshot, plan, answer)))
+        plan.map(|made| made.map(|made| (snapshot, made)))
     });
     let planned = job.await.map_err(io::Error::other)?.map_err(|e| NotMade::Plan(chain(&e)))?;
-    let costly = planned.filter(|(_, plan, _)| is_costly(plan));
-    Ok(costly.map(|(snapshot, plan, answer)| Wished {
+    let costly = planned.filter(|(_, made)| is_costly(&made.plan));
+    Ok(costly.map(|(snapshot, LaidOut { plan, answer })| Wished {
         repo: Arc::clone(repo),
         snapshot,
         plan: Arc::new(plan),
