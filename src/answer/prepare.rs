@@ -30,7 +30,6 @@ use crate::pack::layer::stack::Stack;
 use crate::pack::meter::{Halt, Meter};
 use crate::pack::plan::select::{Query, SelectLimits, select};
 use crate::pack::plan::{Plan, PlanOptions, plan_with};
-use crate::pack::set::GidSet;
 use crate::pack::{Selection, Source};
 use crate::store::{AnswerRef, BlobId};
 
@@ -260,11 +259,26 @@ fn laid_out(
     options: PlanOptions,
     meter: &dyn Meter,
 ) -> Result<LaidOut, Halt> {
+    let best = best(answers, selection);
+    // What holds nearly all is tried first: most often nothing else is needed.
+    let mut helped = None;
+    if let Some((answer, held)) = &best
+        && held.saturating_mul(8) >= selection.objects.len().saturating_mul(7)
+    {
+        let plan = plan_with(stack, selection, Some(&answer.stored), options, meter)?;
+        if !is_costly(&plan) {
+            return Ok(LaidOut { plan, answer: Some(Arc::clone(answer)) });
+        }
+        helped = Some(plan);
+    }
     let plain = plan_with(stack, selection, None, options, meter)?;
-    let Some(answer) = best(answers, selection, stack).filter(|_| is_costly(&plain)) else {
+    let Some((answer, _)) = best.filter(|_| is_costly(&plain)) else {
         return Ok(LaidOut { plan: plain, answer: None });
     };
-    let helped = plan_with(stack, selection, Some(&answer.stored), options, meter)?;
+    let helped = match helped {
+        Some(helped) => helped,
+        None => plan_with(stack, selection, Some(&answer.stored), options, meter)?,
+    };
     let is_better = helped.anew_bytes < plain.anew_bytes || helped.segments.len() < plain.segments.len() / 2;
     Ok(match is_better {
         true => LaidOut { plan: helped, answer: Some(answer) },
@@ -272,17 +286,11 @@ fn laid_out(
     })
 }
 
-/// The answer that holds most of what is selected.
-fn best(answers: &[Arc<Answer>], selection: &Selection<'_>, stack: &Stack) -> Option<Arc<Answer>> {
-    if answers.is_empty() {
-        return None;
-    }
-    let chosen = GidSet::from_roaring(&selection.objects, stack.len());
-    let counted = answers.iter().map(|answer| (answer.stored.count(&chosen), answer));
-    counted
-        .filter(|(count, _)| *count > 0)
-        .max_by_key(|(count, _)| *count)
-        .map(|(_, answer)| Arc::clone(answer))
+/// The answer that holds most of what is selected, and how many objects that are.
+fn best(answers: &[Arc<Answer>], selection: &Selection<'_>) -> Option<(Arc<Answer>, u64)> {
+    let counted = answers.iter().map(|answer| (answer, answer.stored.count(&selection.objects)));
+    let best = counted.filter(|(_, count)| *count > 0).max_by_key(|(_, count)| *count);
+    best.map(|(answer, count)| (Arc::clone(answer), count))
 }
 
 /// The negotiation's questions, answered by the commit graph.

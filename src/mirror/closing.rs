@@ -83,7 +83,7 @@ impl Mirror {
     }
 }
 
-/// How many files a snapshot keeps mapped.
+/// How many files a snapshot keeps mapped at the most.
 fn files(snapshot: &Snapshot) -> usize {
-    snapshot.generation.layers.len() * FILES
+    (snapshot.generation.layers.len() + snapshot.generation.answers.len()) * FILES
 }

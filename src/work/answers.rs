@@ -26,14 +26,15 @@ use crate::mirror::wishes::{Wish, Wished};
 use crate::pack::Scratch;
 use crate::pack::meter::Halt;
 use crate::pack::write::reader::PackReader;
-use crate::store::{AnswerRef, BlobId, BlobKind, LayerRef, MOST_ANSWERS, Note, StoreError};
+use crate::store::{AnswerRef, BlobId, MOST_ANSWERS, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::text::chain;
 use crate::work::Work;
+use crate::work::compact::SPARE_SCRATCH;
 use crate::work::cost::{Cost, StopOnDrop};
 use crate::work::error::SyncError;
 use crate::work::ingest::{Expected, IngestError, NewLayer, ingest};
-use crate::work::publish::{Draft, Published, publish, put_file};
+use crate::work::publish::{Draft, Published, publish, put_layer};
 
 /// The most answers of one repository.
 const MOST: usize = if MOST_ANSWERS < 16 { MOST_ANSWERS } else { 16 };
@@ -63,6 +64,10 @@ enum NotMade {
     Halted(#[from] Halt),
     #[error("scratch space of this node: {0}")]
     Io(#[from] io::Error),
+    #[error(
+        "{needed} bytes of scratch space are needed and {free} are free: make room beside the cache directory, or set cache_max lower"
+    )]
+    NoScratch { needed: u64, free: u64 },
     #[error("it takes {bytes} bytes, and answers.share leaves {room}")]
     NoRoom { bytes: u64, room: u64 },
     #[error("it has {objects} objects, and at most {MOST_OBJECTS} are kept")]
@@ -162,13 +167,18 @@ async fn make(work: &Work, wished: Wished) -> Result<bool, NotMade> {
     if wished.plan.objects > MOST_OBJECTS {
         return Err(NotMade::TooMany { objects: wished.plan.objects });
     }
+    let (free, needed) = (work.mirror.local.free_scratch()?, bytes.saturating_add(wished.plan.anew_bytes));
+    if free < needed.saturating_add(SPARE_SCRATCH) {
+        return Err(NotMade::NoScratch { needed, free });
+    }
     let cost = Arc::new(Cost::begin(&work.compaction_memory).await?);
     let _end = StopOnDrop(Arc::clone(&cost));
     let (Some(new), _scratch) = write(work, &wished, cost).await? else { return Ok(false) };
-    let layer = store(work, &new).await?;
-    if layer.pack.len > room {
-        return Err(NotMade::NoRoom { bytes: layer.pack.len, room });
+    let bytes = new.layer.graph.pack_len();
+    if bytes > room {
+        return Err(NotMade::NoRoom { bytes, room });
     }
+    let layer = put_layer(work, &new, false, &|_| {}).await?;
     let answer = AnswerRef { layer, kind: wished.kind.clone() };
     tracing::info!(repo = %repo.path, kind = answer.kind, bytes = layer.pack.len, objects = layer.objects, "an answer is kept");
     let outgrown = wished.answer.as_ref().filter(|old| old.stored.is_mostly_in(&new.layer, OUTGROWN));
@@ -193,16 +203,6 @@ async fn write(
         Ok::<_, NotMade>((new?, scratch))
     });
     job.await.map_err(io::Error::other)?
-}
-
-/// Stores the files.
-async fn store(work: &Work, new: &NewLayer) -> Result<LayerRef, StoreError> {
-    let (pack, idx, graph) = tokio::try_join!(
-        put_file(work, BlobKind::Pack, &new.pack, false, &|_| {}),
-        put_file(work, BlobKind::Idx, &new.idx, false, &|_| {}),
-        put_file(work, BlobKind::Graph, &new.graph, false, &|_| {}),
-    )?;
-    Ok(LayerRef { pack, idx, graph, objects: new.layer.graph.len() })
 }
 
 /// Publishes a generation that names it, upon whatever is the newest.

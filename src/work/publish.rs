@@ -111,20 +111,33 @@ async fn hold(work: &Work, blobs: &[BlobRef], refs: &Bytes) -> Result<(), StoreE
     bucket.hold(blobs, work.grace, restore).await
 }
 
-/// Stores the files of a new layer.
+/// Stores the files of a new layer; the repository's sync shows how far that is.
 pub(super) async fn store_layer(
     work: &Work,
     repo: &Repo,
     new: &NewLayer,
     repairing: bool,
 ) -> Result<LayerRef, StoreError> {
-    let sizes = [&new.pack, &new.idx, &new.graph].map(|file| file.metadata().map_or(0, |data| data.len()));
-    repo.progress().set(0, sizes.iter().sum());
-    let done = |bytes| repo.progress().add(bytes);
+    repo.progress().set(0, bytes(new));
+    put_layer(work, new, repairing, &|bytes| repo.progress().add(bytes)).await
+}
+
+/// The bytes of a layer's files.
+pub(super) fn bytes(new: &NewLayer) -> u64 {
+    [&new.pack, &new.idx, &new.graph].map(|file| file.metadata().map_or(0, |data| data.len())).iter().sum()
+}
+
+/// Stores the files of a layer; see [`put_file`].
+pub(super) async fn put_layer(
+    work: &Work,
+    new: &NewLayer,
+    repairing: bool,
+    sent: &(dyn Fn(u64) + Send + Sync),
+) -> Result<LayerRef, StoreError> {
     let (pack, idx, graph) = tokio::try_join!(
-        put_file(work, BlobKind::Pack, &new.pack, repairing, &done),
-        put_file(work, BlobKind::Idx, &new.idx, repairing, &done),
-        put_file(work, BlobKind::Graph, &new.graph, repairing, &done),
+        put_file(work, BlobKind::Pack, &new.pack, repairing, sent),
+        put_file(work, BlobKind::Idx, &new.idx, repairing, sent),
+        put_file(work, BlobKind::Graph, &new.graph, repairing, sent),
     )?;
     Ok(LayerRef { pack, idx, graph, objects: new.layer.graph.len() })
 }

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use gix_hash::ObjectId;
+use roaring::RoaringBitmap;
 
 use super::{Plan, Segment};
 use crate::pack::entry;
@@ -66,8 +67,8 @@ impl Stored {
     }
 
     /// How many of `chosen` it holds.
-    pub fn count(&self, chosen: &GidSet) -> usize {
-        self.places.iter().filter(|(gid, _)| chosen.contains(*gid)).count()
+    pub fn count(&self, chosen: &RoaringBitmap) -> u64 {
+        self.places.iter().filter(|(gid, _)| chosen.contains(*gid)).count() as u64
     }
 
     /// The trailer of a plan that is this pack as it lies there.

@@ -37,7 +37,7 @@ use crate::mirror::wishes::Wish;
 use crate::pack::filter::trees::TreeError;
 use crate::pack::meter::Halt;
 use crate::retry::Dice;
-use crate::store::{BlobKind, Generation, LayerRef, Note, StoreError};
+use crate::store::{Generation, LayerRef, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::text::chain;
 use crate::work::Work;
@@ -45,7 +45,7 @@ use crate::work::cost::Cost;
 use crate::work::cost::StopOnDrop;
 use crate::work::error::SyncError;
 use crate::work::ingest::{IngestError, NewLayer};
-use crate::work::publish::{Draft, Published, publish, put_file};
+use crate::work::publish::{Draft, Published, bytes, publish, put_layer};
 use merge::{Layers, Merge, merge};
 use policy::{Bounds, Size, choose};
 use roots::Kept;
@@ -63,7 +63,7 @@ const MOST_WASTE: u64 = 4;
 /// And so many bytes beside.
 const SMALL_WASTE: u64 = 1 << 10;
 /// Scratch space that is left to others.
-const SPARE_SCRATCH: u64 = 256 << 20;
+pub(super) const SPARE_SCRATCH: u64 = 256 << 20;
 /// How much longer a graph may be than its blob, which is compressed.
 const GRAPH_GROWS: u64 = 4;
 /// How long another node's merge of the same repository is waited for.
@@ -374,15 +374,9 @@ fn enough_scratch(work: &Work, inputs: &[LayerRef]) -> Result<(), CompactError> 
 
 /// Stores the files of the merged layer.
 async fn store(work: &Work, repo: &Repo, new: &NewLayer) -> Result<LayerRef, StoreError> {
-    let sizes = [&new.pack, &new.idx, &new.graph].map(|file| file.metadata().map_or(0, |data| data.len()));
-    let (progress, total, done) = (repo.compaction(), sizes.iter().sum(), AtomicU64::new(0));
+    let (progress, total, done) = (repo.compaction(), bytes(new), AtomicU64::new(0));
     let sent = |bytes| progress.set(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
-    let (pack, idx, graph) = tokio::try_join!(
-        put_file(work, BlobKind::Pack, &new.pack, false, &sent),
-        put_file(work, BlobKind::Idx, &new.idx, false, &sent),
-        put_file(work, BlobKind::Graph, &new.graph, false, &sent),
-    )?;
-    Ok(LayerRef { pack, idx, graph, objects: new.layer.graph.len() })
+    put_layer(work, new, false, &sent).await
 }
 
 /// Publishes a generation that has `merged` where the newest one has `inputs`, upon `below`. What was published meanwhile may
