@@ -26,7 +26,7 @@ use crate::local::Local;
 use crate::mirror::answers::Answer;
 use crate::mirror::blocks::Reader;
 use crate::mirror::snapshot::Granted;
-use crate::pack::layer::encode;
+use crate::pack::layer::encode::{self, Effort};
 use crate::pack::write::WriteError;
 use crate::pack::write::send::Written;
 use crate::pack::{DecodeError, Scratch, Sender, Source, Step};
@@ -178,7 +178,8 @@ impl Outgoing {
     fn anew(&mut self, gid: u32, join: Option<u32>) -> Result<Bytes, DecodeError> {
         let plan = Arc::clone(self.sender.plan());
         let stack = &self.granted.stack;
-        let entry = encode::anew(stack, &self.reader, gid, plan.path(join), &mut self.scratch, &self.meter)?;
+        let (path, scratch) = (plan.path(join), &mut self.scratch);
+        let entry = encode::anew(stack, &self.reader, gid, path, Effort::Awaited, scratch, &self.meter)?;
         if entry.len() <= ASIDE {
             return Ok(entry.into());
         }

@@ -23,6 +23,7 @@ pub fn anew(
     source: &dyn Source,
     gid: Gid,
     path: &[Gid],
+    effort: Effort,
     scratch: &mut Scratch,
     meter: &dyn Meter,
 ) -> Result<Vec<u8>, DecodeError> {
@@ -31,12 +32,12 @@ pub fn anew(
     let (kind, object) = decode::object(stack, source, gid, scratch, meter)?;
     meter.step(object.len() as u64 / BYTES_A_STEP)?;
     let Some(delta) = delta_along(stack, source, path, &object, scratch, meter)? else {
-        return Ok(whole(kind, &object));
+        return Ok(undeltified(kind, &object, effort));
     };
     let base = path.last().copied().unwrap_or(gid);
     let mut out = Vec::with_capacity(delta.len() / 2 + 64);
     entry::encode(&Header::RefDelta { base: stack.oid(base) }, delta.len() as u64, &mut out);
-    deflate(&delta, &mut out);
+    deflate_with(&delta, effort, &mut out);
     Ok(out)
 }
 
@@ -96,21 +97,44 @@ fn leans_on(stack: &Stack, gid: Gid, base: Gid) -> bool {
     stack.layer_of(gid).0 == layer && stack.entry(gid).base_local == Some(position)
 }
 
-/// How hard entries are deflated while a client waits. On trees and sources level 1 gives a third more bytes than git's
-/// 6, and 3 a twelfth more in two thirds of the time.
-const LEVEL: i32 = 3;
+/// How hard entries are deflated. On trees and sources zlib's level 1 gives a third more bytes than git's 6, and 3 a twelfth
+/// more in two thirds of the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// A client waits: level 3.
+    Awaited,
+    /// It is stored, and sent many times: git's level.
+    Stored,
+}
 
-/// Makes the pack entry of an object: header, then its bytes deflated.
+impl Effort {
+    fn level(self) -> i32 {
+        match self {
+            Self::Awaited => 3,
+            Self::Stored => 6,
+        }
+    }
+}
+
+/// Makes the pack entry of an object for a client that waits: header, then its bytes deflated.
 pub fn whole(kind: Kind, object: &[u8]) -> Vec<u8> {
+    undeltified(kind, object, Effort::Awaited)
+}
+
+fn undeltified(kind: Kind, object: &[u8], effort: Effort) -> Vec<u8> {
     let mut out = Vec::with_capacity(object.len() / 2 + 32);
     entry::encode(&Header::Whole(kind), object.len() as u64, &mut out);
-    deflate(object, &mut out);
+    deflate_with(object, effort, &mut out);
     out
 }
 
-/// Appends `bytes` as a zlib stream.
+/// Appends `bytes` as a zlib stream for a client that waits.
 pub fn deflate(bytes: &[u8], out: &mut Vec<u8>) {
-    let mut zip = Compress::new(Compression::new(LEVEL).unwrap_or(Compression::BEST_SPEED));
+    deflate_with(bytes, Effort::Awaited, out);
+}
+
+fn deflate_with(bytes: &[u8], effort: Effort, out: &mut Vec<u8>) {
+    let mut zip = Compress::new(Compression::new(effort.level()).unwrap_or(Compression::BEST_SPEED));
     loop {
         let done_in = usize::try_from(zip.total_in()).unwrap_or(usize::MAX);
         let rest = bytes.get(done_in..).unwrap_or_default();

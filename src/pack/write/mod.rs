@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::layer::encode;
+use super::layer::encode::{self, Effort};
 use super::meter::Meter;
 use super::plan::Plan;
 use super::{DecodeError, Scratch, Source, Stack};
@@ -54,7 +54,15 @@ pub fn write(
             }
             Step::NeedAnew { gid, join } => {
                 let path = plan.path(join);
-                sender.feed(Bytes::from(encode::anew(stack, source, gid, path, scratch, meter)?))?;
+                sender.feed(Bytes::from(encode::anew(
+                    stack,
+                    source,
+                    gid,
+                    path,
+                    Effort::Awaited,
+                    scratch,
+                    meter,
+                )?))?;
             }
             Step::Done(written) => return Ok(written),
         }

@@ -8,12 +8,12 @@ use bytes::{Buf, Bytes};
 
 use super::send::{Sender, Step};
 use super::{CHUNK, WriteError};
-use crate::pack::layer::encode;
+use crate::pack::layer::encode::{self, Effort};
 use crate::pack::meter::Meter;
 use crate::pack::plan::Plan;
 use crate::pack::{Scratch, Source, Stack};
 
-/// The pack that a plan describes, made while it is read.
+/// The pack that a plan describes, made while it is read, to be stored.
 pub struct PackReader<'a> {
     sender: Sender,
     stack: &'a Stack,
@@ -47,7 +47,8 @@ impl<'a> PackReader<'a> {
             Step::NeedAnew { gid, join } => {
                 let plan = Arc::clone(self.sender.plan());
                 let (path, scratch) = (plan.path(join), &mut self.scratch);
-                let entry = encode::anew(self.stack, self.source, gid, path, scratch, self.meter)?;
+                let entry =
+                    encode::anew(self.stack, self.source, gid, path, Effort::Stored, scratch, self.meter)?;
                 self.sender.feed(entry.into())?;
             }
             Step::Done(_) => self.is_done = true,
