@@ -48,7 +48,7 @@ pub fn bucket(shared: &Arc<Shared>, host: &Host, repo: &str, grace: Option<Durat
             walker::state_of(&dump, &record.value, &ever);
         }
     }
-    let Some(current) = host.state(repo) else { return walker::check_chain(&records) };
+    let Some(current) = host.state(repo) else { return walker::check_chain(&records, grace.is_none()) };
     let newest = records.first().unwrap_or_else(|| panic!("{repo} was never published"));
     assert_ne!(newest.value["removed"], true, "{repo} is taken out, and clients ask for it");
     assert_eq!(
@@ -57,7 +57,7 @@ pub fn bucket(shared: &Arc<Shared>, host: &Host, repo: &str, grace: Option<Durat
         "{repo}: what is published is not the primary's state"
     );
     walker::check_closure(&dump, &newest.value);
-    walker::check_chain(&records);
+    walker::check_chain(&records, grace.is_none());
 }
 
 /// Checks that a node has a generation of a repository open that was the newest a short while ago, knows of no damage, and that a clone is the primary's state.
