@@ -3,7 +3,7 @@
 //! Nothing is synced anew: records that name the old address count on. Before the store changes its owner, repositories
 //! are compared with what the new address shows. Nodes of the old address see the change within half a minute and end.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::exit::Failure;
 use super::table::safe;
@@ -12,7 +12,6 @@ use crate::config::{Loaded, Settings};
 use crate::git::path::RepoPath;
 use crate::mirror::export::refs;
 use crate::node;
-use crate::pack::meter::Unlimited;
 use crate::primary::{Auth, Location, Primary};
 use crate::store::{Bucket, Generation};
 use crate::text::chain;
@@ -152,7 +151,7 @@ async fn compare_all(
 }
 
 async fn compare(bucket: &Bucket, primary: &Primary, record: &Generation) -> Result<Same, String> {
-    let seen = primary.look(&record.repo, Auth::Service, &HashSet::new(), None, &Unlimited).await;
+    let seen = primary.seen(&record.repo, Auth::Service).await;
     let seen = seen.map_err(|error| chain(&error))?.refs;
     if seen.refs.is_empty() || record.ref_count == 0 {
         return Ok(Same::Unknown);

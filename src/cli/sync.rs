@@ -1,6 +1,5 @@
 //! `packmirror sync [REPO…]`: bring repositories up to date now, without a running node.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -15,7 +14,6 @@ use crate::git::path::RepoPath;
 use crate::mirror::Mirror;
 use crate::mirror::repo::Repo;
 use crate::node;
-use crate::pack::meter::Unlimited;
 use crate::primary::{Auth, Primary};
 use crate::store::Cause;
 use crate::text::{chain, line};
@@ -121,7 +119,7 @@ pub async fn run(args: &Args, loaded: &Loaded) -> Result<(), Failure> {
 async fn one_is_there(primary: &Primary, repos: &[RepoPath]) -> Result<(), Failure> {
     let mut first = None;
     for repo in repos {
-        match primary.look(repo, Auth::Service, &HashSet::new(), None, &Unlimited).await {
+        match primary.seen(repo, Auth::Service).await {
             Ok(_) => return Ok(()),
             Err(error) => {
                 first = first.or(Some(format!(

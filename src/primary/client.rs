@@ -186,9 +186,14 @@ impl Primary {
         Ok(Seen { refs, left_out, capabilities: caps })
     }
 
+    /// The same of a primary of which nothing is known, and without a bound on memory.
+    pub async fn seen(&self, repo: &RepoPath, auth: Auth<'_>) -> Result<Seen, PrimaryError> {
+        self.look(repo, auth, &HashSet::new(), None, &Unlimited).await
+    }
+
     /// The refs alone, see [`Primary::look`].
     pub async fn refs(&self, repo: &RepoPath, auth: Auth<'_>) -> Result<Refs, PrimaryError> {
-        Ok(self.look(repo, auth, &HashSet::new(), None, &Unlimited).await?.refs)
+        Ok(self.seen(repo, auth).await?.refs)
     }
 
     /// Fetches everything the wants reach and the haves do not, with the service credential: one request, no

@@ -12,7 +12,6 @@ use crate::mirror::Mirror;
 use crate::mirror::evidence::{Finding, RefChange, changes};
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::{object_format, publishes, refs_of};
-use crate::pack::meter::Unlimited;
 use crate::primary::{Auth, PrimaryError, Seen};
 use crate::store::{Generation, StoreError};
 use crate::text::chain;
@@ -140,7 +139,7 @@ pub async fn vet(
 async fn compare(mirror: &Mirror, repo: &Repo, found: &mut Vetted) -> Result<Option<Generation>, StoreError> {
     let mut before = None;
     loop {
-        let looked = mirror.primary.look(&repo.path, Auth::Service, &HashSet::new(), None, &Unlimited).await;
+        let looked = mirror.primary.seen(&repo.path, Auth::Service).await;
         let newest = mirror.bucket.newest(&repo.path).await?;
         let Some(newest) = newest.filter(|newest| !newest.removed) else { return Ok(None) };
         found.generation = Some(newest.number);

@@ -1,13 +1,10 @@
 //! The primary: is it a Git host, and can a repository of it be mirrored with the service credential.
 
-use std::collections::HashSet;
-
 use super::check::{Check, Code};
 use super::store::clock;
 use crate::config::{ConfigError, Settings};
 use crate::git::path::RepoPath;
 use crate::node;
-use crate::pack::meter::Unlimited;
 use crate::primary::{Answers, Auth, BadCredential, FetchSpec, Primary, PrimaryError, Seen};
 use crate::text::chain;
 
@@ -149,7 +146,7 @@ pub async fn repository(settings: &Settings, primary: &Primary, name: &str) -> V
             "add a glob that matches it to `mirror`",
         ));
     }
-    let looked = primary.look(&path, Auth::Service, &HashSet::new(), None, &Unlimited).await;
+    let looked = primary.seen(&path, Auth::Service).await;
     let whole = match looked {
         Ok(seen) => whole(primary, &path, &seen).await.map(|()| seen),
         Err(error) => Err(error),
