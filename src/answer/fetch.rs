@@ -94,11 +94,12 @@ impl Answers {
     /// those behind it wait for that. Says whether it waited.
     async fn is_made_meanwhile(&self, repo: &Arc<Repo>, ready: &Ready) -> bool {
         let (prepared, request) = (&ready.prepared, &ready.request);
-        let room = room(&ready.granted.generation, self.answers_share);
-        let fits = |plan: &&Arc<Plan>| plan.known_len <= room && plan.objects <= MOST_OBJECTS;
-        let plan = prepared.plan.as_ref().filter(|_| self.answers_share > 0 && prepared.is_costly());
-        let Some(plan) = plan.filter(fits) else { return false };
-        if !request.ofs_delta {
+        let Some(plan) = prepared.plan.as_ref().filter(|_| request.ofs_delta && self.answers_share > 0)
+        else {
+            return false;
+        };
+        let fits = || plan.known_len <= room(&ready.granted.generation, self.answers_share);
+        if !prepared.is_costly() || plan.objects > MOST_OBJECTS || !fits() {
             return false;
         }
         let before = prepared.asked.again();
@@ -206,7 +207,6 @@ impl Answers {
                     answer.lose();
                     return Ok(None);
                 }
-
                 // Nothing was sent yet, so the primary can still answer.
                 tracing::warn!(repo = %repo.path, error = e.chain(), "a stored pack cannot be read; passed to the primary");
                 repo.report_damage(&granted.generation, &e);

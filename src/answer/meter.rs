@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::answer::turns::{Turn, Turns};
 use crate::budget::{Budget, Room};
+use crate::pack::layer::stack::Stack;
 use crate::pack::meter::{Halt, Meter};
 
 /// The most steps of one job: about a minute of one core, many times what a clone of a large repository takes.
@@ -96,6 +97,14 @@ impl Meter for JobMeter {
             room.give_back(bytes);
         }
     }
+}
+
+/// How many sets of a bit an object there are while an answer is prepared.
+const SETS: u64 = 6;
+
+/// Counts these sets for the objects of `stack`.
+pub(super) fn hold_sets(stack: &Stack, meter: &dyn Meter) -> Result<(), Halt> {
+    meter.hold(SETS * u64::from(stack.len()).div_ceil(8))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! - [`fetch`]: the decision about a fetch, and about `object-info`. [`reaching`]: whether what is published reaches what is
 //!   wanted.
 //! - [`prepare`]: what a fetch gets. [`plans`]: kept for the next one. `named`: blobs that a filter names.
-//!   `numbers`: the objects that a request names, looked up.
+//!   `numbers`: the objects that a request names, looked up. [`kept`]: what an answer that was made before does for a plan.
 //! - [`compute`], [`turns`], [`meter`]: what computing for a request may take.
 //!
 //! No HTTP here: whoever asks has a grant in hand, and passes on or sends himself. Relies on: `mirror` for repositories that
@@ -11,6 +11,7 @@
 
 pub mod compute;
 pub mod fetch;
+pub mod kept;
 pub mod meter;
 mod named;
 mod numbers;

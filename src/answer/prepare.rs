@@ -11,6 +11,8 @@ use bstr::ByteSlice;
 use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
 
+use crate::answer::kept::{LaidOut, is_costly, laid_out};
+use crate::answer::meter::hold_sets;
 use crate::answer::named::{Named, by_short_name};
 use crate::answer::numbers::Numbers;
 use crate::budget::Room;
@@ -19,7 +21,7 @@ use crate::git::negotiate::{Common, Have, Next, answer_v0, answer_v2};
 use crate::git::request::{FetchRequest, Wire};
 use crate::git::response::{Sections, ambiguous_deepen_not, put_v0_shallow};
 use crate::mirror::answers::Answer;
-use crate::mirror::snapshot::{Granted, Snapshot};
+use crate::mirror::snapshot::Granted;
 use crate::mirror::wishes::Asked;
 use crate::pack::Gid;
 use crate::pack::filter::rules::{BadRules, Rules};
@@ -29,8 +31,7 @@ use crate::pack::history::shallow::{Deepen, NoBoundary, Shallow, deepen};
 use crate::pack::layer::stack::Stack;
 use crate::pack::meter::{Halt, Meter};
 use crate::pack::plan::select::{Query, SelectLimits, select};
-use crate::pack::plan::{Plan, PlanOptions, plan_with};
-use crate::pack::{Selection, Source};
+use crate::pack::plan::{Plan, PlanOptions};
 use crate::store::{AnswerRef, BlobId};
 
 /// What is sent.
@@ -117,9 +118,6 @@ impl From<Halt> for NoPlan {
     }
 }
 
-/// How many sets of a bit an object there are while an answer is prepared.
-const SETS: u64 = 6;
-
 impl From<BadRules> for NoPlan {
     fn from(bad: BadRules) -> Self {
         match bad {
@@ -127,22 +125,6 @@ impl From<BadRules> for NoPlan {
             other => Self::Refuse(other.to_string()),
         }
     }
-}
-
-/// Bytes of objects from which on it is worth something not to pack them anew.
-const MUCH: u64 = 256 << 10;
-/// And one of so many bytes of the pack.
-const SHARE: u64 = 20;
-/// A plan of more pieces than this is costly if they are small.
-const MANY_PIECES: usize = 4096;
-/// The mean of small pieces, in bytes.
-const SMALL_PIECES: u64 = 8 << 10;
-
-/// Says whether sending a plan takes much more than copying as many bytes would.
-pub fn is_costly(plan: &Plan) -> bool {
-    let in_pieces = plan.segments.len() > MANY_PIECES
-        && plan.known_len / (plan.segments.len() as u64).max(1) < SMALL_PIECES;
-    in_pieces || plan.anew_bytes > MUCH && plan.anew_bytes > plan.known_len / SHARE
 }
 
 /// Says whether the answer to a request for `numbers` may be taken from one that was made before: the client has nothing of it yet.
@@ -169,7 +151,7 @@ pub fn prepare(
     meter: &dyn Meter,
 ) -> Result<Prepared, NoPlan> {
     let stack = &*granted.stack;
-    meter.hold(SETS * u64::from(stack.len()).div_ceil(8))?;
+    hold_sets(stack, meter)?;
     let wants = &numbers.wants;
     let client_shallow: Vec<Gid> =
         numbers.shallow.iter().flatten().copied().filter(|gid| stack.kind(*gid) == Kind::Commit).collect();
@@ -217,80 +199,6 @@ pub fn prepare(
     let LaidOut { plan, answer } = laid_out(stack, &mut selection, answers, options, meter)?;
     let beside = granted.generation.answers.iter().map(|named| named.layer.pack.id).collect();
     Ok(Prepared { answer, beside, ..Prepared::new(head, Some(plan)) })
-}
-
-/// A plan, and the answer that was made before from which it copies.
-pub struct LaidOut {
-    /// The plan.
-    pub plan: Plan,
-    /// The answer.
-    pub answer: Option<Arc<Answer>>,
-}
-
-/// The plan of a clone of depth 1 of HEAD; none if HEAD is no commit. Trees are read from
-/// `source`.
-pub fn of_head(
-    snapshot: &Snapshot,
-    source: &dyn Source,
-    answers: &[Arc<Answer>],
-    meter: &dyn Meter,
-) -> Result<Option<LaidOut>, NoPlan> {
-    let stack = &*snapshot.stack;
-    let head = snapshot.refs.head_oid().and_then(|oid| stack.lookup(&oid));
-    let Some(head) = head.filter(|head| stack.kind(*head) == Kind::Commit) else { return Ok(None) };
-    meter.hold(SETS * u64::from(stack.len()).div_ceil(8))?;
-    let boundary = match deepen(stack, &[head], &[], Deepen::Depth(1), |_| false, meter) {
-        Ok(boundary) => boundary,
-        Err(NoBoundary::Halt(halt)) => return Err(halt.into()),
-        Err(_) => return Ok(None),
-    };
-    let wants = [head];
-    let query = Query { wants: &wants, shallow: Some(&boundary), ..Query::default() };
-    let mut selection = select(stack, source, &query, &SelectLimits::default(), meter)?;
-    let options = PlanOptions { ofs_delta: true, thin: false };
-    Ok(Some(laid_out(stack, &mut selection, answers, options, meter)?))
-}
-
-/// Lays out what is selected: as the stack has it, or with the help of an answer that was made before where that would cost much.
-fn laid_out(
-    stack: &Stack,
-    selection: &mut Selection<'_>,
-    answers: &[Arc<Answer>],
-    options: PlanOptions,
-    meter: &dyn Meter,
-) -> Result<LaidOut, Halt> {
-    let best = best(answers, selection);
-    // What holds nearly all is tried first: most often nothing else is needed.
-    let mut helped = None;
-    if let Some((answer, held)) = &best
-        && held.saturating_mul(8) >= selection.objects.len().saturating_mul(7)
-    {
-        let plan = plan_with(stack, selection, Some(&answer.stored), options, meter)?;
-        if !is_costly(&plan) {
-            return Ok(LaidOut { plan, answer: Some(Arc::clone(answer)) });
-        }
-        helped = Some(plan);
-    }
-    let plain = plan_with(stack, selection, None, options, meter)?;
-    let Some((answer, _)) = best.filter(|_| is_costly(&plain)) else {
-        return Ok(LaidOut { plan: plain, answer: None });
-    };
-    let helped = match helped {
-        Some(helped) => helped,
-        None => plan_with(stack, selection, Some(&answer.stored), options, meter)?,
-    };
-    let is_better = helped.anew_bytes < plain.anew_bytes || helped.segments.len() < plain.segments.len() / 2;
-    Ok(match is_better {
-        true => LaidOut { plan: helped, answer: Some(answer) },
-        false => LaidOut { plan: plain, answer: None },
-    })
-}
-
-/// The answer that holds most of what is selected, and how many objects that are.
-fn best(answers: &[Arc<Answer>], selection: &Selection<'_>) -> Option<(Arc<Answer>, u64)> {
-    let counted = answers.iter().map(|answer| (answer, answer.stored.count(&selection.objects)));
-    let best = counted.filter(|(_, count)| *count > 0).max_by_key(|(_, count)| *count);
-    best.map(|(answer, count)| (Arc::clone(answer), count))
 }
 
 /// The negotiation's questions, answered by the commit graph.

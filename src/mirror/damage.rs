@@ -164,14 +164,13 @@ pub fn faults(generation: &Generation, error: &(dyn Error + 'static)) -> Vec<(Bl
         let carried = error.downcast_ref::<io::Error>().and_then(|e| e.get_ref());
         let store = carried.and_then(|e| e.downcast_ref()).or_else(|| error.downcast_ref::<StoreError>());
         if let Some(key) = store.and_then(StoreError::lost) {
-            // An answer is none of what has to be there.
-            if generation.blobs().any(|blob| key.contains(&blob.id.to_string()))
-                && !generation.needed().any(|blob| key.contains(&blob.id.to_string()))
-            {
-                return Vec::new();
+            let is_meant = |blob: &BlobRef| key.contains(&blob.id.to_string());
+            let named: Vec<_> =
+                generation.needed().filter(is_meant).map(|blob| (blob, Fault::Lost)).collect();
+            if named.is_empty() && generation.blobs().any(|blob| is_meant(&blob)) {
+                // An answer is none of what has to be there.
+                return named;
             }
-            let named = generation.needed().filter(|blob| key.contains(&blob.id.to_string()));
-            let named: Vec<_> = named.map(|blob| (blob, Fault::Lost)).collect();
             // This record does not name the blob that was read: any of its blobs may be meant.
             let any = || generation.needed().map(|blob| (blob, Fault::Lost)).collect();
             return if named.is_empty() { any() } else { named };

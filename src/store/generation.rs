@@ -26,7 +26,7 @@ pub const MOST_NUMBER: u64 = 1 << 53;
 pub const MOST_LAYERS: usize = 65_536;
 
 /// The most answers of one record.
-pub const MOST_ANSWERS: usize = 64;
+const MOST_ANSWERS: usize = 64;
 
 /// The most bytes of one blob, so that no sum over a record overflows. S3 stores 5 TiB.
 const MOST_BLOB: u64 = 1 << 44;

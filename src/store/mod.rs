@@ -61,7 +61,7 @@ pub use cause::Cause;
 pub use error::StoreError;
 #[cfg(test)]
 pub(crate) use generation::tests::sample as generation_for_tests;
-pub use generation::{AnswerRef, Generation, LayerRef, MOST_ANSWERS, VERSION};
+pub use generation::{AnswerRef, Generation, LayerRef, VERSION};
 pub use generations::{Publish, RECORDS_KEPT};
 pub use listed::{LastRound, Listed};
 pub use nonce::nonce;

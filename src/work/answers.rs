@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::answer::prepare::{LaidOut, is_costly, of_head};
+use crate::answer::kept::{LaidOut, is_costly, of_head};
 use crate::git::path::RepoPath;
 use crate::mirror::answers::{MOST_OBJECTS, room};
 use crate::mirror::newest::NotFound;
@@ -26,7 +26,7 @@ use crate::mirror::wishes::{Wish, Wished};
 use crate::pack::Scratch;
 use crate::pack::meter::Halt;
 use crate::pack::write::reader::PackReader;
-use crate::store::{AnswerRef, BlobId, MOST_ANSWERS, Note, StoreError};
+use crate::store::{AnswerRef, BlobId, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::text::chain;
 use crate::work::Work;
@@ -37,7 +37,7 @@ use crate::work::ingest::{Expected, IngestError, NewLayer, ingest};
 use crate::work::publish::{Draft, Published, publish, put_layer};
 
 /// The most answers of one repository.
-const MOST: usize = if MOST_ANSWERS < 16 { MOST_ANSWERS } else { 16 };
+const MOST: usize = 16;
 /// An answer goes where a new one of its kind holds all but one of so many of its objects.
 const OUTGROWN: u32 = 8;
 /// Bytes of decoded objects that are kept while objects are packed anew.

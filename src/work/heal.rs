@@ -88,8 +88,7 @@ pub(super) async fn heal(
         }
     };
     let lost = if below.is_none() && !restored { record.layers.len() } else { lost };
-    let in_lost =
-        record.layers.iter().rev().take(lost).flat_map(|layer| [layer.pack, layer.idx, layer.graph]);
+    let in_lost = record.layers.iter().rev().take(lost).flat_map(LayerRef::blobs);
     let missing = in_lost.filter(|blob| bad.contains_key(blob)).collect();
     Ok(Mended { restored, below, lost, missing })
 }
@@ -108,7 +107,7 @@ pub(super) async fn lend(
     let mut is_all = !bad.contains_key(&record.refs);
     for layer in &record.layers {
         let is_bad = |blob: &BlobRef| bad.contains_key(blob);
-        if ![layer.pack, layer.idx, layer.graph].iter().any(is_bad) {
+        if !layer.blobs().iter().any(is_bad) {
             continue;
         }
         let mut now = *layer;

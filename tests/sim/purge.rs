@@ -17,7 +17,7 @@ use super::store::{Fate, Hold, Kept, Shared, Store, View};
 use super::turns::note;
 use super::walker::{self, Dump};
 use super::world::{Node, scratch, settings};
-use crate::answer::prepare::of_head;
+use crate::answer::kept::of_head;
 use crate::git::path::RepoPath;
 use crate::local::{Local, LocalOptions};
 use crate::mirror::Mirror;
