@@ -40,6 +40,14 @@ fn made(node: &Node) -> f64 {
     node.metric("packmirror_kept_answers_total", &["result=\"made\""])
 }
 
+/// Waits for the one answer of a repository.
+fn kept(world: &World, repo: &Repo) -> serde_json::Value {
+    eventually("an answer to be stored", || {
+        let mut found = answers(world, repo);
+        (found.len() == 1).then(|| found.remove(0))
+    })
+}
+
 /// Clones through the node, and finds what a clone from the primary finds.
 #[track_caller]
 fn same_clone(world: &World, primary: &Primary, node: &Node, repo: &Repo, options: &str) {
@@ -60,8 +68,7 @@ fn a_shallow_clone_that_is_asked_for_again_is_stored_and_serves_all_nodes() {
     same_clone(&world, &primary, &node, &repo, SHALLOW);
     assert_eq!(answers(&world, &repo).len(), 0, "nobody has asked again");
     same_clone(&world, &primary, &node, &repo, SHALLOW);
-    eventually("an answer to be stored", || (answers(&world, &repo).len() == 1).then_some(()));
-    assert_eq!(answers(&world, &repo)[0]["kind"], "depth 1");
+    assert_eq!(kept(&world, &repo)["kind"], "depth 1");
     eventually("the node to open it", || {
         same_clone(&world, &primary, &node, &repo, SHALLOW);
         (used(&node) >= 1.0).then_some(())
@@ -108,7 +115,7 @@ fn the_answer_to_a_clone_of_depth_one_is_there_before_it_is_asked_for() {
     let node = world.node(&primary);
     mirrored(&world, &node, &repo);
     mirrored(&world, &node, &small);
-    eventually("an answer to be stored", || (answers(&world, &repo).len() == 1).then_some(()));
+    kept(&world, &repo);
     eventually("the node to open it", || {
         same_clone(&world, &primary, &node, &repo, SHALLOW);
         (used(&node) >= 1.0).then_some(())
@@ -125,7 +132,7 @@ fn answers_to_two_branches_are_kept_side_by_side() {
     repo.set_ref("refs/heads/before", &repo.oid("main~1"));
     let node = world.setup(&primary).set("answers.share = 1000").start();
     mirrored(&world, &node, &repo);
-    eventually("an answer to be stored", || (answers(&world, &repo).len() == 1).then_some(()));
+    kept(&world, &repo);
     eventually("another one to be stored", || {
         same_clone(&world, &primary, &node, &repo, "--bare --depth 1 --branch before");
         (answers(&world, &repo).len() == 2).then_some(())
@@ -170,8 +177,7 @@ fn a_stored_answer_that_is_lost_is_done_without() {
     let repo = primary.repo("team/app.git", shrinking);
     let node = world.node(&primary);
     mirrored(&world, &node, &repo);
-    eventually("an answer to be stored", || (answers(&world, &repo).len() == 1).then_some(()));
-    let answer = answers(&world, &repo).remove(0);
+    let answer = kept(&world, &repo);
     for kind in ["pack", "graph"] {
         let id = answer[kind]["id"].as_str().unwrap();
         let key = format!("blobs/{}/{id}.{kind}", &id[..2]);
@@ -203,8 +209,7 @@ fn what_is_purged_is_in_no_stored_answer() {
     let secret = repo.oid("main:secret.txt");
     let node = world.node(&primary);
     mirrored(&world, &node, &repo);
-    eventually("an answer to be stored", || (answers(&world, &repo).len() == 1).then_some(()));
-    let id = answers(&world, &repo)[0]["pack"]["id"].as_str().unwrap().to_owned();
+    let id = kept(&world, &repo)["pack"]["id"].as_str().unwrap().to_owned();
     let clean = repo.oid("main~1");
     repo.set_ref("refs/heads/main", &clean);
     node.command(&["purge", &repo.path, "--oid", &secret]).must();
