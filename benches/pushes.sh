@@ -41,6 +41,7 @@ node() { # NAME FLAG...: starts a node with a bucket of its own, or what is ther
 	at=$work/$1
 	shift
 	mkdir -p "$at"
+	: >"$at/log"
 	"$program" serve --primary "$work/primary" --store "$at/store" --cache-dir "$at/cache" --listen 127.0.0.1:0 --log-format text "$@" >"$at/log" 2>&1 &
 	nodes+=($!)
 	local tries

@@ -56,8 +56,10 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
-/// The first bytes of a zstd frame; earlier versions wrote plain JSON.
+/// The first bytes of a zstd frame.
 const FRAME: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// Up to so many bytes the text is left as it is: a store bills the request, and a person can read it there.
+const PLAIN: usize = 4096;
 /// The longest text of one node.
 const MOST_WORDS: usize = 16 << 20;
 
@@ -66,6 +68,9 @@ impl NodeHealth {
     fn encode(&self) -> Vec<u8> {
         // Strings, numbers and lists: serialising them cannot fail, nor can compressing in memory.
         let words = serde_json::to_vec(self).unwrap_or_default();
+        if words.len() <= PLAIN {
+            return words;
+        }
         zstd::bulk::compress(&words, 3).unwrap_or(words)
     }
 

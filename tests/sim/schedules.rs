@@ -25,7 +25,7 @@ use crate::serve::listen::router;
 
 const REPOS: [&str; 2] = ["team/app.git", "team/lib.git"];
 /// How often everything is looked at where something may be lost.
-const VET: Duration = Duration::from_secs(1200);
+const VET: Duration = Duration::from_secs(600);
 /// Seconds.
 const DAY: i64 = 86_400;
 

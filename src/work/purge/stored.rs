@@ -82,9 +82,12 @@ pub(super) async fn only_reached_answers(
     is_reached: impl Fn(&ObjectId) -> bool,
 ) -> Result<bool, PurgeError> {
     for answer in &generation.answers {
-        let idx = work.mirror.local.mapped(&answer.layer.idx).await?;
+        // What is lost or cannot be read is not kept.
+        let idx = match work.mirror.local.mapped(&answer.layer.idx).await {
+            Err(error) if error.is_loss() => return Ok(false),
+            idx => idx?,
+        };
         let idx = object_format(generation).ok().and_then(|hash| open_idx(idx, hash).ok());
-        // What cannot be read is not kept.
         let Some(idx) = idx else { return Ok(false) };
         if !(0..idx.num_objects()).all(|rank| is_reached(&idx.oid_at_index(rank).to_owned())) {
             return Ok(false);
