@@ -8,6 +8,7 @@
 #   tools              programs that use git, for docs/clients.md
 #   lfs                git-lfs, the client
 #   proxies            nginx and HAProxy (system packages)
+#   valgrind           for benches/instructions (a system package)
 #
 # They are pinned (lib.sh), go to ${PACKMIRROR_PARTS:-~/.cache/packmirror-parts}, and are built once.
 set -euo pipefail
@@ -203,7 +204,7 @@ if command -v flock >/dev/null; then
 	exec 9>"$parts/.lock"
 	flock 9
 fi
-[ $# -gt 0 ] || set -- minio versitygw gitea git conformance-deps proxies
+[ $# -gt 0 ] || set -- minio versitygw gitea git conformance-deps proxies valgrind
 for part in "$@"; do
 	case $part in
 	minio | versitygw | gitea | git | clients | h2spec | tools | lfs) ensure "$part" ;;
@@ -212,6 +213,7 @@ for part in "$@"; do
 		need $conformance
 		printf '%-16s %s\n' "$part" 'system packages'
 		;;
+	valgrind) need valgrind=valgrind ;;
 	proxies)
 		# shellcheck disable=SC2086  # words
 		need $proxies
