@@ -213,7 +213,10 @@ for part in "$@"; do
 		need $conformance
 		printf '%-16s %s\n' "$part" 'system packages'
 		;;
-	valgrind) need valgrind=valgrind ;;
+	valgrind)
+		need valgrind=valgrind
+		printf '%-16s %s\n' "$part" 'a system package'
+		;;
 	proxies)
 		# shellcheck disable=SC2086  # words
 		need $proxies
