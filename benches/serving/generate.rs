@@ -13,6 +13,7 @@ use crate::shell::{feed, git};
 pub struct Size {
     pub commits: u32,
     pub files: u32,
+    pub lines: u32,
     pub pulls: u32,
 }
 
@@ -79,7 +80,7 @@ struct History<'a> {
 impl History<'_> {
     fn tell(&mut self, size: Size) -> io::Result<()> {
         for _ in 0..size.files.max(1) {
-            let lines = 20 + self.random.below(300);
+            let lines = 20 + self.random.below(size.lines as usize);
             let file = (0..lines).map(|_| self.random.next()).collect();
             self.files.push(file);
         }

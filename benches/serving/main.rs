@@ -63,6 +63,9 @@ struct Options {
     /// Files in the generated repository
     #[arg(long, default_value_t = 400)]
     files: u32,
+    /// Lines by which its files differ in length, at most
+    #[arg(long, default_value_t = 300)]
+    lines: u32,
     /// Refs of pull requests in the generated repository
     #[arg(long, default_value_t = 1000)]
     pulls: u32,
@@ -77,7 +80,8 @@ fn main() -> Result<()> {
 }
 
 fn run(options: &Options, work: &Path) -> Result<()> {
-    let size = Size { commits: options.commits, files: options.files, pulls: options.pulls };
+    let Options { commits, files, lines, pulls, .. } = *options;
+    let size = Size { commits, files, lines, pulls };
     let root = work.join("repos");
     let (primary, many) = repo::prepare(&root, options.path.as_deref(), size)?;
     let (primary, many) = (Repository::open(&primary, repo::PRIMARY)?, Repository::open(&many, repo::MANY)?);
@@ -125,7 +129,7 @@ fn run(options: &Options, work: &Path) -> Result<()> {
             repeats: 400,
         },
     };
-    print_head();
+    print_head(&root)?;
     let mut notes = Vec::new();
     for row in rows {
         let ways: &[bool] = if matches!(row.ask, Ask::Fetch { .. }) { &[true, false] } else { &[false] };
@@ -143,12 +147,14 @@ fn run(options: &Options, work: &Path) -> Result<()> {
     Ok(())
 }
 
-fn print_head() {
+fn print_head(root: &Path) -> Result<()> {
+    println!("Beside {}:\n", shell::git(root, &["--version"])?.trim());
     println!(
         "| row | mode | request | git CPU ms | CPU ms | ratio | git first ms | first ms | git total ms | total ms \
          | git anon MB | anon MB | git bytes | bytes | ratio | git objects | objects |"
     );
     println!("|---|---|---|{}", "--:|".repeat(14));
+    Ok(())
 }
 
 fn print_line(row: &Row, mode: &str, new: bool, git: &Cost, ours: &Cost) {

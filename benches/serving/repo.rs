@@ -24,7 +24,7 @@ pub fn prepare(root: &Path, given: Option<&Path>, size: Size) -> Result<(PathBuf
         Some(given) => copy(given, path),
         None => generate(path, size),
     })?;
-    let small = Size { commits: 1000, files: 50, pulls: 0 };
+    let small = Size { commits: 1000, files: 50, lines: 300, pulls: 0 };
     let many = make(root, MANY, &format!("{MANY_REFS} refs"), &|path| {
         generate(path, small)?;
         many_refs(path, MANY_REFS)

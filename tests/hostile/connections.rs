@@ -330,7 +330,11 @@ fn http2_requests_have_one_length_and_gets_no_body() {
     for length in ["5", "0"] {
         refused(&[("content-length", length)]);
     }
-    assert_eq!(pushes(|seen| !seen.body.is_empty()), 0, "a body of another length reached the primary as a whole");
+    assert_eq!(
+        pushes(|seen| !seen.body.is_empty()),
+        0,
+        "a body of another length reached the primary as a whole"
+    );
     for (what, body) in [("data", &b"0000"[..]), ("nothing", b"")] {
         let mut stream = open(&node, PREFACE);
         stream.write_all(&get_frame(1, &format!("/{}/HEAD", repo.path), 0)).unwrap();

@@ -106,7 +106,8 @@ impl Node {
         let recorder = Arc::new(Recorder::install().unwrap());
         let ending = Stop { asked: stop.clone(), hurry: CancellationToken::new() };
         let app = App::new(settings, mirror, grants, recorder, ending);
-        let keeping = crate::node::keep(app.clone(), work.clone(), settings.compare_every, false, stop.clone());
+        let keeping =
+            crate::node::keep(app.clone(), work.clone(), settings.compare_every, false, stop.clone());
         let tasks = vec![
             tokio::spawn(work.run(last.clone())),
             tokio::spawn(async move {
