@@ -24,6 +24,7 @@ pub mod export;
 mod farm;
 pub mod gone;
 pub mod health;
+mod looks;
 pub mod measure;
 mod memory;
 pub mod names;

@@ -153,9 +153,8 @@ impl Mirror {
             snapshot.filter(|s| oids.iter().all(|o| s.stack.lookup(o).is_some()))
         };
         let work = async {
-            if let Ok(snapshot) = self.refresh(repo).await
-                && let Some(snapshot) = holds(snapshot)
-            {
+            repo.looks.share(async { drop(self.refresh(repo).await) }).await;
+            if let Some(snapshot) = holds(repo.snapshot()) {
                 return Some(snapshot);
             }
             let ticket = repo.ask();

@@ -15,6 +15,7 @@ use crate::git::path::RepoPath;
 pub use crate::mirror::condition::{Health, Moment, Phase};
 use crate::mirror::damage::{self, Damage};
 use crate::mirror::evidence::Evidence;
+use crate::mirror::looks::Looks;
 use crate::mirror::progress::{Progress, Step};
 use crate::mirror::snapshot::Snapshot;
 use crate::store::Generation;
@@ -87,6 +88,8 @@ pub struct Repo {
     opened: Mutex<Vec<Weak<Snapshot>>>,
     /// Generations below this one were purged.
     floor: AtomicU64,
+    /// Of clients that wait for what they lack.
+    pub(super) looks: Looks,
 }
 
 impl Repo {
@@ -115,6 +118,7 @@ impl Repo {
             removed: AtomicBool::new(false),
             opened: Mutex::default(),
             floor: AtomicU64::new(0),
+            looks: Looks::default(),
         }
     }
 

@@ -59,3 +59,4 @@ mod slow;
 mod trust;
 mod unfit;
 mod vet;
+mod wave;
