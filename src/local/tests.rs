@@ -885,3 +885,42 @@ async fn nothing_wrong_is_ever_served() {
     let held: u64 = node.cached().values().sum();
     assert!(held <= node.options.max_bytes && held == local.stats().bytes, "{held} {:?}", local.stats());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_first_block_that_was_fetched_ahead_is_proven_when_it_is_wanted() {
+    let node = Node::new().await;
+    for is_spoilt in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let local = Local::open(dir.path(), &node.options, node.bucket.clone()).unwrap();
+        node.faulty.reset();
+        if is_spoilt {
+            node.faulty.on(Op::Range, 1, Fault::CorruptByte);
+        }
+        local.expect([node.pack.blob], BLOCK);
+        until(|| node.faulty.total() == 1).await;
+        assert!(!local.has_block(&node.pack, 0), "nothing is kept without proof");
+        assert_eq!(node.check(&local, [0, 0]).await, usize::from(is_spoilt));
+        assert!(local.has_block(&node.pack, 0));
+        assert_eq!(local.has_just_come(&node.pack), !is_spoilt, "what was spoilt says nothing of the pack");
+        tokio::time::sleep(std::time::Duration::from_secs(11)).await;
+        assert!(!local.has_just_come(&node.pack), "it is some time ago");
+        // What is here is not fetched ahead.
+        local.expect([node.pack.blob], BLOCK);
+        assert_eq!(node.check(&local, [0]).await, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_fetched_ahead_and_nobody_wants_goes() {
+    let node = Node::new().await;
+    let local = node.open();
+    local.expect([node.pack.blob], BLOCK);
+    until(|| node.faulty.total() == 1).await;
+    tokio::time::sleep(std::time::Duration::from_secs(11)).await;
+    assert_eq!(node.check(&local, [0]).await, 1, "it is fetched when it is wanted");
+    // Of another length than the block turns out to have it is of no use.
+    let dir = tempfile::tempdir().unwrap();
+    let other = Local::open(dir.path(), &node.options, node.bucket.clone()).unwrap();
+    other.expect([node.pack.blob], BLOCK / 2);
+    assert_eq!(node.check(&other, [0]).await, 2);
+}
