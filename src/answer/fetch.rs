@@ -94,12 +94,12 @@ impl Answers {
     /// those behind it wait for that. Says whether it waited.
     async fn is_made_meanwhile(&self, repo: &Arc<Repo>, ready: &Ready) -> bool {
         let (prepared, request) = (&ready.prepared, &ready.request);
-        let Some(plan) = prepared.plan.as_ref().filter(|_| request.ofs_delta && self.answers_share > 0)
-        else {
+        let wanted = prepared.plan.as_ref().zip(prepared.costly.as_ref());
+        let Some((plan, objects)) = wanted.filter(|_| request.ofs_delta && self.answers_share > 0) else {
             return false;
         };
         let fits = || plan.known_len <= room(&ready.granted.generation, self.answers_share);
-        if !prepared.is_costly() || plan.objects > MOST_OBJECTS || !fits() {
+        if plan.objects > MOST_OBJECTS || !fits() {
             return false;
         }
         let before = prepared.asked.again();
@@ -108,9 +108,9 @@ impl Answers {
         }
         let made = prepared.asked.once(|done| {
             let (repo, snapshot) = (Arc::clone(repo), Arc::clone(ready.granted.snapshot()));
-            let (plan, answer) = (Arc::clone(plan), prepared.answer.clone());
-            let kind = request.kind();
-            self.mirror.wish(Wish::Asked(Wished { repo, snapshot, plan, answer, kind, done }));
+            let (plan, objects) = (Arc::clone(plan), Arc::clone(objects));
+            let (answer, kind) = (prepared.answer.clone(), request.kind());
+            self.mirror.wish(Wish::Asked(Wished { repo, snapshot, plan, objects, answer, kind, done }));
         });
         before > 1
             && !made.is_cancelled()

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use gix_object::Kind;
+use roaring::RoaringBitmap;
 
 use crate::answer::meter::hold_sets;
 use crate::mirror::answers::Answer;
@@ -40,6 +41,8 @@ pub struct LaidOut {
     pub plan: Plan,
     /// The answer.
     pub answer: Option<Arc<Answer>>,
+    /// The objects, where sending them costs much: what an answer that is kept would hold.
+    pub costly: Option<Arc<RoaringBitmap>>,
 }
 
 /// The plan of a clone of depth 1 of HEAD; none if HEAD is no commit. Trees are read from
@@ -82,23 +85,23 @@ pub(super) fn laid_out(
     {
         let plan = plan_with(stack, selection, Some(&answer.stored), options, meter)?;
         if !is_costly(&plan) {
-            return Ok(LaidOut { plan, answer: Some(Arc::clone(answer)) });
+            return Ok(LaidOut { plan, answer: Some(Arc::clone(answer)), costly: None });
         }
         helped = Some(plan);
     }
     let plain = plan_with(stack, selection, None, options, meter)?;
     let Some((answer, _)) = best.filter(|_| is_costly(&plain)) else {
-        return Ok(LaidOut { plan: plain, answer: None });
+        let costly = is_costly(&plain).then(|| Arc::new(selection.objects.clone()));
+        return Ok(LaidOut { plan: plain, answer: None, costly });
     };
     let helped = match helped {
         Some(helped) => helped,
         None => plan_with(stack, selection, Some(&answer.stored), options, meter)?,
     };
     let is_better = helped.anew_bytes < plain.anew_bytes || helped.segments.len() < plain.segments.len() / 2;
-    Ok(match is_better {
-        true => LaidOut { plan: helped, answer: Some(answer) },
-        false => LaidOut { plan: plain, answer: None },
-    })
+    let (plan, answer) = if is_better { (helped, Some(answer)) } else { (plain, None) };
+    let costly = is_costly(&plan).then(|| Arc::new(selection.objects.clone()));
+    Ok(LaidOut { plan, answer, costly })
 }
 
 /// The answer that holds most of what is selected, and how many objects that are.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bstr::ByteSlice;
 use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
+use roaring::RoaringBitmap;
 
 use crate::answer::kept::{LaidOut, is_costly, laid_out};
 use crate::answer::meter::hold_sets;
@@ -42,6 +43,8 @@ pub struct Prepared {
     pub plan: Option<Arc<Plan>>,
     /// The answer that was made before from which the plan copies.
     pub answer: Option<Arc<Answer>>,
+    /// The objects, if sending them takes much more than copying as many bytes would.
+    pub costly: Option<Arc<RoaringBitmap>>,
     /// Those that were looked at.
     beside: Vec<BlobId>,
     /// How often it was asked for.
@@ -60,7 +63,7 @@ impl Prepared {
         let ends =
             Ends(Mutex::new(plan.as_ref().and_then(|plan| plan.trailer).map(|trailer| (trailer, true))));
         let (plan, asked) = (plan.map(Arc::new), Asked::default());
-        Self { head, plan, answer: None, beside: Vec::new(), asked, ends, room: None }
+        Self { head, plan, answer: None, costly: None, beside: Vec::new(), asked, ends, room: None }
     }
 
     /// Says whether sending it takes much more than copying as many bytes would.
@@ -97,7 +100,8 @@ impl Prepared {
 
     /// About how many bytes it holds.
     pub fn size(&self) -> usize {
-        self.head.len() + self.plan.as_ref().map_or(0, |plan| plan.bytes() as usize)
+        let objects = self.costly.as_ref().map_or(0, |objects| objects.serialized_size());
+        self.head.len() + self.plan.as_ref().map_or(0, |plan| plan.bytes() as usize) + objects
     }
 }
 
@@ -196,9 +200,9 @@ pub fn prepare(
     };
     let mut selection = select(stack, &granted.source().reader(), &query, &SelectLimits::default(), meter)?;
     let options = PlanOptions { ofs_delta: request.ofs_delta, thin: request.thin_pack };
-    let LaidOut { plan, answer } = laid_out(stack, &mut selection, answers, options, meter)?;
+    let LaidOut { plan, answer, costly } = laid_out(stack, &mut selection, answers, options, meter)?;
     let beside = granted.generation.answers.iter().map(|named| named.layer.pack.id).collect();
-    Ok(Prepared { answer, beside, ..Prepared::new(head, Some(plan)) })
+    Ok(Prepared { answer, costly, beside, ..Prepared::new(head, Some(plan)) })
 }
 
 /// The negotiation's questions, answered by the commit graph.

@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use roaring::RoaringBitmap;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -31,8 +32,10 @@ pub struct Wished {
     pub repo: Arc<Repo>,
     /// The state that the plan is made of.
     pub snapshot: Arc<Snapshot>,
-    /// What it holds.
+    /// What is sent without it.
     pub plan: Arc<Plan>,
+    /// What it holds, as the stack of that state numbers it.
+    pub objects: Arc<RoaringBitmap>,
     /// The answer from which the plan copies.
     pub answer: Option<Arc<Answer>>,
     /// What was asked for, in words.

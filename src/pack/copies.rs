@@ -4,7 +4,7 @@
 //! copy from the object, and two deltas in a row say what the last object can copy from the first. So for any two
 //! objects that are joined by a path of stored deltas there is a delta from one to the other, at the cost of reading
 //! those deltas. That is how the newest version of a file, which git stores whole and the older ones as deltas on it,
-//! is sent as a delta on the version that the client has. Where no such path is known, [`Copies::between`] compares.
+//! is sent as a delta on the version that the client has. Where no such path is known, or it is long, [`Copies::between`] compares.
 //!
 //! Relies on: the bytes of deltas (`delta`). Elsewhere: which stored deltas join two objects (`plan::joins`), the entry
 //! that is made (`layer::encode`).
@@ -18,6 +18,10 @@ const LONGEST: u64 = 0x10000;
 const INSERT: usize = 0x7f;
 /// Objects are compared by blocks of so many bytes, as in `diff-delta.c`.
 const BLOCK: usize = 16;
+/// Of so many blocks that may be the same, the one with the longest match counts.
+const SAME: usize = 16;
+/// A match of so many bytes is long enough.
+const ENOUGH: usize = 4096;
 /// The largest offset that a copy command can state.
 const FARTHEST: u64 = u32::MAX as u64;
 
@@ -62,31 +66,10 @@ impl Copies {
     }
 
     /// Finds what `object` can copy from `base` by comparing their bytes. Takes time in proportion to their lengths, and
-    /// memory to an eighth of that of `base`.
+    /// memory of up to one and a quarter times that of `base`.
     pub fn between(base: &[u8], object: &[u8]) -> Self {
-        let blocks = Blocks::of(base);
-        let mut runs: Vec<Run> = Vec::new();
-        let (mut at, mut copied) = (0, 0);
-        while let Some(block) = object.get(at..).and_then(|rest| rest.first_chunk()) {
-            let run = blocks.find(block).and_then(|start| {
-                let (before, after) = (base.get(..start)?, base.get(start..)?);
-                let same = |(a, b): &(&u8, &u8)| a == b;
-                let len = object.get(at..)?.iter().zip(after).take_while(same).count();
-                // Looking back only from a true match keeps the whole linear.
-                let free = object.get(copied..at).filter(|_| len >= BLOCK)?;
-                let back = free.iter().rev().zip(before.iter().rev()).take_while(same).count();
-                Some((start - back, at - back, len + back))
-            });
-            match run {
-                Some((from, to, len)) => {
-                    runs.push(Run { to: to as u64, from: from as u64, len: len as u64 });
-                    at = to + len;
-                    copied = at;
-                }
-                None => at += 1,
-            }
-        }
-        Self { runs }
+        let found = Blocks::of(base).copies(base, object, u64::MAX);
+        found.map_or(Self { runs: Vec::new() }, |(copies, _)| copies)
     }
 
     /// What the other object can copy from this one.
@@ -160,25 +143,84 @@ impl Copies {
     }
 }
 
-/// Where the blocks of an object lie, by their content; of equal hashes the first counts.
-struct Blocks {
-    /// 1 + number of the block; 0 for none.
+/// Where the blocks of an object lie, by their content: what others can copy from it is then found without reading it again.
+pub struct Blocks {
+    /// 1 + number of the first block; 0 for none.
     table: Vec<u32>,
+    /// For each block: 1 + number of the next one that may have the same content.
+    next: Vec<u32>,
     shift: u32,
 }
 
 impl Blocks {
-    fn of(base: &[u8]) -> Self {
+    /// Takes note of the blocks of `base`.
+    pub fn of(base: &[u8]) -> Self {
         let blocks = base.as_chunks::<BLOCK>().0;
         let bits = (blocks.len() * 2).next_power_of_two().trailing_zeros().clamp(4, 28);
-        let mut found = Self { table: vec![0; 1 << bits], shift: 64 - bits };
-        for (number, block) in (1u32..).zip(blocks) {
+        let mut found = Self { table: vec![0; 1 << bits], next: vec![0; blocks.len()], shift: 64 - bits };
+        // From the last on, so that the first stands in front.
+        for (index, block) in blocks.iter().enumerate().rev() {
+            let number = index as u32 + 1;
             let slot = found.slot(block);
-            if let Some(free @ 0) = found.table.get_mut(slot) {
-                *free = number;
+            if let (Some(first), Some(next)) = (found.table.get_mut(slot), found.next.get_mut(index)) {
+                *next = std::mem::replace(first, number);
             }
         }
         found
+    }
+
+    /// How many bytes it takes.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.table[..]) + size_of_val(&self.next[..])
+    }
+
+    /// What `object` can copy from `base`, whose blocks these are, and how long the delta is; `None` if it is longer than `most` bytes.
+    pub fn copies(&self, base: &[u8], object: &[u8], most: u64) -> Option<(Copies, u64)> {
+        let mut runs: Vec<Run> = Vec::new();
+        let mut len = size_len(base.len() as u64) + size_len(object.len() as u64);
+        let (mut at, mut copied) = (0, 0);
+        while let Some(block) = object.get(at..).and_then(|rest| rest.first_chunk()) {
+            match self.longest(base, object, at, block) {
+                Some((from, found)) => {
+                    let back = back(base.get(..from)?, object.get(copied..at)?);
+                    let run = Run {
+                        to: (at - back) as u64,
+                        from: (from - back) as u64,
+                        len: (found + back) as u64,
+                    };
+                    len += inserted_len((at - back - copied) as u64) + copy_len(run);
+                    runs.push(run);
+                    at += found;
+                    copied = at;
+                }
+                None => at += 1,
+            }
+            if len + (at - copied) as u64 > most {
+                return None;
+            }
+        }
+        len += inserted_len((object.len() - copied) as u64);
+        (len <= most).then_some((Copies { runs }, len))
+    }
+
+    /// The longest of the matches that begin with this block: where it lies in the base, and its length.
+    fn longest(&self, base: &[u8], object: &[u8], at: usize, block: &[u8; BLOCK]) -> Option<(usize, usize)> {
+        let rest = object.get(at..)?;
+        let mut best: Option<(usize, usize)> = None;
+        let mut number = *self.table.get(self.slot(block))?;
+        for _ in 0..SAME {
+            let Some(index) = number.checked_sub(1) else { break };
+            let start = index as usize * BLOCK;
+            let len = rest.iter().zip(base.get(start..)?).take_while(|(a, b)| a == b).count();
+            if len >= BLOCK && best.is_none_or(|(_, longest)| longest < len) {
+                best = Some((start, len));
+                if len >= ENOUGH || len == rest.len() {
+                    break;
+                }
+            }
+            number = *self.next.get(index as usize)?;
+        }
+        best
     }
 
     fn slot(&self, block: &[u8; BLOCK]) -> usize {
@@ -186,12 +228,27 @@ impl Blocks {
         let mixed = (word as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ ((word >> 64) as u64).rotate_left(29);
         (mixed.wrapping_mul(0xd6e8_feb8_6659_fd93) >> self.shift) as usize
     }
+}
 
-    /// The start of a block that may have this content.
-    fn find(&self, block: &[u8; BLOCK]) -> Option<usize> {
-        let number = *self.table.get(self.slot(block))?;
-        Some(number.checked_sub(1)? as usize * BLOCK)
-    }
+/// With how many bytes both end.
+fn back(base: &[u8], object: &[u8]) -> usize {
+    object.iter().rev().zip(base.iter().rev()).take_while(|(a, b)| a == b).count()
+}
+
+/// How many bytes a size takes at the front of a delta.
+fn size_len(size: u64) -> u64 {
+    u64::from((64 - size.leading_zeros()).div_ceil(7).max(1))
+}
+
+/// How many bytes of a delta insert so many.
+fn inserted_len(bytes: u64) -> u64 {
+    bytes + bytes.div_ceil(INSERT as u64)
+}
+
+/// How many bytes of a delta copy a run, at most.
+fn copy_len(run: Run) -> u64 {
+    let offset = u64::from((64 - run.from.leading_zeros()).div_ceil(8));
+    run.len.div_ceil(LONGEST) * (3 + offset)
 }
 
 fn insert(bytes: &[u8], out: &mut Vec<u8>) {

@@ -5,6 +5,9 @@
 //! It serves as a source of entries alone: which objects an answer holds is decided anew for each request. What a force-push left
 //! behind is therefore not sent, however long it lies in a stored answer, and a purge names none.
 //!
+//! Deltas are searched for while it is made (`pack::plan::search`), since that is done once. What an older answer holds is searched
+//! anew: it is made again only when much has changed.
+//!
 //! One at a time on a node, and by one node for all. What fails is made some other day: the same can be sent without it.
 //! Relies on: wishes of `answer`, `publish`, `lease`. Elsewhere: how they are used (`pack::plan::stored`).
 
@@ -13,19 +16,23 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use roaring::RoaringBitmap;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::answer::kept::{LaidOut, is_costly, of_head};
+use crate::answer::kept::{LaidOut, of_head};
 use crate::git::path::RepoPath;
 use crate::mirror::answers::{MOST_OBJECTS, room};
 use crate::mirror::newest::NotFound;
 use crate::mirror::repo::Repo;
 use crate::mirror::snapshot::OpenError;
 use crate::mirror::wishes::{Wish, Wished};
-use crate::pack::Scratch;
+use crate::pack::filter::trees::TreeError;
 use crate::pack::meter::Halt;
+use crate::pack::plan::search::search;
+use crate::pack::plan::{Plan, PlanOptions, plan_on};
 use crate::pack::write::reader::PackReader;
+use crate::pack::{Scratch, Selection, Source, Stack};
 use crate::store::{AnswerRef, BlobId, Note, StoreError};
 use crate::telemetry::metrics as names;
 use crate::text::chain;
@@ -134,11 +141,12 @@ async fn head(
         plan.map(|made| made.map(|made| (snapshot, made)))
     });
     let planned = job.await.map_err(io::Error::other)?.map_err(|e| NotMade::Plan(chain(&e)))?;
-    let costly = planned.filter(|(_, made)| is_costly(&made.plan));
-    Ok(costly.map(|(snapshot, LaidOut { plan, answer })| Wished {
+    let Some((snapshot, LaidOut { plan, answer, costly: Some(objects) })) = planned else { return Ok(None) };
+    Ok(Some(Wished {
         repo: Arc::clone(repo),
         snapshot,
         plan: Arc::new(plan),
+        objects,
         answer,
         kind: "depth 1".into(),
         done: CancellationToken::new().drop_guard(),
@@ -193,9 +201,11 @@ async fn write(
 ) -> Result<(Option<NewLayer>, tempfile::TempDir), NotMade> {
     let scratch = work.mirror.local.scratch()?;
     let (snapshot, plan) = (Arc::clone(&wished.snapshot), Arc::clone(&wished.plan));
+    let objects = Arc::clone(&wished.objects);
     let blocks = snapshot.blocks_for_work().with_answer(wished.answer.clone());
     let job = crate::threads::spawn_blocking(move || {
         let (source, decoded) = (blocks.reader(), Scratch::new(SCRATCH, u64::MAX));
+        let plan = best(&snapshot.stack, &source, &objects, &*cost)?.map_or(plan, Arc::new);
         let stream = PackReader::new(plan, &snapshot.stack, &source, decoded, &*cost);
         let (tips, hash) = (Vec::new(), snapshot.refs.hash);
         let expected = Expected { tips, hash, largest_object: u64::MAX, threads: THREADS };
@@ -203,6 +213,24 @@ async fn write(
         Ok::<_, NotMade>((new?, scratch))
     });
     job.await.map_err(io::Error::other)?
+}
+
+/// The plan with deltas that are searched for; `None` where that takes more memory than there is.
+fn best(
+    stack: &Stack,
+    source: &dyn Source,
+    objects: &RoaringBitmap,
+    cost: &Cost,
+) -> Result<Option<Plan>, NotMade> {
+    let laid_out = search(stack, source, objects, cost).and_then(|found| {
+        let options = PlanOptions { ofs_delta: true, thin: false };
+        Ok(plan_on(stack, &mut Selection::of(objects.clone()), &found, options, cost)?)
+    });
+    match laid_out {
+        Ok(plan) => Ok(Some(plan)),
+        Err(TreeError::Halt(Halt::Busy | Halt::TooMuch { .. })) => Ok(None),
+        Err(error) => Err(NotMade::Plan(chain(&error))),
+    }
 }
 
 /// Publishes a generation that names it, upon whatever is the newest.

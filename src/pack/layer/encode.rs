@@ -14,7 +14,8 @@ use crate::pack::entry::{self, Header};
 use crate::pack::meter::{Halt, Held, Meter};
 use crate::pack::{Gid, Source};
 
-/// Makes the entry of the object `gid`: a delta on the last object of `path`, or whole where that does not pay.
+/// Makes the entry of the object `gid`: a delta on the last object of `path`, or whole where that does not pay, and
+/// then as it is stored, if it is whole there.
 ///
 /// `path` begins with `gid`. Of each two neighbours one is stored as a delta on the other, unless the path has these two
 /// objects alone. Steps count on `meter`, and the memory of an object that is not small.
@@ -29,15 +30,30 @@ pub fn anew(
 ) -> Result<Vec<u8>, DecodeError> {
     let room = room(stack, gid, path, meter)?;
     let _held = (room > SMALL).then(|| Held::new(meter, room)).transpose()?;
+    let stored = stack.entry(gid);
+    let as_stored = || {
+        let read = source.read(stored.layer, stored.offset..stored.end);
+        read.map(Vec::from).map_err(|error| DecodeError::Read { layer: stored.layer, error })
+    };
+    if path.is_empty() && stored.base_local.is_none() {
+        return as_stored();
+    }
     let (kind, object) = decode::object(stack, source, gid, scratch, meter)?;
     meter.step(object.len() as u64 / BYTES_A_STEP)?;
-    let Some(delta) = delta_along(stack, source, path, &object, scratch, meter)? else {
-        return Ok(undeltified(kind, &object, effort));
+    let delta = match delta_along(stack, source, path, &object, scratch, meter)? {
+        Some(delta) => delta,
+        None if stored.base_local.is_none() => return as_stored(),
+        None => return Ok(undeltified(kind, &object, effort)),
     };
     let base = path.last().copied().unwrap_or(gid);
     let mut out = Vec::with_capacity(delta.len() / 2 + 64);
     entry::encode(&Header::RefDelta { base: stack.oid(base) }, delta.len() as u64, &mut out);
+    let header_len = out.len();
     deflate_with(&delta, effort, &mut out);
+    let data = stored.offset + u64::from(stored.header_len)..stored.end;
+    if stored.base_local.is_none() && (out.len() - header_len) as u64 >= data.end - data.start {
+        return as_stored();
+    }
     Ok(out)
 }
 
@@ -53,7 +69,8 @@ pub fn room(stack: &Stack, gid: Gid, path: &[Gid], meter: &dyn Meter) -> Result<
     // Bytes that do not compress stay as long, and the output buffer grows by doubling.
     let deflating = size.saturating_mul(3);
     let base = match path {
-        [_, .., last] => decode::peak(stack, *last, meter)?,
+        // Compared with, it takes as much again and a quarter for where its blocks lie.
+        [_, .., last] => decode::peak(stack, *last, meter)?.max(stack.size(*last).saturating_mul(9) / 4),
         _ => 0,
     };
     Ok(decoding.max(deflating).max(size.saturating_add(base)))

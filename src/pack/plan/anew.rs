@@ -18,6 +18,7 @@
 //! themselves (`encode`).
 use super::each_entry;
 use super::joins::{self, Orphans};
+use super::search::Found;
 use crate::pack::meter::{Halt, Meter};
 use crate::pack::set::{GidSet, Gids};
 use crate::pack::{Gid, Selection, Stack};
@@ -44,6 +45,7 @@ impl Anew {
         stack: &Stack,
         chosen: &GidSet,
         stored: &dyn Fn(Gid) -> bool,
+        found: Option<&Found>,
         selection: &mut Selection<'_>,
         thin: bool,
         meter: &dyn Meter,
@@ -70,8 +72,16 @@ impl Anew {
                 }
                 Some(base) if thin && selection.surely_has(base, meter)? => return Ok(()),
                 Some(_) => _ = anew.set.insert(gid),
-                None if is_big => {}
+                None if found.is_some() || is_big => {}
                 None => return Ok(()),
+            }
+            if let Some(found) = found {
+                if let Some(base) = found.base(gid) {
+                    anew.set.insert(gid);
+                    anew.set.insert(base);
+                    anew.joined.push(vec![gid, base]);
+                }
+                return Ok(());
             }
             let mut to_client = None;
             if thin && (SMALL..=HUGE).contains(&stack.size(gid)) {

@@ -25,7 +25,8 @@ pub(super) struct Orphans {
 }
 
 impl Orphans {
-    /// Gives the path from `gid` over bases that are left out to an orphan that was looked at before.
+    /// Gives the path from `gid` to an orphan that was looked at before: these two, however many bases that are left out lie
+    /// between them. Each delta in between tells less of what they share, so they are compared.
     pub fn join(&mut self, stack: &Stack, gid: Gid) -> Option<Vec<Gid>> {
         let mut path = vec![gid];
         let mut meeting = None;
@@ -46,12 +47,13 @@ impl Orphans {
         for (below, above) in path.iter().zip(path.get(1..up).unwrap_or_default()) {
             self.below.insert(*above, *below);
         }
-        let depth = path.last().and_then(|orphan| self.depths.get(orphan)).copied().unwrap_or(0) + 1;
-        let fits = path.len() > up && path.len() <= LONGEST_JOIN && depth <= DEEPEST;
-        if fits {
-            self.depths.insert(gid, depth);
+        let orphan = path.get(up..).and_then(<[Gid]>::last).copied()?;
+        let depth = self.depths.get(&orphan).copied().unwrap_or(0) + 1;
+        if path.len() > LONGEST_JOIN || depth > DEEPEST {
+            return None;
         }
-        fits.then_some(path)
+        self.depths.insert(gid, depth);
+        Some(vec![gid, orphan])
     }
 }
 

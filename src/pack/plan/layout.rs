@@ -13,8 +13,10 @@
 use gix_hash::{Kind as HashKind, ObjectId};
 
 use crate::pack::entry::{self, Header, RawKind};
+use crate::pack::layer::encode;
 use crate::pack::layer::graph::NONE;
 use crate::pack::layer::graph::view::{Graph, GraphEntry};
+use crate::pack::meter::{Halt, Meter};
 use crate::pack::set::{GidMap, GidSet, Gids};
 use crate::pack::{Gid, Stack};
 
@@ -158,6 +160,8 @@ pub(super) struct Layout<'p> {
     /// Where the last header of unknown length stands.
     late: Option<u64>,
     scratch: Vec<u8>,
+    /// The objects packed anew that were laid out: which each is.
+    numbers: GidMap<u32>,
 }
 
 /// How an entry names its base.
@@ -194,6 +198,7 @@ impl<'p> Layout<'p> {
             early: GidMap::default(),
             late: None,
             scratch: Vec::new(),
+            numbers: GidMap::default(),
         }
     }
 
@@ -353,18 +358,33 @@ impl<'p> Layout<'p> {
         self.scratch.len() as u8
     }
 
+    /// Lays out the next object that is packed anew, along one of the plan's joins or whole.
+    pub fn anew(&mut self, gid: Gid, join: Option<u32>, meter: &dyn Meter) -> Result<(), Halt> {
+        let path = self.plan.path(join);
+        let room = encode::room(self.stack, gid, path, meter)?;
+        let last = path.last().copied();
+        self.plan.room = self.plan.room.max(room);
+        self.plan.anew_bytes += self.stack.size(gid);
+        let base = last.filter(|_| self.ofs_delta).and_then(|base| self.number_of(base));
+        self.plan.segments.push(Segment::Anew { gid, join, base, is_base: false });
+        self.numbers.insert(gid, self.plan.anew);
+        self.plan.anew += 1;
+        Ok(())
+    }
+
+    /// Says whether an object that is packed anew was laid out.
+    pub fn has_number(&self, gid: Gid) -> bool {
+        self.numbers.contains_key(&gid)
+    }
+
     /// Finds the number of an object among those packed anew, and notes that it is named by distance.
-    pub fn number_of(&mut self, gid: Gid) -> Option<u32> {
-        let segments = self.plan.segments.get_mut(1..=self.plan.anew as usize)?;
-        let gid_of = |segment: &Segment| match segment {
-            Segment::Anew { gid, .. } => *gid,
-            _ => NONE,
-        };
-        let number = segments.binary_search_by_key(&gid, gid_of).ok()?;
-        if let Some(Segment::Anew { is_base, .. }) = segments.get_mut(number) {
+    fn number_of(&mut self, gid: Gid) -> Option<u32> {
+        let number = self.numbers.get(&gid).copied()?;
+        // The first segment is the pack's header.
+        if let Some(Segment::Anew { is_base, .. }) = self.plan.segments.get_mut(number as usize + 1) {
             *is_base = true;
         }
-        Some(number as u32)
+        Some(number)
     }
 
     /// Where an object was laid out; `None` if it was packed anew or is not in the answer.

@@ -3,6 +3,7 @@
 //! - [`select`]: which objects a request gets.
 //! - `anew`: which of them are packed anew, and `joins`: by which stored deltas they are joined to a base.
 //! - `layout`: where each entry lies, and how it names its base.
+//! - [`search`](mod@search): deltas among them that are stored nowhere, and `names`: which objects are worth comparing.
 //! - [`stored`]: an answer that was made before, from which entries are copied where that can be done.
 //!
 //! Entries are copied as they are stored, in the order of the stack (layer by layer, pack order).
@@ -16,18 +17,20 @@
 mod anew;
 mod joins;
 mod layout;
+mod names;
+pub mod search;
 pub mod select;
 pub mod stored;
 
 use super::entry;
-use super::layer::encode;
 use super::layer::graph::view::GraphEntry;
 use super::meter::{Halt, Meter};
-use super::set::GidSet;
+use super::set::{GidMap, GidSet};
 use super::{Gid, Selection, Stack};
 use anew::Anew;
 use layout::Layout;
 pub use layout::{Plan, Segment};
+use search::Found;
 use stored::Stored;
 
 /// A plan's memory is counted whenever it has grown by so many bytes.
@@ -49,7 +52,7 @@ pub fn plan(
     options: PlanOptions,
     meter: &dyn Meter,
 ) -> Result<Plan, Halt> {
-    plan_with(stack, selection, None, options, meter)
+    lay_out(stack, selection, (None, None), options, meter)
 }
 
 /// The same, with a stored answer: what it holds of the selection stands before the rest, but for what is packed anew.
@@ -60,32 +63,56 @@ pub fn plan_with(
     options: PlanOptions,
     meter: &dyn Meter,
 ) -> Result<Plan, Halt> {
+    lay_out(stack, selection, (stored, None), options, meter)
+}
+
+/// The same, with the bases that a search among the objects of the selection has found.
+pub fn plan_on(
+    stack: &Stack,
+    selection: &mut Selection<'_>,
+    found: &Found,
+    options: PlanOptions,
+    meter: &dyn Meter,
+) -> Result<Plan, Halt> {
+    lay_out(stack, selection, (None, Some(found)), options, meter)
+}
+
+fn lay_out(
+    stack: &Stack,
+    selection: &mut Selection<'_>,
+    (stored, found): (Option<&Stored>, Option<&Found>),
+    options: PlanOptions,
+    meter: &dyn Meter,
+) -> Result<Plan, Halt> {
     let chosen = GidSet::from_roaring(&selection.objects, stack.len());
     let objects = selection.objects.len() as u32;
     let usable = stored.map(|stored| stored.usable(stack, &chosen, meter)).transpose()?;
     let is_stored = |gid| usable.as_ref().is_some_and(|usable| usable.set.contains(gid));
-    let mut anew = Anew::find(stack, &chosen, &is_stored, selection, options.thin, meter)?;
+    let mut anew = Anew::find(stack, &chosen, &is_stored, found, selection, options.thin, meter)?;
     let joined = std::mem::take(&mut anew.joined);
     let mut layout = Layout::new(stack, &chosen, (&anew.set, &anew.forward), options.ofs_delta);
     layout.stored = usable.as_ref();
     layout.literal(&entry::pack_header(objects));
     layout.out = 0;
     let mut counted = 0;
-    let mut joined = joined.into_iter().peekable();
+    let mut paths: GidMap<Vec<Gid>> =
+        joined.into_iter().filter_map(|path| Some((*path.first()?, path))).collect();
+    let mut chain = Vec::new();
     for gid in anew.set.iter() {
-        let path = joined.next_if(|path| path.first() == Some(&gid));
-        let join = path.map(|path| {
-            layout.plan.joins.push(path);
-            layout.plan.joins.len() as u32 - 1
-        });
-        let path = layout.plan.path(join);
-        let room = encode::room(stack, gid, path, meter)?;
-        let last = path.last().copied();
-        layout.plan.room = layout.plan.room.max(room);
-        layout.plan.anew_bytes += stack.size(gid);
-        let base = last.filter(|_| options.ofs_delta).and_then(|base| layout.number_of(base));
-        layout.plan.segments.push(Segment::Anew { gid, join, base, is_base: false });
-        layout.plan.anew += 1;
+        // Bases that were found by a search may stand behind.
+        let mut at = Some(gid).filter(|gid| !layout.has_number(*gid));
+        while let Some(gid) = at {
+            chain.push(gid);
+            let base = found.and_then(|found| found.base(gid));
+            at = base.filter(|base| !layout.has_number(*base));
+        }
+        while let Some(gid) = chain.pop() {
+            let join = paths.remove(&gid).map(|path| {
+                layout.plan.joins.push(path);
+                layout.plan.joins.len() as u32 - 1
+            });
+            layout.anew(gid, join, meter)?;
+        }
     }
     let mut count = |plan: &Plan| {
         let bytes = (plan.literals.len() + size_of_val(&plan.segments[..])) as u64;

@@ -93,7 +93,11 @@ impl Stored {
         for &(gid, position) in self.places.iter().filter(|(gid, _)| chosen.contains(*gid)) {
             let (here, there) = (self.layer.graph.entry(position), stack.entry(gid));
             let is_anew = there.base.is_some_and(|base| !chosen.contains(base));
-            let is_longer = here.is_none_or(|here| here.end - here.offset > there.end - there.offset);
+            // Headers differ where distances do.
+            let len =
+                |end: u64, offset: u64, header_len: u8| (end - offset).saturating_sub(header_len.into());
+            let there = len(there.end, there.offset, there.header_len);
+            let is_longer = here.is_none_or(|here| len(here.end, here.offset, here.header_len) > there);
             if let Some(place) = usable.get_mut(position as usize) {
                 *place = is_anew || !is_longer;
             }
