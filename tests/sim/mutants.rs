@@ -74,9 +74,9 @@ impl Mutant {
             *bytes = other.into();
         }
         if self == Self::KeepsWhatIsPurged && key.contains("/nodes/") {
-            let mut beat: Value = serde_json::from_slice(&zstd::decode_all(&bytes[..]).unwrap()).unwrap();
+            let mut beat: Value = serde_json::from_slice(bytes).expect("a short heartbeat is plain JSON");
             beat["obeyed"] = u64::MAX.into();
-            *bytes = zstd::encode_all(beat.to_string().as_bytes(), 1).unwrap().into();
+            *bytes = beat.to_string().into();
         }
         let Some(mut value) = record(key, bytes) else { return };
         let dump = shared.dump();

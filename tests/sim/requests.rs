@@ -142,12 +142,13 @@ fn the_store_is_asked_as_often_as_the_documentation_says() {
         // With what follows it.
         tokio::time::sleep(Duration::from_secs(100)).await;
         see("a sync of one push", heard(For::Repo));
-        let beats = 10;
+        let looks = 3;
+        let beats = (settings().compare_every * looks).as_secs() as u32
+            / node.app.mirror.beat_every().as_secs() as u32;
         tokio::time::sleep(node.app.mirror.beat_every() * beats).await;
         let calls = node.view.heard();
         see("a heartbeat of the only node", counted(&calls, For::Beat).map(|all| all / beats as usize));
-        // Such nodes look at each heartbeat.
-        let looks = counted(&calls, For::News).map(|all| all / beats as usize);
+        let looks = counted(&calls, For::News).map(|all| all / looks as usize);
         see("a look for new repositories, every `compare_every`", looks);
     });
     assert_eq!(seen.iter().map(|(what, row)| (what.clone(), *row)).collect::<BTreeMap<_, _>>(), said(1));
