@@ -17,10 +17,17 @@ use super::entries::Name;
 use super::flight::{Flights, Lead};
 use super::maps::Map;
 use super::{Inner, Local, LocalOptions};
+use crate::budget::Budget;
 use crate::store::{BlobId, BlobRef, StoreError};
 
 /// The most that one read ahead asks of the bucket.
 const RUN: u64 = 8 << 20;
+
+/// What a block counts at the most among those that are fetched for readers that wait.
+const MOST_BLOCK: u64 = 1 << 20;
+
+/// And at least: so many requests are under way where blocks are small.
+const LEAST_ROOM: u64 = 64 << 10;
 
 type Key = (BlobId, u32);
 type Answer = Result<Bytes, StoreError>;
@@ -75,17 +82,16 @@ impl PackBlob {
 /// What is being fetched, and how much at once.
 pub(super) struct Fetching {
     flights: Flights<Key, Answer>,
-    wanted: Arc<Semaphore>,
+    wanted: Budget,
     ahead: Arc<Semaphore>,
 }
 
 impl Fetching {
     pub(super) fn new(options: &LocalOptions) -> Self {
-        let permits = |n: usize| Arc::new(Semaphore::new(n.max(1)));
         Self {
             flights: Flights::default(),
-            wanted: permits(options.fetches),
-            ahead: permits(options.fetches_ahead),
+            wanted: Budget::new(options.fetches.max(1) as u64 * MOST_BLOCK, "cache_dir"),
+            ahead: Arc::new(Semaphore::new(options.fetches_ahead.max(1))),
         }
     }
 }
@@ -216,8 +222,11 @@ impl Inner {
                 Found::NotNow => keep = false,
             }
         }
-        let room = self.fetching.wanted.acquire().await;
-        let _room = room.map_err(|error| StoreError::unavailable("fetch a block", error.to_string()))?;
+        // Small ones are as many as there is room for: a fetch from many layers waits for one trip.
+        let range = pack.range(n);
+        let bytes = (range.end - range.start).clamp(LEAST_ROOM, MOST_BLOCK);
+        let room = self.fetching.wanted.take(bytes).await;
+        let _room = room.map_err(|halt| StoreError::unavailable("fetch a block", halt.to_string()))?;
         self.miss(1);
         self.fetch(pack, n, hash, keep).await
     }
@@ -226,13 +235,21 @@ impl Inner {
     async fn fetch(self: &Arc<Self>, pack: &PackBlob, n: u64, hash: [u8; 32], keep: bool) -> Answer {
         let (key, _) = pack.block(n)?;
         for _ in 0..2 {
-            let bytes = self.bucket.get_range(&pack.blob, pack.range(n)).await?;
+            let ahead = self.expected.take(&pack.blob, pack.range(n)).await;
+            let is_ahead = ahead.is_some();
+            let bytes = match ahead {
+                Some(bytes) => bytes,
+                None => self.bucket.get_range(&pack.blob, pack.range(n)).await?,
+            };
             let inner = self.clone();
             let proven = blocking(move || match keep {
                 true => inner.keep(key, &hash, bytes),
                 false => is(&bytes, &hash).then_some(bytes),
             });
             if let Some(bytes) = proven.await? {
+                if is_ahead {
+                    self.expected.is_proven(pack.blob.id);
+                }
                 return Ok(bytes);
             }
         }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use super::maps::Map;
 use super::{Inner, Local};
 use crate::budget::{Budget, Room};
 use crate::store::frame::unpack;
-use crate::store::{BlobRef, StoreError};
+use crate::store::{BlobRef, StoreError, WINDOW};
 
 /// Length of the hash behind the content.
 const TAIL: usize = 32;
@@ -99,21 +99,29 @@ impl Inner {
 
     async fn load(self: &Arc<Self>, blob: BlobRef) -> Loaded {
         let name = Name::Whole(blob.id, blob.kind);
-        let inner = self.clone();
-        match blocking(move || inner.on_disk(&blob, name)).await? {
-            Found::Here(held) => {
-                self.hit();
-                return Ok(Arc::new(held));
-            }
-            Found::Absent => {}
-            // It is kept already. What prevents reading it would also prevent writing it.
-            Found::NotNow => {
-                self.miss(1);
-                return self.load_to_memory(blob).await;
+        if self.disk.has(name) {
+            // A thread each would be many where a repository of many layers is opened.
+            let _place = self.looks.acquire().await;
+            let inner = self.clone();
+            match blocking(move || inner.on_disk(&blob, name)).await? {
+                Found::Here(held) => {
+                    self.hit();
+                    return Ok(Arc::new(held));
+                }
+                Found::Absent => {}
+                // It is kept already. What prevents reading it would also prevent writing it.
+                Found::NotNow => {
+                    self.miss(1);
+                    return self.load_to_memory(blob).await;
+                }
             }
         }
         self.miss(1);
-        match self.load_to_disk(blob, name).await {
+        let loaded = match blob.len <= WINDOW {
+            true => self.load_at_once(blob, name).await,
+            false => self.load_to_disk(blob, name).await,
+        };
+        match loaded {
             Err(StoreError::Local { path, source }) => {
                 tracing::debug!(path, error = %source, %blob, "not kept on disk");
                 self.load_to_memory(blob).await
@@ -141,6 +149,34 @@ impl Inner {
         }
     }
 
+    /// For a blob that is fetched with one request: what follows is one job.
+    async fn load_at_once(self: &Arc<Self>, blob: BlobRef, name: Name) -> Loaded {
+        let inner = self.clone();
+        let put = move |bytes: Bytes| {
+            let temp = || inner.disk.temp().map_err(|error| local(&blob, error));
+            let (ready, len) = if blob.kind.is_framed() {
+                unpack_into(&inner.disk, &blob, &bytes[..], temp()?)?
+            } else {
+                let temp = temp()?;
+                let written =
+                    (&temp.file).write_all(&bytes).and_then(|()| (&temp.file).write_all(blob.id.as_bytes()));
+                written.map_err(|error| local(&blob, error))?;
+                (temp, blob.len + TAIL as u64)
+            };
+            inner.adopt(&blob, name, ready, len)
+        };
+        self.bucket.get_blob_for(&blob, put).await?
+    }
+
+    /// Takes over a file that is ready, and opens it.
+    fn adopt(&self, blob: &BlobRef, name: Name, ready: Temp, len: u64) -> Loaded {
+        self.disk.adopt(name, ready, len).map_err(|error| local(blob, error))?;
+        match self.on_disk(blob, name) {
+            Found::Here(held) => Ok(Arc::new(held)),
+            Found::Absent | Found::NotNow => Err(local(blob, io::ErrorKind::NotFound.into())),
+        }
+    }
+
     async fn load_to_disk(self: &Arc<Self>, blob: BlobRef, name: Name) -> Loaded {
         let inner = self.clone();
         let temp = blocking(move || inner.disk.temp()).await?.map_err(|error| local(&blob, error))?;
@@ -159,11 +195,7 @@ impl Inner {
                 append().map_err(|error| local(&blob, error))?;
                 (temp, blob.len + TAIL as u64)
             };
-            inner.disk.adopt(name, ready, len).map_err(|error| local(&blob, error))?;
-            match inner.on_disk(&blob, name) {
-                Found::Here(held) => Ok(Arc::new(held)),
-                Found::Absent | Found::NotNow => Err(local(&blob, io::ErrorKind::NotFound.into())),
-            }
+            inner.adopt(&blob, name, ready, len)
         })
         .await?
     }
@@ -198,16 +230,15 @@ fn tail_is_right(file: &[u8]) -> bool {
 
 /// Unpacks a downloaded frame into a new temporary file with its hash behind; also gives the file's length.
 fn unpack_file(disk: &Disk, blob: &BlobRef, from: Temp) -> Result<(Temp, u64), StoreError> {
-    let open = || -> io::Result<(Temp, File)> {
-        let mut source = &from.file;
-        source.rewind()?;
-        let to = disk.temp()?;
-        let file = to.file.try_clone()?;
-        Ok((to, file))
-    };
-    let (ready, file) = open().map_err(|error| local(blob, error))?;
+    let to = (&from.file).rewind().and_then(|()| disk.temp()).map_err(|error| local(blob, error))?;
+    unpack_into(disk, blob, &from.file, to)
+}
+
+/// Unpacks a frame into `ready`, with the hash of its content behind; also gives the file's length.
+fn unpack_into(disk: &Disk, blob: &BlobRef, from: impl Read, ready: Temp) -> Result<(Temp, u64), StoreError> {
+    let file = ready.file.try_clone().map_err(|error| local(blob, error))?;
     let mut to = Hashing { file: io::BufWriter::new(file), hasher: Sha256::new(), len: 0, failed: false };
-    if let Err(error) = unpack(&from.file, blob, disk.usage().1, &mut to) {
+    if let Err(error) = unpack(from, blob, disk.usage().1, &mut to) {
         // A full disk is told apart from damage: the blob is not at fault.
         return Err(if to.failed { local(blob, error) } else { bad_frame(blob, &error) });
     }

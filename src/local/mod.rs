@@ -17,6 +17,7 @@
 mod blocks;
 mod disk;
 mod entries;
+mod expected;
 mod file;
 mod flight;
 mod home;
@@ -35,12 +36,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tempfile::TempDir;
+use tokio::sync::Semaphore;
 
 use crate::budget::Budget;
 use crate::folder::Folder;
 use crate::store::{BlobRef, Bucket, Name};
 use blocks::Fetching;
 use disk::Disk;
+use expected::Expected;
 use flight::Flights;
 use home::{Home, is_work};
 use mapped::Live;
@@ -52,6 +55,9 @@ pub use index::Index;
 
 /// Bytes of whole blobs in memory where the disk gives or takes nothing.
 const MOST_IN_MEMORY: u64 = 512 << 20;
+
+/// Files of the cache that are looked at, at the same time; each takes a thread.
+const LOOKS: usize = 64;
 
 /// The node's directory cannot be used: the only way in which opening fails.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +112,7 @@ pub enum LocalError {
 pub struct LocalOptions {
     /// Bytes on disk for blocks and files, all together. The scratch space and the index come on top.
     pub max_bytes: u64,
-    /// Ranged reads of the bucket in flight for readers that wait, one block each.
+    /// Ranged reads of the bucket in flight for readers that wait: so many blocks of 1 MiB, or more that are smaller.
     pub fetches: usize,
     /// Ranged reads of the bucket in flight ahead of readers, up to 8 MiB each.
     pub fetches_ahead: usize,
@@ -151,6 +157,10 @@ struct Inner {
     index: Index,
     home: PathBuf,
     fetching: Fetching,
+    /// First blocks that are on their way without proof.
+    expected: Expected,
+    /// Files that are looked at, at the same time.
+    looks: Semaphore,
     /// Pays for whole blobs that are not on disk.
     memory: Budget,
     files: Flights<BlobRef, mapped::Loaded>,
@@ -187,6 +197,8 @@ impl Local {
                 index,
                 home: dir.to_owned(),
                 fetching: Fetching::new(options),
+                expected: Expected::default(),
+                looks: Semaphore::new(LOOKS),
                 memory: Budget::new(MOST_IN_MEMORY, "cache_dir"),
                 files: Flights::default(),
                 live: Live::default(),

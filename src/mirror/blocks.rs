@@ -27,8 +27,8 @@ const AHEAD: u64 = 16;
 /// How many blocks one request holds on to, where the cache is large enough. They are mapped files, not memory.
 const HELD: usize = 256;
 
-/// How many packs are looked at side by side before a stream begins.
-const FIRST_BLOCKS: usize = 16;
+/// How many packs are looked at side by side before a stream begins; what is fetched of them at once is bounded by its bytes.
+const FIRST_BLOCKS: usize = 256;
 
 /// What is known of a pack before a stream begins.
 struct Look<'a> {
@@ -90,10 +90,11 @@ impl Blocks {
     }
 
     /// Makes sure that no pack is missing that sending `plan` reads: of each, all bytes that are needed lie on this node's
-    /// disk, or the first block that does not could be fetched just now. Blocks that are there are not asked for.
+    /// disk, or the first block that does not could be fetched just now, or a block was a moment ago. Blocks that are there are not asked for.
     pub async fn at_hand(&self, plan: &Plan, stack: &Stack) -> Result<(), StoreError> {
         self.readable().map_err(|e| StoreError::unavailable("read a pack", e.to_string()))?;
-        let absent = self.first_absent(plan, stack);
+        let mut absent = self.first_absent(plan, stack);
+        absent.retain(|(pack, _)| !self.local.has_just_come(pack));
         stream::iter(absent.into_iter().map(Ok))
             .try_for_each_concurrent(FIRST_BLOCKS, |(pack, n)| async move {
                 self.local.block(pack, n).await.map(drop)

@@ -1,8 +1,8 @@
 //! The heart: the repositories of this node, and what is known of each.
 //!
-//! - [`repo`]: a repository's newest snapshot. [`condition`]: what its worker knows. [`snapshot`]: one published state, open for reading.
+//! - [`repo`]: a repository's newest snapshot. [`condition`]: what its worker knows. [`snapshot`]: one published state, open for reading; `files`: what it is opened from.
 //!   [`blocks`]: the bytes of its packs; [`carry`](mod@carry): the cache of them over a merge. [`damage`]: what is wrong with them. [`evidence`]: what differed from the primary.
-//! - [`opening`]: what the bucket holds is opened. [`newest`]: the newest record. `memory`: what of it outlives a restart.
+//! - [`opening`]: what the bucket holds is opened; `ahead`: what is read after that. [`newest`]: the newest record. `memory`: what of it outlives a restart.
 //! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
 //! - [`remove`](mod@remove): taking one out. [`gone`]: one that the primary does not have any more. [`orders`]: what is to be forgotten at once. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket.
 //!   `farm`: the other nodes and what they found. `division`: which node compares which repository.
@@ -12,6 +12,7 @@
 //! Relies on: `primary`, `local`, `store` and `pack`. Elsewhere: what
 //! changes the bucket (`work`), HTTP and clients (`serve`).
 
+mod ahead;
 pub mod answers;
 pub mod blocks;
 pub mod carry;
@@ -22,6 +23,7 @@ pub mod division;
 pub mod evidence;
 pub mod export;
 mod farm;
+mod files;
 pub mod gone;
 pub mod health;
 pub mod measure;

@@ -114,6 +114,20 @@ impl Mirror {
         self.open_upon(repo, generation, open).await
     }
 
+    /// The same for a client that waits: what it is likely to read next is fetched meanwhile.
+    pub(super) async fn open_for_client(
+        &self,
+        repo: &Repo,
+        generation: Generation,
+    ) -> Result<Arc<Snapshot>, OpenError> {
+        if repo.snapshot().is_none() && repo.unless_purged(generation.number, || {}) {
+            self.fetch_ahead(&generation);
+        }
+        let snapshot = self.open(repo, generation).await?;
+        snapshot.keep_ahead();
+        Ok(snapshot)
+    }
+
     /// The same, upon an older snapshot that may not be open any more.
     pub(super) async fn open_upon(
         &self,

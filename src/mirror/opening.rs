@@ -144,7 +144,7 @@ impl Mirror {
         tell.send_replace(Opening::Found);
         // Entered before it is opened: it may have been entered meanwhile, and there must be only one.
         let repo = self.start(repo);
-        match self.open(&repo, generation).await {
+        match self.open_for_client(&repo, generation).await {
             Ok(_) => Ok(Some(repo)),
             Err(e) => {
                 // Its worker repairs it or tries again.

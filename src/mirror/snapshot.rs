@@ -8,8 +8,6 @@
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
 use gix_hash::{ObjectId, oid};
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
@@ -21,6 +19,7 @@ use crate::local::{BlockHashes, Local, PackBlob};
 use crate::mirror::answers::{Answer, Answers};
 use crate::mirror::blocks::Blocks;
 use crate::mirror::carry::carry;
+use crate::mirror::files::{self, Files, Part};
 use crate::pack::Gid;
 use crate::pack::filter::trees::{TreeError, TreeLimits};
 use crate::pack::history::reach::Reach;
@@ -79,17 +78,6 @@ pub enum OpenError {
         /// The generation's number.
         number: u64,
     },
-}
-
-/// How many layers of one repository are fetched at the same time.
-const AT_ONCE: usize = 32;
-
-/// A layer on its way into a stack.
-enum Part {
-    /// An older snapshot has it open.
-    Open(Arc<Layer>),
-    /// Its files.
-    Mapped { idx: Bytes, graph: Bytes },
 }
 
 /// An open generation.
@@ -153,6 +141,11 @@ impl Snapshot {
         &self.blocks
     }
 
+    /// Keeps what was fetched ahead of its opening (`ahead`).
+    pub(super) fn keep_ahead(&self) {
+        self.blocks.local().keep_expected(self.blocks.packs());
+    }
+
     /// Lets nothing be read of it from now on, also by jobs and streams that have begun.
     pub(super) fn revoke(&self) {
         self.blocks.revoke();
@@ -166,24 +159,13 @@ impl Snapshot {
         generation: Generation,
         older: Option<Arc<Self>>,
     ) -> Result<Self, OpenError> {
-        let number = generation.number;
-        let store = |what| move |source| OpenError::Store { what, number, source };
-        let part = async |layer: &LayerRef| match older.as_ref().and_then(|older| older.shared_layer(layer)) {
-            Some(open) => Ok(Part::Open(open)),
-            None => {
-                let idx = async { local.mapped(&layer.idx).await.map_err(store("an index")) };
-                let graph = async { local.mapped(&layer.graph).await.map_err(store("a graph")) };
-                let (idx, graph) = tokio::try_join!(idx, graph)?;
-                Ok(Part::Mapped { idx, graph })
-            }
-        };
-        // However many layers there are, they cost a few round trips.
-        let parts = stream::iter(&generation.layers).map(part).buffered(AT_ONCE).try_collect::<Vec<_>>();
-        let text = async { local.mapped(&generation.refs).await.map_err(store("the refs")) };
-        let (text, parts) = tokio::try_join!(text, parts)?;
+        let (number, hash) = (generation.number, object_format(&generation)?);
+        let shared = |layer: &LayerRef| older.as_ref().and_then(|older| older.shared_layer(layer));
+        let Files { refs: text, parts } = files::fetch(local, &generation, hash, shared).await?;
         let local = local.clone();
-        let job =
-            crate::threads::spawn_blocking(move || Self::assemble(local, generation, older, &text, parts));
+        let job = crate::threads::spawn_blocking(move || {
+            Self::assemble(local, generation, hash, older, &text, parts)
+        });
         job.await.unwrap_or_else(|e| {
             let source = StoreError::unavailable("put the layers together", e.to_string());
             Err(OpenError::Store { what: "the stack", number, source })
@@ -193,23 +175,18 @@ impl Snapshot {
     fn assemble(
         local: Local,
         generation: Generation,
+        hash: HashKind,
         older: Option<Arc<Self>>,
         text: &[u8],
         parts: Vec<Part>,
     ) -> Result<Self, OpenError> {
         let number = generation.number;
-        let hash = object_format(&generation)?;
         let refs = refs_of(&generation, hash, text)?;
         let mut layers = Vec::with_capacity(parts.len());
         for (layer, part) in generation.layers.iter().zip(parts) {
             layers.push(match part {
                 Part::Open(open) => open,
-                Part::Mapped { idx, graph } => {
-                    let opened = Layer::open(idx, graph, hash);
-                    let opened = opened.map_err(|e| unusable("a layer", number, &e))?;
-                    belongs(layer, &opened).map_err(|e| unusable("a layer", number, &e))?;
-                    Arc::new(opened)
-                }
+                Part::Mapped { idx, graph } => files::opened(layer, idx, graph, hash, number)?,
             });
         }
         let packs = generation.layers.iter().zip(&layers).map(|(r, l)| pack_blob(&r.pack, l)).collect();

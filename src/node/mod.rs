@@ -107,7 +107,7 @@ pub async fn run(
 }
 
 /// Tries the store's promises once. False: it does not answer. An error: it answers wrong and must not be used.
-async fn probe(app: &App, work: &Work) -> anyhow::Result<bool> {
+pub(crate) async fn probe(app: &App, work: &Work) -> anyhow::Result<bool> {
     let bucket = &app.mirror.bucket;
     let probed = match bucket.probe().await {
         // One answer that was spoilt on its way is no broken promise.

@@ -20,7 +20,7 @@ use super::{BlobId, BlobKind, BlobRef, Bucket, StoreError};
 use crate::boot::Boot;
 
 /// Blobs up to this size are fetched with one request; longer ones in windows of it.
-const WINDOW: u64 = 8 << 20;
+pub const WINDOW: u64 = 8 << 20;
 
 /// Windows in flight for one download: bounds its memory to 32 MiB.
 const WINDOWS_IN_FLIGHT: usize = 4;
@@ -46,7 +46,18 @@ impl Bucket {
 
     /// Fetches a whole blob into memory and proves it. For small ones: see [`Bucket::download`].
     pub async fn get_blob(&self, blob: &BlobRef) -> Result<Bytes, StoreError> {
-        let key = blob.key();
+        self.get_blob_for(blob, |bytes| bytes).await
+    }
+
+    /// Like [`Bucket::get_blob`]; the job that has proven the bytes goes on with them, since a job of its own would cost more than most
+    /// of what is done with a small blob.
+    pub async fn get_blob_for<T: Send + 'static>(
+        &self,
+        blob: &BlobRef,
+        go_on: impl FnOnce(Bytes) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (key, id) = (blob.key(), blob.id);
+        let mut go_on = go_on;
         let mut what = String::new();
         for _ in 0..2 {
             let bytes = match self.read_checked(blob).await {
@@ -57,12 +68,14 @@ impl Bucket {
                 }
                 Err(error) => return Err(error),
             };
-            let hashed = bytes.clone();
-            let found = blocking(move || BlobId::of(&hashed)).await?;
-            if found == blob.id {
-                return Ok(bytes);
+            let gone_on = blocking(move || {
+                let found = BlobId::of(&bytes);
+                if found == id { Ok(go_on(bytes)) } else { Err((found, go_on)) }
+            });
+            match gone_on.await? {
+                Ok(made) => return Ok(made),
+                Err((found, back)) => (what, go_on) = (format!("its bytes hash to {found}"), back),
             }
-            what = format!("its bytes hash to {found}");
         }
         Err(StoreError::damaged(key, what))
     }

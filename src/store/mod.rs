@@ -56,6 +56,7 @@ mod faults;
 mod suite;
 
 pub use blob::{BadBlobId, BlobId, BlobKind, BlobRef, Name};
+pub use blobs::WINDOW;
 pub use bucket::{Bucket, LAYOUT};
 pub use cause::Cause;
 pub use error::StoreError;

@@ -205,20 +205,21 @@ impl Universe {
         if let Some(said) = self.said.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return said.clone();
         }
-        let mut git = git(self.dir.path());
-        git.env("GIT_PROTOCOL", "version=2").args(["upload-pack", "--stateless-rpc"]);
-        if advertises {
-            git.arg("--http-backend-info-refs");
-        }
-        let out = run(git.arg(self.repo(state)), body);
-        let said = Bytes::from(if advertises {
-            [&b"001e# service=git-upload-pack\n0000"[..], &out].concat()
-        } else {
-            out
-        });
+        let said = says(&self.repo(state), advertises, body);
         self.said.lock().unwrap_or_else(PoisonError::into_inner).insert(key, said.clone());
         said
     }
+}
+
+/// What git says to a request for a repository. Blocks.
+fn says(repo: &Path, advertises: bool, body: &Bytes) -> Bytes {
+    let mut git = git(repo);
+    git.env("GIT_PROTOCOL", "version=2").args(["upload-pack", "--stateless-rpc"]);
+    if advertises {
+        git.arg("--http-backend-info-refs");
+    }
+    let out = run(git.arg(repo), body);
+    Bytes::from(if advertises { [&b"001e# service=git-upload-pack\n0000"[..], &out].concat() } else { out })
 }
 
 /// What the primary does wrong, in thousandths of its answers.
@@ -243,6 +244,10 @@ pub struct Host {
     /// Where it is.
     pub address: &'static str,
     repos: Mutex<HashMap<String, Shown>>,
+    /// Repositories that are in none of the states: where they are.
+    others: Mutex<HashMap<String, PathBuf>>,
+    /// It answers at once.
+    pub is_prompt: AtomicBool,
     mood: Mutex<Mood>,
     chance: Mutex<StdRng>,
     /// Bytes of packs that it sent, by repository.
@@ -268,6 +273,8 @@ impl Host {
         Arc::new(Self {
             address,
             repos: Mutex::default(),
+            others: Mutex::default(),
+            is_prompt: AtomicBool::new(false),
             mood: Mutex::default(),
             chance,
             sent: Mutex::default(),
@@ -283,6 +290,11 @@ impl Host {
             shown.past.push((old, Instant::now()));
         }
         shown.state = state;
+    }
+
+    /// Shows a repository that lies somewhere else.
+    pub fn set_other(&self, repo: &str, path: &Path) {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).insert(repo.to_owned(), path.to_owned());
     }
 
     /// The state of a repository now.
@@ -343,7 +355,9 @@ impl Play for Arc<Line> {
             let mood = *host.mood.lock().unwrap_or_else(PoisonError::into_inner);
             let wait = if at < mood.slow as usize { wait * 200 } else { wait };
             note(|| format!("{} {:?} of {}: {wait} {roll}", line.name, asked.endpoint, asked.repo));
-            tokio::time::sleep(Duration::from_millis(wait)).await;
+            if !host.is_prompt.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(wait)).await;
+            }
             let _ = line.runs.subscribe().wait_for(|runs| *runs).await;
             // What a question for a grant asks for (`primary::grants`).
             let is_question = asked.body.windows(NO_REF.len()).any(|window| window == NO_REF);
@@ -364,20 +378,26 @@ impl Play for Arc<Line> {
                     body: Box::pin(stream::empty()),
                 });
             }
-            let Some(state) = host.state(asked.repo.as_str()) else {
+            let other =
+                host.others.lock().unwrap_or_else(PoisonError::into_inner).get(asked.repo.as_str()).cloned();
+            let state = host.state(asked.repo.as_str());
+            if other.is_none() && state.is_none() {
                 return Ok(Said {
                     status: StatusCode::NOT_FOUND,
                     kind: "text/plain",
                     body: Box::pin(stream::empty()),
                 });
-            };
+            }
             let (advertises, kind) = match asked.endpoint {
                 Endpoint::InfoRefs(_) => (true, "application/x-git-upload-pack-advertisement"),
                 _ => (false, RESULT),
             };
             let (repo, body) = (asked.repo.to_string(), asked.body.clone());
-            let said =
-                crate::threads::spawn_blocking(move || Universe::get().says(state, advertises, &body)).await;
+            let said = crate::threads::spawn_blocking(move || match (other, state) {
+                (Some(path), _) => says(&path, advertises, &body),
+                (None, state) => Universe::get().says(state.unwrap_or_default(), advertises, &body),
+            })
+            .await;
             let mut said = said.map_err(|error| PrimaryError::Unreachable(error.to_string()))?;
             if said.windows(4).any(|four| four == b"PACK") {
                 *host.sent.lock().unwrap_or_else(PoisonError::into_inner).entry(repo).or_default() +=

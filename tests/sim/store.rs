@@ -213,12 +213,26 @@ pub struct View {
     runs: watch::Sender<bool>,
     dead: Mutex<bool>,
     calls: Mutex<u64>,
+    /// What each call takes, where that is not left to chance.
+    pace: Mutex<Option<Duration>>,
+    /// What was asked, since somebody wants to know.
+    ledger: Mutex<Option<Vec<Call>>>,
     /// What the build of this node does wrong.
     pub mutant: Mutex<Option<Mutant>>,
     /// The call that fails, and how.
     pub nth: Mutex<Option<(u64, Fate)>>,
     /// Which record is held up on its way: the first to come, or one after it.
     pub hold: Mutex<Option<Hold>>,
+}
+
+/// One call.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// `list`, `folders`, `get`, `create`, `put`, `delete`, and what uploads in parts do.
+    pub what: &'static str,
+    pub key: String,
+    /// Bytes of what was read.
+    pub bytes: u64,
 }
 
 /// A record on its way that waits.
@@ -265,6 +279,8 @@ impl View {
             runs: watch::Sender::new(true),
             dead: Mutex::default(),
             calls: Mutex::default(),
+            pace: Mutex::default(),
+            ledger: Mutex::default(),
             mutant: Mutex::default(),
             nth: Mutex::default(),
             hold: Mutex::default(),
@@ -298,6 +314,27 @@ impl View {
         *self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets each call take so long.
+    pub fn set_pace(&self, pace: Duration) {
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(pace);
+    }
+
+    /// Begins to write down what is asked.
+    pub fn listen(&self) {
+        *self.ledger.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+    }
+
+    /// What was asked since.
+    pub fn heard(&self) -> Vec<Call> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default()
+    }
+
+    fn write_down(&self, what: &'static str, key: &str, bytes: u64) {
+        if let Some(ledger) = &mut *self.ledger.lock().unwrap_or_else(PoisonError::into_inner) {
+            ledger.push(Call { what, key: key.to_owned(), bytes });
+        }
+    }
+
     /// From now on no call has an effect or an answer.
     pub fn kill(&self) {
         *self.dead.lock().unwrap_or_else(PoisonError::into_inner) = true;
@@ -323,8 +360,12 @@ impl View {
     }
 
     /// What comes before a call, and what is wrong with it.
-    async fn begin(&self, what: &str, key: &str) -> Option<Ill> {
+    async fn begin(&self, what: &'static str, key: &str) -> Option<Ill> {
         note(|| format!("{} {what} {key}", self.name));
+        // What is read is written down with its bytes.
+        if what != "get" {
+            self.write_down(what, key, 0);
+        }
         let number = {
             let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
             *calls += 1;
@@ -362,8 +403,12 @@ impl View {
             };
             (wait, ill)
         };
+        let pace = *self.pace.lock().unwrap_or_else(PoisonError::into_inner);
         self.passes().await;
-        self.wait(wait).await;
+        match pace {
+            Some(pace) => tokio::time::sleep(pace).await,
+            None => self.wait(wait).await,
+        }
         self.passes().await;
         match planned {
             Some((n, Fate::FailsBefore)) if n == number => Some(Ill::Before),
@@ -403,8 +448,8 @@ impl View {
         };
         let mutant = self.mutant();
         let shows = |key: &&String| mutant.is_none_or(|mutant| mutant.shows(prefix, key));
-        let found =
-            objects.iter().filter(|(key, _)| below(key) && shows(key)).map(|(key, object)| meta(key, object));
+        let here = objects.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
+        let found = here.filter(|(key, _)| below(key) && shows(key)).map(|(key, object)| meta(key, object));
         match ill {
             Some(Ill::CutShort(most)) => found.take(*most).collect(),
             _ => found.collect(),
@@ -451,7 +496,8 @@ impl fmt::Display for Store {
 #[async_trait]
 impl ObjectStore for Store {
     async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let ill = self.0.begin("put", path.as_ref()).await;
+        let what = if options.mode == PutMode::Create { "create" } else { "put" };
+        let ill = self.0.begin(what, path.as_ref()).await;
         before(&ill)?;
         if options.mode == PutMode::Create && path.as_ref().contains("/gen/") {
             self.0.held().await;
@@ -485,7 +531,11 @@ impl ObjectStore for Store {
         let ill = self.0.begin("get", path.as_ref()).await;
         before(&ill)?;
         let key = path.as_ref();
-        let object = self.0.shared.lock().get(key).cloned().ok_or_else(|| missing(key))?;
+        let object = self.0.shared.lock().get(key).cloned();
+        let Some(object) = object else {
+            self.0.write_down("get", key, 0);
+            return Err(missing(key));
+        };
         options.check_preconditions(&meta(key, &object))?;
         let size = object.bytes.len() as u64;
         let range = match &options.range {
@@ -494,6 +544,8 @@ impl ObjectStore for Store {
                 range.as_range(size).map_err(|e| Error::Generic { store: "sim", source: Box::new(e) })?
             }
         };
+        let what = if options.head { "head" } else { "get" };
+        self.0.write_down(what, key, if options.head { 0 } else { range.end - range.start });
         let mut bytes = object.bytes.slice(range.start as usize..range.end as usize);
         if let Some(mutant) = self.0.mutant() {
             mutant.gets(key, &mut bytes);

@@ -92,7 +92,26 @@ impl Node {
         settings: &Settings,
         options: &LocalOptions,
     ) -> Self {
-        let view = View::of(shared, seed);
+        let (node, work) = Self::make(View::of(shared, seed), host, seed, settings, options);
+        node.run(work, false)
+    }
+
+    /// Starts a node as the program does: it is ready, or the store does not answer.
+    pub async fn start_at_once(view: Arc<View>, host: &Arc<Host>, settings: &Settings) -> Self {
+        let options = LocalOptions { max_bytes: 64 << 20, ..Default::default() };
+        let (node, work) = Self::make(view, host, 1, settings, &options);
+        let is_sound = crate::node::probe(&node.app, &work).await.unwrap();
+        node.run(work, is_sound)
+    }
+
+    /// The parts of a node. Nothing runs yet.
+    fn make(
+        view: Arc<View>,
+        host: &Arc<Host>,
+        seed: u64,
+        settings: &Settings,
+        options: &LocalOptions,
+    ) -> (Self, Arc<Work>) {
         let bucket = Bucket::over(Arc::new(Store(view.clone())), "farm");
         let dir = scratch();
         let local = Local::open(dir.path(), options, bucket.clone()).unwrap();
@@ -106,17 +125,21 @@ impl Node {
         let recorder = Arc::new(Recorder::install().unwrap());
         let ending = Stop { asked: stop.clone(), hurry: CancellationToken::new() };
         let app = App::new(settings, mirror, grants, recorder, ending);
+        (Self { app, view, line, stop, last, tasks: Vec::new(), dir }, work)
+    }
+
+    fn run(mut self, work: Arc<Work>, is_sound: bool) -> Self {
         let pace = Duration::from_secs(30);
-        let keeping = crate::node::keep(app.clone(), work.clone(), pace, false, stop.clone());
-        let tasks = vec![
-            tokio::spawn(work.run(last.clone())),
+        let keeping = crate::node::keep(self.app.clone(), work.clone(), pace, is_sound, self.stop.clone());
+        self.tasks = vec![
+            tokio::spawn(work.run(self.last.clone())),
             tokio::spawn(async move {
                 if let Err(error) = keeping.await {
                     eprintln!("a node ended: {error:#}");
                 }
             }),
         ];
-        Self { app, view, line, stop, last, tasks, dir }
+        self
     }
 
     /// Ends it as kill -9 does: nothing that it does has an effect any more.
