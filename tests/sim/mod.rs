@@ -6,7 +6,7 @@
 //!
 //! - [`store`]: the bucket, and each node's way to it. [`primary`]: the host. [`world`]: nodes and a farm. [`turns`]: the same seed is
 //!   the same run.
-//! - `cold`: nodes with an empty cache. `layered`: a repository with many layers. `many`: nodes with many repositories. `gone`: what the primary does not have any more. `nth`: each call of the store fails; `purge`: those of a purge.
+//! - `cold`: nodes with an empty cache. `requests`: what everything asks of the store. `layered`: a repository with many layers. `many`: nodes with many repositories. `gone`: what the primary does not have any more. `nth`: each call of the store fails; `purge`: those of a purge.
 //!   `upon`: a push and a merge at once. `soak`: a long time. `healing`: what was lost.
 //! - [`client`]: what a client sees. [`walker`]: what lies in the bucket. [`checks`]: what must be true. [`mutants`], `borders`: that each check can fail.
 
@@ -23,6 +23,7 @@ pub mod mutants;
 mod nth;
 mod primary;
 mod purge;
+mod requests;
 mod schedules;
 mod soak;
 pub mod store;
