@@ -74,17 +74,20 @@ impl Expected {
 }
 
 impl Local {
-    /// Begins to fetch the first `block` bytes of packs whose graphs are not here yet; [`Local::block`] then finds them. Needs a tokio
-    /// runtime.
-    pub fn expect(&self, packs: impl IntoIterator<Item = BlobRef>, block: u64) {
+    /// Begins to fetch the first `block` bytes of packs, each given with its graph; [`Local::block`] then finds them. Where the graph is
+    /// here already it saves no trip, and nothing is fetched. Needs a tokio runtime.
+    pub fn expect(&self, packs: impl IntoIterator<Item = (BlobRef, BlobRef)>, block: u64) {
         let inner = &self.inner;
         if inner.disk.is_resting() {
             return;
         }
         inner.expected.lock().proven.retain(|_, at| at.elapsed() < LASTS);
-        for pack in packs {
+        for (pack, graph) in packs {
             let bytes = pack.len.min(block);
-            if bytes == 0 || inner.disk.has(Name::Block(pack.id, 0)) {
+            let is_cold = ![Name::Block(pack.id, 0), Name::Whole(graph.id, graph.kind)]
+                .into_iter()
+                .any(|name| inner.disk.has(name));
+            if bytes == 0 || !is_cold {
                 continue;
             }
             let Ok(room) = inner.expected.room.try_take(bytes.max(LEAST)) else { return };

@@ -889,6 +889,7 @@ async fn nothing_wrong_is_ever_served() {
 #[tokio::test(start_paused = true)]
 async fn a_first_block_that_was_fetched_ahead_is_proven_when_it_is_wanted() {
     let node = Node::new().await;
+    let graph = BlobRef::of(BlobKind::Graph, b"not here");
     for is_spoilt in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         let local = Local::open(dir.path(), &node.options, node.bucket.clone()).unwrap();
@@ -896,7 +897,7 @@ async fn a_first_block_that_was_fetched_ahead_is_proven_when_it_is_wanted() {
         if is_spoilt {
             node.faulty.on(Op::Range, 1, Fault::CorruptByte);
         }
-        local.expect([node.pack.blob], BLOCK);
+        local.expect([(node.pack.blob, graph)], BLOCK);
         until(|| node.faulty.total() == 1).await;
         assert!(!local.has_block(&node.pack, 0), "nothing is kept without proof");
         assert_eq!(node.check(&local, [0, 0]).await, usize::from(is_spoilt));
@@ -905,7 +906,7 @@ async fn a_first_block_that_was_fetched_ahead_is_proven_when_it_is_wanted() {
         tokio::time::sleep(std::time::Duration::from_secs(11)).await;
         assert!(!local.has_just_come(&node.pack), "it is some time ago");
         // What is here is not fetched ahead.
-        local.expect([node.pack.blob], BLOCK);
+        local.expect([(node.pack.blob, graph)], BLOCK);
         assert_eq!(node.check(&local, [0]).await, 0);
     }
 }
@@ -914,13 +915,22 @@ async fn a_first_block_that_was_fetched_ahead_is_proven_when_it_is_wanted() {
 async fn what_was_fetched_ahead_and_nobody_wants_goes() {
     let node = Node::new().await;
     let local = node.open();
-    local.expect([node.pack.blob], BLOCK);
+    let graph = BlobRef::of(BlobKind::Graph, b"not here");
+    local.expect([(node.pack.blob, graph)], BLOCK);
     until(|| node.faulty.total() == 1).await;
     tokio::time::sleep(std::time::Duration::from_secs(11)).await;
     assert_eq!(node.check(&local, [0]).await, 1, "it is fetched when it is wanted");
     // Of another length than the block turns out to have it is of no use.
     let dir = tempfile::tempdir().unwrap();
     let other = Local::open(dir.path(), &node.options, node.bucket.clone()).unwrap();
-    other.expect([node.pack.blob], BLOCK / 2);
+    other.expect([(node.pack.blob, graph)], BLOCK / 2);
     assert_eq!(node.check(&other, [0]).await, 2);
+    // Where the graph is here, there is nothing to wait for.
+    let frame = zstd::bulk::compress(b"a graph", 3).unwrap();
+    let graph = node.bucket.put_blob(BlobKind::Graph, frame.into()).await.unwrap();
+    local.mapped(&graph).await.unwrap();
+    let before = node.faulty.total();
+    local.expect([(BlobRef { id: BlobId::of(b"another"), ..node.pack.blob }, graph)], BLOCK);
+    tokio::task::yield_now().await;
+    assert_eq!(node.faulty.total(), before);
 }

@@ -21,8 +21,8 @@ impl Mirror {
     pub(super) fn fetch_ahead(&self, generation: &Generation) {
         let answers = || generation.answers.iter().map(|answer| answer.layer);
         // Of answers the newest: what was asked for last is asked for again.
-        let packs = generation.layers.iter().copied().chain(answers().next_back()).map(|layer| layer.pack);
-        self.local.expect(packs, u64::from(BLOCK_SIZE));
+        let packs = generation.layers.iter().copied().chain(answers().next_back());
+        self.local.expect(packs.map(|layer| (layer.pack, layer.graph)), u64::from(BLOCK_SIZE));
         let room = Budget::new(AT_ONCE, "cache_dir");
         let files = answers().rev().filter(|layer| layer.objects <= MOST_OBJECTS);
         for file in files.flat_map(|layer| [layer.idx, layer.graph]) {

@@ -12,7 +12,7 @@ use super::layered::{Mirrored, REPO};
 use super::primary::Host;
 use super::schedules::in_paused_time;
 use super::store::{Call, Shared};
-use super::world::Node;
+use super::world::{Node, settings};
 use crate::git::path::RepoPath;
 use crate::serve::listen::router;
 
