@@ -104,9 +104,12 @@ pub(super) fn laid_out(
     Ok(LaidOut { plan, answer, costly })
 }
 
-/// The answer that holds most of what is selected, and how many objects that are.
+/// The answer that differs least from what is selected, and how many objects of that it holds. One that holds much else may hold
+/// these as deltas on what is not selected.
 fn best(answers: &[Arc<Answer>], selection: &Selection<'_>) -> Option<(Arc<Answer>, u64)> {
     let counted = answers.iter().map(|answer| (answer, answer.stored.count(&selection.objects)));
-    let best = counted.filter(|(_, count)| *count > 0).max_by_key(|(_, count)| *count);
-    best.map(|(answer, count)| (Arc::clone(answer), count))
+    let best = counted
+        .filter(|(_, held)| *held > 0)
+        .min_by_key(|(answer, held)| answer.stored.objects() as i64 - 2 * *held as i64);
+    best.map(|(answer, held)| (Arc::clone(answer), held))
 }

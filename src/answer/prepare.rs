@@ -145,8 +145,8 @@ pub fn needs_reach(request: &FetchRequest) -> bool {
 
 /// Prepares the answer to `request`, whose objects are `numbers`.
 ///
-/// Of `answers` that were made before, the one that holds most of it is copied from. The work counts on `meter`, and what is held until it is done. Where [`needs_reach`] says so, the set of what is published
-/// has been made before.
+/// Of `answers` that were made before, the one that differs least is copied from. The work counts on `meter`, and what is held
+/// until it is done. Where [`needs_reach`] says so, the set of what is published has been made before.
 pub fn prepare(
     granted: &Granted,
     request: &FetchRequest,

@@ -26,6 +26,30 @@ fn shrinking(dir: &Path) {
     git(dir).run("repack -adfq");
 }
 
+/// The same with branches that are merged: each commit makes all files a line shorter and changes others of their lines.
+fn merging(dir: &Path) {
+    let mut history = History::new();
+    let mut parents = Vec::new();
+    let mut texts: Vec<Vec<String>> =
+        (0..FILES).map(|n| prose(n, 400).lines().map(str::to_owned).collect()).collect();
+    for round in 0..12u64 {
+        for (n, text) in (0..).zip(&mut texts) {
+            text.truncate(400 - round as usize);
+            let line = (n * 37 + round * 101) as usize % text.len();
+            text[line] = prose(1000 + n * 100 + round, 1).trim().to_owned();
+        }
+        let files: Vec<(String, String)> =
+            texts.iter().zip(0..).map(|(text, n)| (format!("src/f{n}.txt"), text.join("\n"))).collect();
+        let changes: Vec<Change> = files.iter().map(|(name, text)| Change::File(name, text)).collect();
+        let (half, rest) = changes.split_at(changes.len() / 2);
+        let side = history.commit("refs/heads/side", &parents, half);
+        let main = history.commit("refs/heads/main", &parents, rest);
+        parents = vec![history.commit("refs/heads/main", &[main, side], half)];
+    }
+    history.import(dir);
+    git(dir).run("repack -adfq");
+}
+
 /// The answers that the newest record names.
 fn answers(world: &World, repo: &Repo) -> Vec<serde_json::Value> {
     let newest = world.store.newest(&repo.path).expect("a generation");
@@ -54,6 +78,25 @@ fn same_clone(world: &World, primary: &Primary, node: &Node, repo: &Repo, option
     let ours = from_bucket(node, || world.clone_of(&node.repo(&repo.path), options));
     let theirs = world.clone_of(&primary.repo_url(&repo.path), options);
     assert_eq!(State::of(&theirs).differences(&State::of(&ours), true), "", "{options}");
+}
+
+/// Bytes of the packs of a clone.
+fn packed(clone: &Path) -> u64 {
+    let files = std::fs::read_dir(clone.join("objects/pack")).unwrap().map(Result::unwrap);
+    let packs = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "pack"));
+    packs.map(|pack| pack.metadata().unwrap().len()).sum()
+}
+
+/// Clones as [`same_clone`] does, and finds at most 1.1 times the bytes. Says whether a kept answer was used.
+#[track_caller]
+fn short_clone(world: &World, primary: &Primary, node: &Node, repo: &Repo, options: &str) -> bool {
+    let before = used(node);
+    let ours = from_bucket(node, || world.clone_of(&node.repo(&repo.path), options));
+    let theirs = world.clone_of(&primary.repo_url(&repo.path), options);
+    assert_eq!(State::of(&theirs).differences(&State::of(&ours), true), "", "{options}");
+    let (ours, theirs) = (packed(&ours), packed(&theirs));
+    assert!(ours * 10 <= theirs * 11, "{options}: {ours} bytes, {theirs} from the primary");
+    used(node) > before
 }
 
 const SHALLOW: &str = "--bare --depth 1";
@@ -122,6 +165,37 @@ fn the_answer_to_a_clone_of_depth_one_is_there_before_it_is_asked_for() {
     });
     assert_eq!(answers(&world, &small).len(), 0, "it would save nothing");
     assert_eq!(made(&node), 1.0);
+}
+
+#[test]
+fn a_kept_answer_of_any_depth_has_no_more_bytes_than_gits_and_serves_a_tip_that_moved() {
+    mirror_only!();
+    let (world, primary) = (World::new(), Primary::start());
+    let repo = primary.repo("team/app.git", merging);
+    let node = world.setup(&primary).set("answers.depth1 = false").set("answers.share = 1000").start();
+    mirrored(&world, &node, &repo);
+    let depths = ["--bare --depth 1", "--bare --depth 3", "--bare --depth 6"];
+    for (n, depth) in depths.iter().enumerate() {
+        eventually("an answer of that depth to be stored", || {
+            same_clone(&world, &primary, &node, &repo, depth);
+            (answers(&world, &repo).len() == n + 1).then_some(())
+        });
+    }
+    let other = world.setup(&primary).set("answers.depth1 = false").start();
+    for depth in depths {
+        assert!(short_clone(&world, &primary, &other, &repo, depth), "{depth}");
+    }
+    for n in 0..3 {
+        let file = format!("src/f{n}.txt");
+        let text = repo.git().args(&["show", &format!("main:{file}")]).must().text();
+        repo.commit("main", &file, &format!("{text}\nand a line more\n"));
+        mirrored(&world, &other, &repo);
+        // Of a deeper one much has left with the boundary, so it is used only where that saves something.
+        let is_used = depths.map(|depth| short_clone(&world, &primary, &other, &repo, depth));
+        assert!(is_used[0], "after {n} commits more");
+    }
+    same(&world, &primary, &other, &repo.path);
+    world.store.audit();
 }
 
 #[test]

@@ -66,6 +66,11 @@ impl Stored {
         lacking as u64 * u64::from(part) <= u64::from(self.layer.graph.len())
     }
 
+    /// How many objects it holds.
+    pub fn objects(&self) -> u64 {
+        self.gids.len() as u64
+    }
+
     /// How many of `chosen` it holds.
     pub fn count(&self, chosen: &RoaringBitmap) -> u64 {
         self.places.iter().filter(|(gid, _)| chosen.contains(*gid)).count() as u64
