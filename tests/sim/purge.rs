@@ -300,7 +300,7 @@ fn an_answer_that_a_node_is_about_to_keep_does_not_come_back_after_a_purge() {
         let planned = crate::threads::spawn_blocking(move || {
             of_head(&open, &open.blocks_for_work().reader(), &[], &Unlimited).unwrap().unwrap()
         });
-        let planned = planned.await.unwrap();
+        let (planned, objects) = (planned.await.unwrap(), snapshot.stack.len());
         host.set(REPO, Some(1));
         let _ = clone(&router(node.app.clone()), REPO).await;
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -310,7 +310,7 @@ fn an_answer_that_a_node_is_about_to_keep_does_not_come_back_after_a_purge() {
         mirror.wish(Asked::Asked(Wished {
             repo,
             snapshot,
-            objects: planned.costly.unwrap_or_default(),
+            objects: Arc::new((0..objects).collect()),
             plan: Arc::new(planned.plan),
             answer: None,
             kind: "depth 1".into(),
