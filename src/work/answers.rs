@@ -205,7 +205,7 @@ async fn write(
     let blocks = snapshot.blocks_for_work().with_answer(wished.answer.clone());
     let job = crate::threads::spawn_blocking(move || {
         let (source, decoded) = (blocks.reader(), Scratch::new(SCRATCH, u64::MAX));
-        let plan = best(&snapshot.stack, &source, &objects, &*cost)?.map_or(plan, Arc::new);
+        let plan = best(&snapshot.stack, &source, &objects, &cost)?.map_or(plan, Arc::new);
         let stream = PackReader::new(plan, &snapshot.stack, &source, decoded, &*cost);
         let (tips, hash) = (Vec::new(), snapshot.refs.hash);
         let expected = Expected { tips, hash, largest_object: u64::MAX, threads: THREADS };
