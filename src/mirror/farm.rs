@@ -158,6 +158,7 @@ impl Mirror {
             None if self.selects(&path) => self.start(Arc::new(self.known(path))),
             None => return,
         };
+        repo.uses.hear(&found.used);
         let is_newer = repo.known().is_none_or(|known| known.number < number);
         if is_newer && reads.fetch_add(1, Ordering::Relaxed) < MOST_READS {
             // If this fails, it is read when somebody asks for the repository, or at the next comparison.

@@ -13,7 +13,7 @@ use crate::mirror::Mirror;
 use crate::mirror::evidence::Finding;
 use crate::mirror::progress::Sync;
 use crate::mirror::repo::{Phase, Repo};
-use crate::store::StoreError;
+use crate::store::{BlobId, StoreError};
 
 /// A node that has said nothing for so long is not there any more.
 const FORGOTTEN: Duration = Duration::from_secs(600);
@@ -142,6 +142,9 @@ pub struct RepoHealth {
     /// What last differed from the primary, with a few refs; none if that has been over for long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub difference: Option<Finding>,
+    /// Its kept answers that were used lately, and how many seconds ago.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub used: Vec<(BlobId, u64)>,
 }
 
 /// A repair that has ended.
@@ -183,6 +186,7 @@ impl RepoHealth {
             damage,
             mended,
             difference,
+            used: repo.uses.told(),
         }
     }
 
@@ -237,6 +241,7 @@ impl Mirror {
             || health.unmerged.is_some()
             || repo.progress().shown().is_some()
             || repo.compaction().shown().is_some()
+            || !repo.uses.told().is_empty()
     }
 }
 

@@ -39,6 +39,7 @@ pub mod remove;
 pub mod repo;
 pub mod snapshot;
 pub mod standing;
+pub mod uses;
 pub mod wishes;
 
 use std::collections::{HashMap, HashSet};

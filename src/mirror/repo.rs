@@ -18,6 +18,7 @@ use crate::mirror::evidence::Evidence;
 use crate::mirror::looks::Looks;
 use crate::mirror::progress::{Progress, Step};
 use crate::mirror::snapshot::Snapshot;
+use crate::mirror::uses::Uses;
 use crate::store::Generation;
 
 /// A promise of a comparison that begins after the ticket was taken.
@@ -76,6 +77,8 @@ pub struct Repo {
     known: RwLock<Option<Arc<Generation>>>,
     /// When a client was last served from it.
     used: Mutex<Instant>,
+    /// When its kept answers were last used.
+    pub uses: Uses,
     /// It was compared before.
     looked: AtomicBool,
     /// A client asked for it when nobody mirrored it.
@@ -112,6 +115,7 @@ impl Repo {
             outdated: AtomicU64::new(0),
             known: RwLock::new(None),
             used: Mutex::new(Instant::now()),
+            uses: Uses::default(),
             looked: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             shown: AtomicBool::new(false),

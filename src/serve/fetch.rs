@@ -98,7 +98,8 @@ async fn send(app: &App, repo: &Arc<Repo>, ready: Ready) -> Result<Response, Fai
     let (local, memory) = (app.mirror.local.clone(), app.memory.readers.clone());
     let generation = granted.generation.clone();
     let answer = prepared.answer.clone();
-    if answer.is_some() {
+    if let Some(answer) = &answer {
+        repo.uses.note(answer.id());
         metrics::counter!(names::KEPT_ANSWERS_USED).increment(1);
     }
     let out = Outgoing::new(frame, sender, granted, answer, meter, local, memory);

@@ -14,10 +14,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use roaring::RoaringBitmap;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::kept::{LaidOut, of_head};
@@ -124,9 +125,9 @@ pub async fn run(work: Arc<Work>, mut wishes: mpsc::Receiver<Wish>, stop: Cancel
 async fn head(
     work: &Work,
     repo: &Arc<Repo>,
-    looked: &mut HashMap<RepoPath, tokio::time::Instant>,
+    looked: &mut HashMap<RepoPath, Instant>,
 ) -> Result<Option<Wished>, NotMade> {
-    let now = tokio::time::Instant::now();
+    let now = Instant::now();
     looked.retain(|_, at| now.duration_since(*at) < LOOK_AGAIN);
     let Some(snapshot) = repo.snapshot().filter(|_| looked.insert(repo.path.clone(), now).is_none()) else {
         return Ok(None);
@@ -205,7 +206,7 @@ async fn write(
     let blocks = snapshot.blocks_for_work().with_answer(wished.answer.clone());
     let job = crate::threads::spawn_blocking(move || {
         let (source, decoded) = (blocks.reader(), Scratch::new(SCRATCH, u64::MAX));
-        let plan = best(&snapshot.stack, &source, &objects, &*cost)?.map_or(plan, Arc::new);
+        let plan = best(&snapshot.stack, &source, &objects, &cost)?.map_or(plan, Arc::new);
         let stream = PackReader::new(plan, &snapshot.stack, &source, decoded, &*cost);
         let (tips, hash) = (Vec::new(), snapshot.refs.hash);
         let expected = Expected { tips, hash, largest_object: u64::MAX, threads: THREADS };
@@ -256,7 +257,7 @@ async fn name(
         if generation.object_format != begun_with.generation.object_format {
             return Ok(false);
         }
-        let answers = Some(with(&generation.answers, &answer, outgrown, room));
+        let answers = Some(with(&generation.answers, &answer, outgrown, room, |id| repo.uses.last(id)));
         let (layers, asked) = (generation.layers.clone(), generation.verified_at);
         let draft =
             Draft { base: Some(generation), layers, refs: &base.refs, asked, repairing: false, answers };
@@ -267,18 +268,61 @@ async fn name(
     Ok(false)
 }
 
-/// The answers with a new one, which takes the place of the one of its kind that it has outgrown; the oldest go where there are
-/// too many.
-fn with(before: &[AnswerRef], new: &AnswerRef, outgrown: Option<BlobId>, room: u64) -> Vec<AnswerRef> {
+/// The answers with a new one, which takes the place of the one of its kind that it has outgrown. Where there are too many, those go
+/// that nobody is known to have used, and then those whose `last` use is longest ago; of the same, the oldest.
+fn with(
+    before: &[AnswerRef],
+    new: &AnswerRef,
+    outgrown: Option<BlobId>,
+    room: u64,
+    last: impl Fn(BlobId) -> Option<Instant>,
+) -> Vec<AnswerRef> {
     let others = before.iter().filter(|answer| {
         let is_outgrown = outgrown == Some(answer.layer.pack.id) && answer.kind == new.kind;
         answer.layer.pack != new.layer.pack && !is_outgrown
     });
     let mut kept: Vec<AnswerRef> = others.cloned().collect();
-    kept.push(new.clone());
     let bytes = |kept: &[AnswerRef]| kept.iter().map(|answer| answer.layer.pack.len).sum::<u64>();
-    while kept.len() > MOST || kept.len() > 1 && bytes(&kept) > room {
-        kept.remove(0);
+    while kept.len() >= MOST || bytes(&kept) + new.layer.pack.len > room {
+        let idlest = kept.iter().enumerate().min_by_key(|(_, answer)| last(answer.layer.pack.id));
+        let Some((idlest, _)) = idlest else { break };
+        kept.remove(idlest);
     }
+    kept.push(new.clone());
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{BlobKind, BlobRef, LayerRef};
+
+    fn answer(id: u8) -> AnswerRef {
+        let blob = |kind| BlobRef { id: BlobId([id; 32]), kind, len: 10 };
+        let (pack, idx, graph) = (blob(BlobKind::Pack), blob(BlobKind::Idx), blob(BlobKind::Graph));
+        AnswerRef { layer: LayerRef { pack, idx, graph, objects: 1 }, kind: "depth 1".into() }
+    }
+
+    #[test]
+    fn what_is_not_used_makes_room_for_a_new_answer() {
+        let before = [1, 2, 3, 4].map(answer);
+        let now = Instant::now();
+        // The first was used just now, the third before that; of the others nothing is known.
+        let last = |id: BlobId| match id.0[0] {
+            1 => Some(now + Duration::from_secs(9)),
+            3 => Some(now),
+            _ => None,
+        };
+        let left = |room, outgrown: Option<u8>| -> Vec<u8> {
+            let outgrown = outgrown.map(|id| BlobId([id; 32]));
+            let kept = with(&before, &answer(5), outgrown, room, last);
+            kept.iter().map(|answer| answer.layer.pack.id.0[0]).collect()
+        };
+        assert_eq!(left(50, None), [1, 2, 3, 4, 5]);
+        assert_eq!(left(49, None), [1, 3, 4, 5]);
+        assert_eq!(left(30, None), [1, 3, 5]);
+        assert_eq!(left(20, None), [1, 5]);
+        assert_eq!(left(10, None), [5]);
+        assert_eq!(left(40, Some(1)), [2, 3, 4, 5], "it is outgrown, however much it was used");
+    }
 }
