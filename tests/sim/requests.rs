@@ -107,8 +107,8 @@ fn the_store_is_asked_as_often_as_the_documentation_says() {
         for asking in [Asking::Clone, Asking::Fetch, Asking::DepthOne] {
             let mut row = first(mirrored, asking);
             if is_answered && matches!(asking, Asking::Clone) {
-                // The rest of the large pack.
-                row[1] -= 1;
+                // The rest of the large pack, of seven blocks.
+                row[1] -= 2;
             }
             let what = if is_answered { ANSWERED } else { FIRST };
             assert_eq!(row, said(layers)[what], "{asking:?} of {layers} layers");
@@ -145,10 +145,11 @@ fn the_store_is_asked_as_often_as_the_documentation_says() {
         let beats = 10;
         tokio::time::sleep(node.app.mirror.beat_every() * beats).await;
         let calls = node.view.heard();
-        see("a heartbeat of the only node", counted(&calls, For::Beat).map(|all| all / beats as usize));
+        // One may fall out of the time, or one more in.
+        let each = |all: usize| (all + beats as usize / 2) / beats as usize;
+        see("a heartbeat of the only node", counted(&calls, For::Beat).map(each));
         // Such nodes look at each heartbeat.
-        let looks = counted(&calls, For::News).map(|all| all / beats as usize);
-        see("a look for new repositories, every `compare_every`", looks);
+        see("a look for new repositories, every `compare_every`", counted(&calls, For::News).map(each));
     });
     assert_eq!(seen.iter().map(|(what, row)| (what.clone(), *row)).collect::<BTreeMap<_, _>>(), said(1));
 }
