@@ -6,6 +6,7 @@
 
 mod check;
 mod client;
+mod cold;
 mod crowd;
 mod generate;
 mod measure;
@@ -54,6 +55,10 @@ struct Options {
     /// Time clients beside so many that read 10 KB a second; of the row `clone` if none is chosen
     #[arg(long, value_name = "READERS")]
     slow: Option<usize>,
+    /// Time the first answer of nodes with an empty cache and a MinIO as store, with so many milliseconds of delay between; of the row
+    /// `clone` if none is chosen
+    #[arg(long, value_delimiter = ',', value_name = "DELAY,…", num_args = 0..=1, default_missing_value = "0,50")]
+    cold: Vec<u64>,
     /// Another build of packmirror than the one made for this bench
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
@@ -86,7 +91,7 @@ fn run(options: &Options, work: &Path) -> Result<()> {
     let (primary, many) = repo::prepare(&root, options.path.as_deref(), size)?;
     let (primary, many) = (Repository::open(&primary, repo::PRIMARY)?, Repository::open(&many, repo::MANY)?);
     let rows: Vec<Row> = requests::rows(&primary, &many)?;
-    let crowds = !options.concurrency.is_empty() || options.slow.is_some();
+    let crowds = !options.concurrency.is_empty() || options.slow.is_some() || !options.cold.is_empty();
     let chosen = |row: &&Row| match &options.only[..] {
         [] => !crowds || row.name == "clone",
         only => only.iter().any(|only| row.name.starts_with(only.as_str())),
@@ -102,6 +107,9 @@ fn run(options: &Options, work: &Path) -> Result<()> {
     let built = options.binary.clone().unwrap_or_else(|| env!("CARGO_BIN_EXE_packmirror").into());
     std::fs::copy(built, &binary)?;
     let mut servers = vec![servers::start_git(&root, run.path(), servers::primary_port(work)?)?];
+    if !options.cold.is_empty() {
+        return cold::table(&rows, &servers[0], &binary, run.path(), &options.cold, options.rounds);
+    }
     let modes: &[&'static str] = if crowds { &["bounded"] } else { &["strict", "bounded"] };
     for &freshness in modes {
         let mirrored = [&primary, &many];

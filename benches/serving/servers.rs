@@ -12,8 +12,8 @@ use crate::shell::{Server, find, free_port, git};
 use crate::{Result, requests};
 
 /// How long a server may take to start, and a mirror to be made.
-const START: Duration = Duration::from_secs(30);
-const SYNC: Duration = Duration::from_secs(3600);
+pub const START: Duration = Duration::from_secs(30);
+pub const SYNC: Duration = Duration::from_secs(3600);
 /// How many requests fcgiwrap answers at a time.
 const FCGI_CHILDREN: usize = 8;
 /// Between two looks at a page of a server.
@@ -28,7 +28,7 @@ pub struct Subject {
     /// Its counters say whether the primary had to answer.
     pub mirror: bool,
     /// They end with it.
-    _servers: Vec<Server>,
+    pub servers: Vec<Server>,
 }
 
 /// Starts nginx with `git http-backend` for the repositories in `root`.
@@ -55,7 +55,7 @@ pub fn start_git(root: &Path, run: &Path, port: u16) -> Result<Subject> {
         address,
         procs: procs(&servers, processes, Some(times))?,
         mirror: false,
-        _servers: servers,
+        servers,
     })
 }
 
@@ -146,18 +146,12 @@ pub fn start_mirror(
         eprintln!("waiting for the {freshness} mirror of {}", repository.name);
         until(SYNC, "the mirror", &mut servers, || mirrored(&address, repository, freshness))?;
     }
-    Ok(Subject {
-        name: freshness,
-        address,
-        procs: procs(&servers, 1, None)?,
-        mirror: true,
-        _servers: servers,
-    })
+    Ok(Subject { name: freshness, address, procs: procs(&servers, 1, None)?, mirror: true, servers })
 }
 
 /// Whether the mirror at `address` answers for `repository` without its primary. If not, it has been told to compare,
 /// and that has ended.
-fn mirrored(address: &str, repository: &Repository, freshness: &str) -> Result<bool> {
+pub fn mirrored(address: &str, repository: &Repository, freshness: &str) -> Result<bool> {
     let runs =
         || Ok::<f64, crate::Error>(counter(&page(address, "/metrics")?, "packmirror_sync_runs_total", &[]));
     let (before, passed) = (runs()?, passed_on(address)?);
@@ -191,12 +185,12 @@ pub fn counter(text: &str, name: &str, labels: &[&str]) -> f64 {
     series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-fn procs(servers: &[Server], count: usize, log: Option<PathBuf>) -> Result<Procs> {
+pub fn procs(servers: &[Server], count: usize, log: Option<PathBuf>) -> Result<Procs> {
     Procs::new(servers.iter().map(Server::group).collect(), count, log)
 }
 
 /// Waits until `ready`, as long as the servers live.
-fn until(
+pub fn until(
     patience: Duration,
     what: &str,
     servers: &mut [Server],

@@ -20,8 +20,8 @@ use super::{Inner, Local, LocalOptions};
 use crate::budget::Budget;
 use crate::store::{BlobId, BlobRef, StoreError};
 
-/// The most that one read ahead asks of the bucket.
-const RUN: u64 = 8 << 20;
+/// The most that one read ahead asks of the bucket: a single connection is slower than several.
+const RUN: u64 = 4 << 20;
 
 /// What a block counts at the most among those that are fetched for readers that wait.
 const MOST_BLOCK: u64 = 1 << 20;
@@ -148,24 +148,26 @@ impl Local {
     }
 
     /// Starts to fetch those of `blocks` that are not here, neighbours together, as far as there is room for more in
-    /// flight. A hint: it returns at once, and [`Local::block`] waits for what is on its way. Needs a tokio runtime.
-    pub fn read_ahead(&self, pack: &PackBlob, blocks: Range<u64>) {
+    /// flight; gives the block up to which there was. A hint: it returns at once, and [`Local::block`] waits for what is on its way.
+    /// Needs a tokio runtime.
+    pub fn read_ahead(&self, pack: &PackBlob, blocks: Range<u64>) -> u64 {
         let inner = &self.inner;
         if inner.disk.is_resting() {
             // A block that cannot be kept would be fetched twice.
-            return;
+            return blocks.start;
         }
         let longest = (RUN / pack.block_size.max(1)).max(1);
         let end = blocks.end.min(pack.blocks());
         let mut next = blocks.start;
         while next < end {
-            let Ok(room) = inner.fetching.ahead.clone().try_acquire_owned() else { return };
+            let Ok(room) = inner.fetching.ahead.clone().try_acquire_owned() else { break };
             let run = inner.claim_run(pack, &mut next, end, longest);
             if run.is_empty() {
-                return;
+                break;
             }
             tokio::spawn(inner.clone().fetch_run(pack.clone(), run, room));
         }
+        next
     }
 }
 

@@ -114,7 +114,7 @@ pub struct LocalOptions {
     pub max_bytes: u64,
     /// Ranged reads of the bucket in flight for readers that wait: so many blocks of 1 MiB, or more that are smaller.
     pub fetches: usize,
-    /// Ranged reads of the bucket in flight ahead of readers, up to 8 MiB each.
+    /// Ranged reads of the bucket in flight ahead of readers, up to 4 MiB each.
     pub fetches_ahead: usize,
     /// Files mapped at the same time; beyond it they are read into memory.
     pub mappings: usize,
@@ -122,7 +122,7 @@ pub struct LocalOptions {
 
 impl Default for LocalOptions {
     fn default() -> Self {
-        Self { max_bytes: 20 << 30, fetches: 16, fetches_ahead: 8, mappings: Maps::fitting() }
+        Self { max_bytes: 20 << 30, fetches: 16, fetches_ahead: 16, mappings: Maps::fitting() }
     }
 }
 

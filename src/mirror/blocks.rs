@@ -22,7 +22,10 @@ use crate::pack::plan::{Plan, Segment};
 use crate::store::StoreError;
 
 /// How many blocks are fetched ahead of a stream: at 1 MiB each what a fast connection takes in a store's round trip.
-const AHEAD: u64 = 16;
+const AHEAD: u64 = 32;
+
+/// With fewer ahead of it, more are asked for: several at once, so that requests are few.
+const ENOUGH: u64 = 24;
 
 /// How many blocks one request holds on to, where the cache is large enough. They are mapped files, not memory.
 const HELD: usize = 256;
@@ -218,6 +221,8 @@ type At = (usize, u64);
 struct Stream {
     /// The block read last.
     last: Option<At>,
+    /// The block up to which all is here or on its way.
+    ahead: Option<At>,
     /// The block that a read failed for.
     absent: Option<At>,
     /// The block that was fetched last.
@@ -291,8 +296,12 @@ impl Reader {
         let straight_on = block == 0 || stream.last == Some((layer, block - 1));
         stream.last = Some((layer, block));
         if straight_on {
-            let _inside = self.blocks.runtime.enter();
-            self.blocks.local.read_ahead(pack, block..block + AHEAD);
+            let from =
+                stream.ahead.filter(|ahead| ahead.0 == layer).map_or(block, |ahead| ahead.1.max(block));
+            if from < block + ENOUGH {
+                let _inside = self.blocks.runtime.enter();
+                stream.ahead = Some((layer, self.blocks.local.read_ahead(pack, from..block + AHEAD)));
+            }
         }
     }
 

@@ -130,6 +130,23 @@ fn the_first_byte_of_a_pack_waits_for_three_requests_however_many_layers_there_a
 }
 
 #[test]
+fn a_large_pack_is_read_in_few_requests_and_several_at_a_time() {
+    let large = Mirrored::of(1000, 1, false);
+    let blocks = large.generation.layers[0].pack.len.div_ceil(1 << 20) as usize;
+    assert!(blocks > 32, "{blocks} blocks");
+    in_paused_time(async {
+        let (node, _) = cold(&large).await;
+        let begun = Instant::now();
+        ask(&node, &large, Asking::Clone).await;
+        let trips = begun.elapsed().as_secs_f64() / TRIP.as_secs_f64();
+        // The first three, the first 32 blocks together, and the rest.
+        assert!(trips < 5.1, "{trips} requests one after the other for {blocks} blocks");
+        let reads = node.view.heard().iter().filter(|call| call.key.ends_with(".pack")).count();
+        assert!(reads <= 2 + blocks.div_ceil(4), "{reads} reads of {blocks} blocks");
+    });
+}
+
+#[test]
 fn a_crowd_on_an_empty_cache_reads_everything_once() {
     for mirrored in [one(), twenty()] {
         in_paused_time(async {
