@@ -67,6 +67,9 @@ impl Uses {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mirror::health::RepoHealth;
+    use crate::mirror::repo::Repo;
+    use crate::store::generation_for_tests;
 
     #[tokio::test(start_paused = true)]
     async fn a_use_is_known_to_those_who_hear_of_it() {
@@ -83,6 +86,17 @@ mod tests {
         assert_eq!(here.last(a), here.last(b));
         tokio::time::advance(LATELY).await;
         assert_eq!((here.told(), here.last(a).is_some()), (vec![], true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_heartbeat_carries_it() {
+        let (repo, there) = (Repo::new(generation_for_tests().repo), Uses::default());
+        let text = |repo: &Repo| serde_json::to_string(&RepoHealth::of(repo)).unwrap();
+        assert!(!text(&repo).contains("used"), "nothing is said where nothing is known");
+        repo.uses.note(BlobId([7; 32]));
+        let heard: RepoHealth = serde_json::from_str(&text(&repo)).unwrap();
+        there.hear(&heard.used);
+        assert_eq!(there.last(BlobId([7; 32])), Some(Instant::now()));
     }
 
     #[tokio::test(start_paused = true)]

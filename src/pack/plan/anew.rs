@@ -3,7 +3,8 @@
 //! An object is packed anew if its stored delta has a base that the client will not have. So is a big object that is
 //! stored whole, if stored deltas join it to one that the client has (an older version, most often). It is sent as a delta
 //! on an object of the client or, where the base that is left out joins it to another object packed anew, on that one
-//! ([`copies`](crate::pack::copies)); and else whole. Objects packed anew come first in the pack: their length is known
+//! ([`copies`](crate::pack::copies)); and else whole. Where bases were searched for (`search`), these decide, and what is the base of another object is packed anew
+//! too. Objects packed anew come first in the pack: their length is known
 //! only when they are sent, so all other entries are shifted by the same amount.
 //!
 //! The deltas of a plan form no cycle. An object packed anew has as its base an object that is not in the answer, or
