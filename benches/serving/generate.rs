@@ -23,8 +23,8 @@ pub fn generate(path: &Path, size: Size) -> Result<()> {
     git(path, &["init", "-q", "--bare", "."])?;
     git(path, &["symbolic-ref", "HEAD", "refs/heads/main"])?;
     feed(path, &["fast-import", "--quiet", "--force"], &mut |out| {
-        let files = Vec::new();
-        let mut history = History { out, random: Random(1), mark: 0, clock: 1_600_000_000, files };
+        let (files, most) = (Vec::new(), 2 * (20 + size.lines as usize));
+        let mut history = History { out, random: Random(1), mark: 0, clock: 1_600_000_000, files, most };
         history.tell(size)
     })?;
     Ok(())
@@ -75,6 +75,8 @@ struct History<'a> {
     clock: u64,
     /// Each line of each file as a number that stands for its text.
     files: Vec<Vec<u64>>,
+    /// The most lines of a file.
+    most: usize,
 }
 
 impl History<'_> {
@@ -134,6 +136,8 @@ impl History<'_> {
         let lines: Vec<u64> = (0..1 + self.random.below(6)).map(|_| self.random.next()).collect();
         let end = (at + self.random.below(6)).min(self.files[file].len());
         self.files[file].splice(at..end, lines);
+        // A long history is one of more versions, not of larger ones.
+        self.files[file].truncate(self.most);
     }
 
     fn commit(&mut self, name: &str, parents: &[u32], files: &[usize]) -> io::Result<u32> {
