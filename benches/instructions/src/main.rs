@@ -38,8 +38,11 @@ use pack::plan::select::SelectLimits;
 use pack::write::send::{Sender, Step};
 use pack::{Gid, Layer, Plan, PlanOptions, Query, Scratch, Source, Stack};
 
+/// A path, and what runs it.
+type Counted = (&'static str, fn(&World));
+
 /// What is counted, by name.
-const PATHS: &[(&str, fn(&World))] = &[
+const PATHS: &[Counted] = &[
     ("request: parse one with 256 haves", parse),
     ("refs: list 2,000 of a prefix", list),
     ("refs: read 2,000 as packed-refs", read_refs),
@@ -215,7 +218,8 @@ fn negotiate(world: &World) {
 
 /// 4,000 refs, half of them branches.
 fn many_refs() -> Refs {
-    let name = |n: u32| if n % 2 == 0 { format!("refs/heads/b{n}") } else { format!("refs/pull/{n}/head") };
+    let name =
+        |n: u32| if n.is_multiple_of(2) { format!("refs/heads/b{n}") } else { format!("refs/pull/{n}/head") };
     let one = |n| Ref { name: name(n).into(), oid: made_up(n), peeled: None };
     let head = Head::Symbolic { target: "refs/heads/b0".into() };
     Refs::new(HashKind::Sha1, head, (0..4000).map(one).collect(), Vec::new()).unwrap()
