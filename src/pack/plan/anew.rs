@@ -46,7 +46,7 @@ impl Anew {
         stack: &Stack,
         chosen: &GidSet,
         stored: &dyn Fn(Gid) -> bool,
-        found: Option<&Found>,
+        (found, whole): (Option<&Found>, Option<&Gids>),
         selection: &mut Selection<'_>,
         thin: bool,
         meter: &dyn Meter,
@@ -59,6 +59,10 @@ impl Anew {
         each_entry(stack, chosen, |gid, layer, _, entry| {
             meter.step(1)?;
             if stored(gid) {
+                return Ok(());
+            }
+            if whole.is_some_and(|whole| whole.contains(&gid)) {
+                anew.set.insert(gid);
                 return Ok(());
             }
             let base = entry.base.map(|base| stack.canonical(layer, base));

@@ -2,6 +2,7 @@
 //!
 //! - [`select`]: which objects a request gets.
 //! - `anew`: which of them are packed anew, and `joins`: by which stored deltas they are joined to a base.
+//! - [`depth`]: which of them would end chains of deltas that are too long.
 //! - `layout`: where each entry lies, and how it names its base.
 //! - [`search`](mod@search): deltas among them that are stored nowhere, and `names`: which objects are worth comparing.
 //! - [`stored`]: an answer that was made before, from which entries are copied where that can be done.
@@ -15,6 +16,7 @@
 //!
 //! Relies on: gids as the stack numbers them. Elsewhere: turning a plan into bytes (`write`).
 mod anew;
+pub mod depth;
 mod joins;
 mod layout;
 mod names;
@@ -25,7 +27,7 @@ pub mod stored;
 use super::entry;
 use super::layer::graph::view::GraphEntry;
 use super::meter::{Halt, Meter};
-use super::set::{GidMap, GidSet};
+use super::set::{GidMap, GidSet, Gids};
 use super::{Gid, Selection, Stack};
 use anew::Anew;
 use layout::Layout;
@@ -52,7 +54,7 @@ pub fn plan(
     options: PlanOptions,
     meter: &dyn Meter,
 ) -> Result<Plan, Halt> {
-    lay_out(stack, selection, (None, None), options, meter)
+    lay_out(stack, selection, Hints::default(), options, meter)
 }
 
 /// The same, with a stored answer: what it holds of the selection stands before the rest, but for what is packed anew.
@@ -63,7 +65,7 @@ pub fn plan_with(
     options: PlanOptions,
     meter: &dyn Meter,
 ) -> Result<Plan, Halt> {
-    lay_out(stack, selection, (stored, None), options, meter)
+    lay_out(stack, selection, Hints { stored, ..Hints::default() }, options, meter)
 }
 
 /// The same, with the bases that a search among the objects of the selection has found.
@@ -74,13 +76,32 @@ pub fn plan_on(
     options: PlanOptions,
     meter: &dyn Meter,
 ) -> Result<Plan, Halt> {
-    lay_out(stack, selection, (None, Some(found)), options, meter)
+    lay_out(stack, selection, Hints { found: Some(found), ..Hints::default() }, options, meter)
+}
+
+/// The same, with objects that are packed whole.
+pub fn plan_whole(
+    stack: &Stack,
+    selection: &mut Selection<'_>,
+    whole: &Gids,
+    options: PlanOptions,
+    meter: &dyn Meter,
+) -> Result<Plan, Halt> {
+    lay_out(stack, selection, Hints { whole: Some(whole), ..Hints::default() }, options, meter)
+}
+
+/// What is known of a selection beside what the stack says.
+#[derive(Clone, Copy, Default)]
+struct Hints<'a> {
+    stored: Option<&'a Stored>,
+    found: Option<&'a Found>,
+    whole: Option<&'a Gids>,
 }
 
 fn lay_out(
     stack: &Stack,
     selection: &mut Selection<'_>,
-    (stored, found): (Option<&Stored>, Option<&Found>),
+    Hints { stored, found, whole }: Hints<'_>,
     options: PlanOptions,
     meter: &dyn Meter,
 ) -> Result<Plan, Halt> {
@@ -88,7 +109,7 @@ fn lay_out(
     let objects = selection.objects.len() as u32;
     let usable = stored.map(|stored| stored.usable(stack, &chosen, meter)).transpose()?;
     let is_stored = |gid| usable.as_ref().is_some_and(|usable| usable.set.contains(gid));
-    let mut anew = Anew::find(stack, &chosen, &is_stored, found, selection, options.thin, meter)?;
+    let mut anew = Anew::find(stack, &chosen, &is_stored, (found, whole), selection, options.thin, meter)?;
     let joined = std::mem::take(&mut anew.joined);
     let mut layout = Layout::new(stack, &chosen, (&anew.set, &anew.forward), options.ofs_delta);
     layout.stored = usable.as_ref();

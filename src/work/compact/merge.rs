@@ -1,4 +1,4 @@
-//! The merge: some layers become one, entry by entry as they are stored, each object once.
+//! The merge: some layers become one, entry by entry as they are stored, each object once, in chains of deltas that are no longer than git's.
 //!
 //! What the layers hold is laid out and written by the code that makes answers for clients, and taken in by the code that
 //! takes in packs from the primary: every object is inflated and hashed again, and a new graph proves that nothing
@@ -21,7 +21,8 @@ use crate::mirror::snapshot::pack_blob;
 use crate::pack::index::IndexError;
 use crate::pack::layer::Layer;
 use crate::pack::meter::{Halt, Meter};
-use crate::pack::plan::{Plan, PlanOptions, plan};
+use crate::pack::plan::depth::too_deep;
+use crate::pack::plan::{Plan, PlanOptions, plan_whole};
 use crate::pack::set::GidSet;
 use crate::pack::write::reader::PackReader;
 use crate::pack::{Scratch, Selection, Source, Stack};
@@ -88,11 +89,13 @@ pub fn merge(job: &Merge, scratch: &Path, cost: &Cost) -> Result<Option<NewLayer
     ingest(stream, scratch, below, &expected, cost, &|_| {})
 }
 
-/// Lays out what is kept of the layers of `part`, or all if nothing is said.
+/// Lays out what is kept of the layers of `part`, or all if nothing is said. What would end a longer chain of deltas than git makes is packed
+/// whole.
 pub fn lay_out(part: &Stack, keep: Option<&RoaringBitmap>, meter: &dyn Meter) -> Result<Plan, Halt> {
     let objects = keep.cloned().unwrap_or_else(|| all(part));
     let options = PlanOptions { ofs_delta: true, thin: false };
-    plan(part, &mut Selection::of(objects), options, meter)
+    let deep = too_deep(part, &objects, meter)?;
+    plan_whole(part, &mut Selection::of(objects), &deep, options, meter)
 }
 
 /// The gids of all objects, each once.

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use gix_hash::{Kind as HashKind, ObjectId};
 
-use super::merge::lay_out;
+use super::merge::{all, lay_out};
 use super::seal::{Broken, check};
 use crate::pack::filter::trees::TreeLimits;
 use crate::pack::layer::Layer;
 use crate::pack::meter::Unlimited;
+use crate::pack::plan::depth::too_deep;
 use crate::pack::testing::{Packed, Packs, Repo, id, random_history, stack};
 use crate::pack::write::reader::PackReader;
 use crate::pack::{Reach, Scratch, Stack};
@@ -46,7 +47,8 @@ fn merged_but(packs: &[Packed], whole: &Stack, from: usize, keep: Option<&Reach>
     let part = Stack::open_part(whole.layers()[from..].to_vec()).unwrap();
     let plan = Arc::new(lay_out(&part, keep.map(Reach::objects), &Unlimited).unwrap());
     let source = Packs(packs[from..].to_vec());
-    assert!(plan.anew == 0 || keep.is_some(), "all deltas are copied");
+    let deep = too_deep(&part, &all(&part), &Unlimited).unwrap();
+    assert!(plan.anew as usize == deep.len() || keep.is_some(), "all other deltas are copied");
     let mut reader = PackReader::new(plan, &part, &source, Scratch::new(1 << 20, u64::MAX), &Unlimited);
     let mut pack = Vec::new();
     reader.read_to_end(&mut pack).unwrap();
@@ -101,6 +103,52 @@ fn a_merged_layer_holds_what_its_inputs_hold_once_and_needs_no_other() {
         assert_eq!(ids(&layers), ids(whole.layers()));
         Stack::open(layers).unwrap();
     }
+}
+
+/// The longest chain of deltas of a pack, as git counts it.
+fn longest_chain(packed: &Packed) -> u32 {
+    let repo = Repo::new(HashKind::Sha1);
+    std::fs::write(repo.path().join("a.pack"), &packed.pack).unwrap();
+    repo.git(&["index-pack", "a.pack"]);
+    let said = repo.git(&["verify-pack", "-v", "a.pack"]);
+    let chains =
+        said.lines().filter_map(|line| line.strip_prefix("chain length = ")?.split(':').next()?.parse().ok());
+    chains.max().unwrap_or(0)
+}
+
+#[test]
+fn chains_of_deltas_do_not_grow_with_each_push() {
+    const PUSHES: usize = 130;
+    let repo = Repo::new(HashKind::Sha1);
+    let mut lines: Vec<String> =
+        (0..200u64).map(|n| format!("{:x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+    let (mut tip, mut packs) = (None, Vec::new());
+    for push in 0..PUSHES {
+        lines[push % 200] = format!("changed by push {push}");
+        let blob = repo.store("blob", lines.join("\n").as_bytes());
+        let commit = repo.commit(repo.tree(&[("100644", "f", blob)]), tip.as_slice());
+        packs.push(match tip.replace(commit) {
+            None => repo.pack(&["--revs"], &format!("{commit}\n")),
+            Some(before) => repo.completed_thin_pack(&format!("{commit}\n^{before}\n")),
+        });
+    }
+    // As it happens: a few of the highest at a time, and now and then all.
+    let mut stored: Vec<Packed> = Vec::new();
+    let mut anew = 0;
+    for packed in packs {
+        stored.push(packed);
+        if stored.len() == 14 {
+            let part = stack(&stored, HashKind::Sha1).0;
+            anew += lay_out(&part, None, &Unlimited).unwrap().anew;
+            stored = vec![merged(&stored, &part, 0)];
+        }
+    }
+    let part = stack(&stored, HashKind::Sha1).0;
+    let packed = merged(&stored, &part, 0);
+    let longest = longest_chain(&packed);
+    assert!((30..=50).contains(&longest), "{longest}");
+    assert!((1..20).contains(&anew), "{anew} of {PUSHES} versions are whole");
+    assert_eq!(ids(&[Arc::new(layer(&packed, &[], &part, &[tip.unwrap()]))]).len(), 3 * PUSHES);
 }
 
 #[test]
