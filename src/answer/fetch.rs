@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use gix_object::Kind;
 
+use crate::answer::kept::is_anew;
 use crate::answer::numbers::Numbers;
 use crate::answer::plans::Key;
 use crate::answer::prepare::{NoPlan, is_fresh, needs_reach, prepare};
@@ -113,6 +114,7 @@ impl Answers {
             self.mirror.wish(Wish::Asked(Wished { repo, snapshot, plan, objects, answer, kind, done }));
         });
         before > 1
+            && is_anew(plan)
             && !made.is_cancelled()
             && tokio::time::timeout(MAKING_PATIENCE, made.cancelled()).await.is_ok()
     }

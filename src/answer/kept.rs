@@ -32,7 +32,13 @@ const SMALL_PIECES: u64 = 8 << 10;
 pub fn is_costly(plan: &Plan) -> bool {
     let in_pieces = plan.segments.len() > MANY_PIECES
         && plan.known_len / (plan.segments.len() as u64).max(1) < SMALL_PIECES;
-    in_pieces || plan.anew_bytes > MUCH && plan.anew_bytes > plan.known_len / SHARE
+    in_pieces || is_anew(plan)
+}
+
+/// Says whether much of a plan is packed anew: it costs so much that clients wait for one that was made for all, and that better deltas are
+/// searched for.
+pub fn is_anew(plan: &Plan) -> bool {
+    plan.anew_bytes > MUCH && plan.anew_bytes > plan.known_len / SHARE
 }
 
 /// A plan, and the answer that was made before from which it copies.
@@ -112,4 +118,24 @@ fn best(answers: &[Arc<Answer>], selection: &Selection<'_>) -> Option<(Arc<Answe
         .filter(|(_, held)| *held > 0)
         .min_by_key(|(answer, held)| answer.stored.objects() as i64 - 2 * *held as i64);
     best.map(|(answer, held)| (Arc::clone(answer), held))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::HashKind;
+    use crate::pack::plan::Segment;
+
+    #[test]
+    fn what_is_in_many_pieces_costs_much_and_nobody_waits_for_better() {
+        let plan = |pieces: usize, known_len: u64, anew_bytes: u64| {
+            let segments = vec![Segment::Literal { start: 0, len: 1 }; pieces];
+            Plan { segments, known_len, anew_bytes, ..Plan::empty(HashKind::Sha1) }
+        };
+        let tells = |plan: &Plan| (is_costly(plan), is_anew(plan));
+        assert_eq!(tells(&plan(5000, 5000 * 450, 1000)), (true, false), "many small pieces");
+        assert_eq!(tells(&plan(5000, 1 << 30, 1000)), (false, false), "many large ones");
+        assert_eq!(tells(&plan(10, 2 << 20, 1 << 20)), (true, true), "half of it anew");
+        assert_eq!(tells(&plan(10, 1 << 30, 1 << 20)), (false, false), "little of it");
+    }
 }

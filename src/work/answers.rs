@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::answer::kept::{LaidOut, of_head};
+use crate::answer::kept::{LaidOut, is_anew, of_head};
 use crate::git::path::RepoPath;
 use crate::mirror::answers::{MOST_OBJECTS, room};
 use crate::mirror::newest::NotFound;
@@ -206,7 +206,12 @@ async fn write(
     let blocks = snapshot.blocks_for_work().with_answer(wished.answer.clone());
     let job = crate::threads::spawn_blocking(move || {
         let (source, decoded) = (blocks.reader(), Scratch::new(SCRATCH, u64::MAX));
-        let plan = best(&snapshot.stack, &source, &objects, &cost)?.map_or(plan, Arc::new);
+        // Where little is packed anew the deltas are there, in too many pieces.
+        let better = match is_anew(&plan) {
+            true => best(&snapshot.stack, &source, &objects, &cost)?,
+            false => None,
+        };
+        let plan = better.map_or(plan, Arc::new);
         let stream = PackReader::new(plan, &snapshot.stack, &source, decoded, &*cost);
         let (tips, hash) = (Vec::new(), snapshot.refs.hash);
         let expected = Expected { tips, hash, largest_object: u64::MAX, threads: THREADS };
