@@ -13,7 +13,7 @@ use packmirror::pack::history::shallow::{Deepen, deepen};
 use packmirror::pack::meter::Unlimited;
 use packmirror::pack::plan::select::SelectLimits;
 use packmirror::pack::plan::stored::{STORED, Stored};
-use packmirror::pack::plan::{Plan, Segment};
+use packmirror::pack::plan::{Hint, Plan, Segment};
 use packmirror::pack::{self, PlanOptions, Query, Scratch, Selection, Source, Stack};
 
 fn id(hash: HashKind, object: &[u8]) -> ObjectId {
@@ -379,7 +379,14 @@ fn send_with(
     let mut selection = Selection::of(gids(stack, &list).into_iter().collect());
     let options = PlanOptions { ofs_delta, thin: false };
     let answer = stored.map(|(stored, _)| stored);
-    let plan = pack::plan::plan_with(stack, &mut selection, answer, options, &Unlimited).unwrap();
+    let plan = pack::plan::plan_with(
+        stack,
+        &mut selection,
+        answer.map_or(Hint::None, Hint::Stored),
+        options,
+        &Unlimited,
+    )
+    .unwrap();
     let source = Beside(packs, stored.map_or(&[], |(_, pack)| pack));
     let mut out = Vec::new();
     let mut scratch = Scratch::new(1 << 20, 1 << 30);

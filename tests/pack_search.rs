@@ -14,7 +14,7 @@ use packmirror::pack::meter::{Halt, Meter, Unlimited};
 use packmirror::pack::plan::search::{Found, search};
 use packmirror::pack::plan::select::SelectLimits;
 use packmirror::pack::plan::stored::Stored;
-use packmirror::pack::plan::{Plan, plan, plan_on, plan_with};
+use packmirror::pack::plan::{Hint, Plan, plan, plan_with};
 use packmirror::pack::write::reader::PackReader;
 use packmirror::pack::{self, PlanOptions, Query, Scratch, Selection, Stack};
 
@@ -31,7 +31,7 @@ fn stored(stack: &Stack, packs: &Packs, plan: &Plan) -> Vec<u8> {
 /// Packs objects with what a search among them finds.
 fn searched(stack: &Stack, packs: &Packs, mut selection: Selection<'_>) -> (Found, Plan, Vec<u8>) {
     let found = search(stack, packs, &selection.objects, &Unlimited).unwrap();
-    let plan = plan_on(stack, &mut selection, &found, OPTIONS, &Unlimited).unwrap();
+    let plan = plan_with(stack, &mut selection, Hint::Found(&found), OPTIONS, &Unlimited).unwrap();
     let pack = stored(stack, packs, &plan);
     (found, plan, pack)
 }
@@ -136,7 +136,7 @@ fn any_objects_are_packed_on_what_a_search_finds() {
             let kept = Stored::beside(mirror.layers.pop().unwrap(), &stack);
             mirror.packs.0.pop();
             let mut selection = Selection::of(gids(&stack, &list).into_iter().collect());
-            let again = plan_with(&stack, &mut selection, Some(&kept), OPTIONS, &Unlimited).unwrap();
+            let again = plan_with(&stack, &mut selection, Hint::Stored(&kept), OPTIONS, &Unlimited).unwrap();
             assert!(again.segments.len() == 2 && again.trailer.is_some(), "{again:?}");
         }
     }

@@ -16,7 +16,7 @@ use crate::pack::history::shallow::{Deepen, NoBoundary, deepen};
 use crate::pack::layer::stack::Stack;
 use crate::pack::meter::{Halt, Meter};
 use crate::pack::plan::select::{Query, SelectLimits, select};
-use crate::pack::plan::{Plan, PlanOptions, plan_with};
+use crate::pack::plan::{Hint, Plan, PlanOptions, plan, plan_with};
 use crate::pack::{Selection, Source};
 
 /// Bytes of objects from which on it is worth something not to pack them anew.
@@ -89,20 +89,20 @@ pub(super) fn laid_out(
     if let Some((answer, held)) = &best
         && held.saturating_mul(8) >= selection.objects.len().saturating_mul(7)
     {
-        let plan = plan_with(stack, selection, Some(&answer.stored), options, meter)?;
+        let plan = plan_with(stack, selection, Hint::Stored(&answer.stored), options, meter)?;
         if !is_costly(&plan) {
             return Ok(LaidOut { plan, answer: Some(Arc::clone(answer)), costly: None });
         }
         helped = Some(plan);
     }
-    let plain = plan_with(stack, selection, None, options, meter)?;
+    let plain = plan(stack, selection, options, meter)?;
     let Some((answer, _)) = best.filter(|_| is_costly(&plain)) else {
         let costly = is_costly(&plain).then(|| Arc::new(selection.objects.clone()));
         return Ok(LaidOut { plan: plain, answer: None, costly });
     };
     let helped = match helped {
         Some(helped) => helped,
-        None => plan_with(stack, selection, Some(&answer.stored), options, meter)?,
+        None => plan_with(stack, selection, Hint::Stored(&answer.stored), options, meter)?,
     };
     let is_better = helped.anew_bytes < plain.anew_bytes || helped.segments.len() < plain.segments.len() / 2;
     let (plan, answer) = if is_better { (helped, Some(answer)) } else { (plain, None) };

@@ -882,8 +882,9 @@ async fn nothing_wrong_is_ever_served() {
     let (good, bad) =
         readers.join_all().await.into_iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     assert!(good > bad && bad > 0, "{good} good, {bad} bad");
-    let held: u64 = node.cached().values().sum();
-    assert!(held <= node.options.max_bytes && held == local.stats().bytes, "{held} {:?}", local.stats());
+    // What was read ahead may still be on its way.
+    until(|| node.cached().values().sum::<u64>() == local.stats().bytes).await;
+    assert!(local.stats().bytes <= node.options.max_bytes, "{:?}", local.stats());
 }
 
 #[tokio::test(start_paused = true)]

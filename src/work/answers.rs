@@ -31,7 +31,7 @@ use crate::mirror::wishes::{Wish, Wished};
 use crate::pack::filter::trees::TreeError;
 use crate::pack::meter::Halt;
 use crate::pack::plan::search::search;
-use crate::pack::plan::{Plan, PlanOptions, plan_on};
+use crate::pack::plan::{Hint, Plan, PlanOptions, plan_with};
 use crate::pack::write::reader::PackReader;
 use crate::pack::{Scratch, Selection, Source, Stack};
 use crate::store::{AnswerRef, BlobId, Note, StoreError};
@@ -230,7 +230,7 @@ fn best(
 ) -> Result<Option<Plan>, NotMade> {
     let laid_out = search(stack, source, objects, cost).and_then(|found| {
         let options = PlanOptions { ofs_delta: true, thin: false };
-        Ok(plan_on(stack, &mut Selection::of(objects.clone()), &found, options, cost)?)
+        Ok(plan_with(stack, &mut Selection::of(objects.clone()), Hint::Found(&found), options, cost)?)
     });
     match laid_out {
         Ok(plan) => Ok(Some(plan)),

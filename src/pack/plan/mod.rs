@@ -54,57 +54,36 @@ pub fn plan(
     options: PlanOptions,
     meter: &dyn Meter,
 ) -> Result<Plan, Halt> {
-    lay_out(stack, selection, Hints::default(), options, meter)
-}
-
-/// The same, with a stored answer: what it holds of the selection stands before the rest, but for what is packed anew.
-pub fn plan_with(
-    stack: &Stack,
-    selection: &mut Selection<'_>,
-    stored: Option<&Stored>,
-    options: PlanOptions,
-    meter: &dyn Meter,
-) -> Result<Plan, Halt> {
-    lay_out(stack, selection, Hints { stored, ..Hints::default() }, options, meter)
-}
-
-/// The same, with the bases that a search among the objects of the selection has found.
-pub fn plan_on(
-    stack: &Stack,
-    selection: &mut Selection<'_>,
-    found: &Found,
-    options: PlanOptions,
-    meter: &dyn Meter,
-) -> Result<Plan, Halt> {
-    lay_out(stack, selection, Hints { found: Some(found), ..Hints::default() }, options, meter)
-}
-
-/// The same, with objects that are packed whole.
-pub fn plan_whole(
-    stack: &Stack,
-    selection: &mut Selection<'_>,
-    whole: &Gids,
-    options: PlanOptions,
-    meter: &dyn Meter,
-) -> Result<Plan, Halt> {
-    lay_out(stack, selection, Hints { whole: Some(whole), ..Hints::default() }, options, meter)
+    plan_with(stack, selection, Hint::None, options, meter)
 }
 
 /// What is known of a selection beside what the stack says.
-#[derive(Clone, Copy, Default)]
-struct Hints<'a> {
-    stored: Option<&'a Stored>,
-    found: Option<&'a Found>,
-    whole: Option<&'a Gids>,
+#[derive(Clone, Copy)]
+pub enum Hint<'a> {
+    /// Nothing.
+    None,
+    /// A stored answer: what it holds of the selection stands before the rest, but for what is packed anew.
+    Stored(&'a Stored),
+    /// The bases that a search among the objects of the selection has found.
+    Found(&'a Found),
+    /// Objects that are packed whole.
+    Whole(&'a Gids),
 }
 
-fn lay_out(
+/// The same, with a hint.
+pub fn plan_with(
     stack: &Stack,
     selection: &mut Selection<'_>,
-    Hints { stored, found, whole }: Hints<'_>,
+    hint: Hint<'_>,
     options: PlanOptions,
     meter: &dyn Meter,
 ) -> Result<Plan, Halt> {
+    let (stored, found, whole) = match hint {
+        Hint::None => (None, None, None),
+        Hint::Stored(stored) => (Some(stored), None, None),
+        Hint::Found(found) => (None, Some(found), None),
+        Hint::Whole(whole) => (None, None, Some(whole)),
+    };
     let chosen = GidSet::from_roaring(&selection.objects, stack.len());
     let objects = selection.objects.len() as u32;
     let usable = stored.map(|stored| stored.usable(stack, &chosen, meter)).transpose()?;

@@ -22,7 +22,7 @@ use crate::pack::index::IndexError;
 use crate::pack::layer::Layer;
 use crate::pack::meter::{Halt, Meter};
 use crate::pack::plan::depth::too_deep;
-use crate::pack::plan::{Plan, PlanOptions, plan_whole};
+use crate::pack::plan::{Hint, Plan, PlanOptions, plan_with};
 use crate::pack::set::GidSet;
 use crate::pack::write::reader::PackReader;
 use crate::pack::{Scratch, Selection, Source, Stack};
@@ -95,7 +95,7 @@ pub fn lay_out(part: &Stack, keep: Option<&RoaringBitmap>, meter: &dyn Meter) ->
     let objects = keep.cloned().unwrap_or_else(|| all(part));
     let options = PlanOptions { ofs_delta: true, thin: false };
     let deep = too_deep(part, &objects, meter)?;
-    plan_whole(part, &mut Selection::of(objects), &deep, options, meter)
+    plan_with(part, &mut Selection::of(objects), Hint::Whole(&deep), options, meter)
 }
 
 /// The gids of all objects, each once.
