@@ -158,7 +158,9 @@ impl Mirror {
             None if self.selects(&path) => self.start(Arc::new(self.known(path))),
             None => return,
         };
-        repo.uses.hear(&found.used);
+        if let Some(composed) = composed {
+            repo.uses.hear(&found.used, composed);
+        }
         let is_newer = repo.known().is_none_or(|known| known.number < number);
         if is_newer && reads.fetch_add(1, Ordering::Relaxed) < MOST_READS {
             // If this fails, it is read when somebody asks for the repository, or at the next comparison.

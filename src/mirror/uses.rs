@@ -42,20 +42,24 @@ impl Uses {
         }
     }
 
-    /// Takes note of what another node tells: answers, and how many seconds ago each was used there.
-    pub(super) fn hear(&self, told: &[(BlobId, u64)]) {
+    /// Takes note of what another node told after `composed`: answers, and how many seconds ago each was used. A use is taken for older
+    /// than it is, never for younger: nodes tell each other what they have heard, and would keep it young for ever.
+    pub(super) fn hear(&self, told: &[(BlobId, u64)], composed: Instant) {
         for (id, ago) in told.iter().take(MOST) {
-            if let Some(at) = Instant::now().checked_sub(Duration::from_secs(*ago)) {
+            if let Some(at) = composed.checked_sub(Duration::from_secs(*ago)) {
                 self.used_at(*id, at);
             }
         }
     }
 
-    /// What is told to other nodes: the answers used lately, by whomever, and how many seconds ago.
+    /// What is told to other nodes: the answers used lately, by whomever, and how many seconds ago, rounded up.
     pub(super) fn told(&self) -> Vec<(BlobId, u64)> {
         let list = self.list();
         let lately = list.iter().map(|(id, last)| (*id, last.elapsed()));
-        lately.filter(|(_, ago)| *ago < LATELY).map(|(id, ago)| (id, ago.as_secs())).collect()
+        lately
+            .filter(|(_, ago)| *ago < LATELY)
+            .map(|(id, ago)| (id, ago.as_millis().div_ceil(1000) as u64))
+            .collect()
     }
 
     /// When an answer was last used, as far as it is known.
@@ -80,12 +84,31 @@ mod tests {
         tokio::time::advance(Duration::from_secs(60)).await;
         here.note(b);
         there.note(a);
-        there.hear(&here.told());
+        there.hear(&here.told(), Instant::now());
         assert_eq!(there.told(), [(a, 0), (b, 0)], "its own use is younger");
-        here.hear(&there.told());
+        here.hear(&there.told(), Instant::now());
         assert_eq!(here.last(a), here.last(b));
         tokio::time::advance(LATELY).await;
         assert_eq!((here.told(), here.last(a).is_some()), (vec![], true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nodes_tell_each_other_again_and_again_grows_old() {
+        tokio::time::advance(LATELY * 2).await;
+        let (here, there) = (Uses::default(), Uses::default());
+        let id = BlobId([1; 32]);
+        here.note(id);
+        let used = here.last(id).unwrap();
+        // Each text is read half a beat after it was composed.
+        for _ in 0..LATELY.as_secs() / 30 {
+            let (composed, texts) = (Instant::now(), [here.told(), there.told()]);
+            tokio::time::advance(Duration::from_millis(15_500)).await;
+            there.hear(&texts[0], composed);
+            here.hear(&texts[1], composed);
+            tokio::time::advance(Duration::from_millis(14_600)).await;
+        }
+        assert!(there.last(id).is_some_and(|last| last <= used));
+        assert_eq!((here.told(), there.told()), (vec![], vec![]));
     }
 
     #[tokio::test(start_paused = true)]
@@ -95,7 +118,7 @@ mod tests {
         assert!(!text(&repo).contains("used"), "nothing is said where nothing is known");
         repo.uses.note(BlobId([7; 32]));
         let heard: RepoHealth = serde_json::from_str(&text(&repo)).unwrap();
-        there.hear(&heard.used);
+        there.hear(&heard.used, Instant::now());
         assert_eq!(there.last(BlobId([7; 32])), Some(Instant::now()));
     }
 
