@@ -95,19 +95,18 @@ pub(super) fn laid_out(
         }
         helped = Some(plan);
     }
-    let plain = plan(stack, selection, options, meter)?;
-    let Some((answer, _)) = best.filter(|_| is_costly(&plain)) else {
-        let costly = is_costly(&plain).then(|| Arc::new(selection.objects.clone()));
-        return Ok(LaidOut { plan: plain, answer: None, costly });
-    };
-    let helped = match helped {
-        Some(helped) => helped,
-        None => plan_with(stack, selection, Hint::Stored(&answer.stored), options, meter)?,
-    };
-    let is_better = helped.anew_bytes < plain.anew_bytes || helped.segments.len() < plain.segments.len() / 2;
-    let (plan, answer) = if is_better { (helped, Some(answer)) } else { (plain, None) };
+    let (mut plan, mut used) = (plan(stack, selection, options, meter)?, None);
+    if let Some((answer, _)) = best.filter(|_| is_costly(&plan)) {
+        let helped = match helped {
+            Some(helped) => helped,
+            None => plan_with(stack, selection, Hint::Stored(&answer.stored), options, meter)?,
+        };
+        if helped.anew_bytes < plan.anew_bytes || helped.segments.len() < plan.segments.len() / 2 {
+            (plan, used) = (helped, Some(answer));
+        }
+    }
     let costly = is_costly(&plan).then(|| Arc::new(selection.objects.clone()));
-    Ok(LaidOut { plan, answer, costly })
+    Ok(LaidOut { plan, answer: used, costly })
 }
 
 /// The answer that differs least from what is selected, and how many objects of that it holds. One that holds much else may hold

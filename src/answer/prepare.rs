@@ -12,7 +12,7 @@ use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
 use roaring::RoaringBitmap;
 
-use crate::answer::kept::{LaidOut, is_costly, laid_out};
+use crate::answer::kept::{LaidOut, laid_out};
 use crate::answer::meter::hold_sets;
 use crate::answer::named::{Named, by_short_name};
 use crate::answer::numbers::Numbers;
@@ -66,18 +66,13 @@ impl Prepared {
         Self { head, plan, answer: None, costly: None, beside: Vec::new(), asked, ends, room: None }
     }
 
-    /// Says whether sending it takes much more than copying as many bytes would.
-    pub fn is_costly(&self) -> bool {
-        self.plan.as_ref().is_some_and(|plan| is_costly(plan))
-    }
-
     /// Says whether it is still what would be prepared where `answers` are published.
     pub fn is_good_beside(&self, answers: &[AnswerRef]) -> bool {
         let is_there = |id: BlobId| answers.iter().any(|named| named.layer.pack.id == id);
         let is_readable =
             self.answer.as_ref().is_none_or(|answer| !answer.is_lost() && is_there(answer.id()));
         let is_news = |named: &AnswerRef| !self.beside.contains(&named.layer.pack.id);
-        is_readable && !(self.is_costly() && answers.iter().any(is_news))
+        is_readable && !(self.costly.is_some() && answers.iter().any(is_news))
     }
 
     /// Keeps `room` for as long as the plan is kept.
@@ -323,7 +318,8 @@ impl Prepared {
     /// An answer with so many bytes packed anew.
     pub fn with_anew(bytes: u64) -> Self {
         let plan = Plan { anew: 1, anew_bytes: bytes, ..Plan::empty(crate::git::HashKind::Sha1) };
-        Self::new(Vec::new(), Some(plan))
+        let costly = crate::answer::kept::is_costly(&plan).then(Arc::default);
+        Self { costly, ..Self::new(Vec::new(), Some(plan)) }
     }
 
     /// An answer of so many bytes and an empty pack.

@@ -2,7 +2,7 @@
 //!
 //! - [`repo`]: a repository's newest snapshot. [`condition`]: what its worker knows. [`snapshot`]: one published state, open for reading; `files`: what it is opened from.
 //!   [`blocks`]: the bytes of its packs; [`carry`](mod@carry): the cache of them over a merge. [`damage`]: what is wrong with them. [`evidence`]: what differed from the primary.
-//! - [`opening`]: what the bucket holds is opened; `ahead`: what is read after that. [`newest`]: the newest record. `memory`: what of it outlives a restart.
+//! - [`opening`]: what the bucket holds is opened; `ahead`: what is read after that. [`newest`]: the newest record; `looks`: clients share what it costs to find it. `memory`: what of it outlives a restart.
 //! - [`newcomers`]: how many repositories are taken up. `names`: under which names.
 //! - [`remove`](mod@remove): taking one out. [`gone`]: one that the primary does not have any more. [`orders`]: what is to be forgotten at once. [`export`]: a plain repository out of the bucket. [`health`]: what a node says of itself in the bucket. [`uses`]: when kept answers were last used.
 //!   `farm`: the other nodes and what they found. `division`: which node compares which repository.

@@ -9,7 +9,7 @@ use crate::node::Node;
 use crate::oracle::mirrored;
 use crate::primary::Primary;
 use crate::shapes::{Change, History, prose};
-use crate::wire::{self, Packet};
+use crate::wire;
 use crate::world::{World, eventually};
 
 const CLIENTS: usize = 1000;
@@ -33,23 +33,20 @@ fn wave(nodes: &[&Node], path: &str, body: &[u8]) -> Vec<Vec<u8>> {
                     reply.status,
                     reply.text()
                 );
-                packs.lock().unwrap_or_else(PoisonError::into_inner).push(pack(&reply.body));
+                let fetched = wire::fetched(&reply.body, true);
+                let is_broken = fetched.lines.iter().any(|line| line.starts_with("!broken"));
+                assert!(
+                    !is_broken && fetched.error.is_empty(),
+                    "client {n}: {:?} {}",
+                    fetched.lines,
+                    fetched.error
+                );
+                packs.lock().unwrap_or_else(PoisonError::into_inner).push(fetched.pack);
             };
             client.spawn_scoped(scope, ask).unwrap();
         }
     });
     packs.into_inner().unwrap()
-}
-
-/// The bytes on the first side band.
-fn pack(body: &[u8]) -> Vec<u8> {
-    let (packets, rest) = wire::packets(body);
-    assert!(rest.is_empty(), "whole packets");
-    let data = packets.iter().filter_map(|packet| match packet {
-        Packet::Data(data) => data.strip_prefix(b"\x01"),
-        _ => None,
-    });
-    data.flatten().copied().collect()
 }
 
 fn asked_of_store(nodes: &[&Node]) -> f64 {

@@ -9,12 +9,12 @@ use crate::pack::meter::{Halt, Held, Meter};
 use crate::pack::set::{GidSet, Gids};
 use crate::pack::{Gid, Stack};
 
-/// The longest chain of deltas, as of git's packs.
-pub const DEEPEST: u8 = 50;
+/// The longest chain of deltas that is made, as by git.
+pub(super) const DEEPEST: u32 = 50;
 /// The depth of an object that was not looked at.
 const UNKNOWN: u8 = u8::MAX;
 
-/// Finds the `objects` that are to be packed whole, so that no chain of stored deltas among them has more than [`DEEPEST`]. Takes a byte for each
+/// Finds the `objects` that are to be packed whole, so that no chain of stored deltas among them has more than 50. Takes a byte for each
 /// object of the stack, which is held on `meter`.
 pub fn too_deep(stack: &Stack, objects: &RoaringBitmap, meter: &dyn Meter) -> Result<Gids, Halt> {
     let _held = Held::new(meter, u64::from(stack.len()))?;
@@ -40,7 +40,7 @@ pub fn too_deep(stack: &Stack, objects: &RoaringBitmap, meter: &dyn Meter) -> Re
         }
         while let Some(gid) = chain.pop() {
             let below = depth.map_or(0, |depth| depth + 1);
-            let is_deep = below > DEEPEST;
+            let is_deep = u32::from(below) > DEEPEST;
             if is_deep {
                 deep.insert(gid);
             }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use gix_object::Kind;
 use roaring::RoaringBitmap;
 
+use super::depth::DEEPEST;
 use super::each_entry;
 use super::names::names;
 use crate::pack::copies::Blocks;
@@ -26,8 +27,6 @@ use crate::pack::{Gid, Scratch, Source, Stack};
 
 /// With how many objects each is compared.
 const WINDOW: usize = 10;
-/// The longest chain of deltas.
-const DEEPEST: u32 = 50;
 /// Smaller objects are not worth a delta.
 const SMALL: u64 = 50;
 /// Larger objects are not compared.
